@@ -1,0 +1,115 @@
+"""What the schema's types cannot say: ranges, choices, and what fits together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from era import named_config
+from pipeline.config.schema import TrainConfig
+from pipeline.errors import UserError
+
+
+def check_train_config(config: TrainConfig) -> None:
+    """Check every value; all problems are named in one line.
+
+    Raises:
+        UserError: if any value is outside its range or contradicts another.
+    """
+    problems = [*_run(config), *_model(config), *_train(config), *_scaling(config), *_rest(config)]
+    if problems:
+        raise UserError("config: " + "; ".join(problems))
+
+
+def worker_range(config: TrainConfig) -> tuple[int, int]:
+    """Return the least and the greatest number of workers."""
+    workers = config.scaling.workers
+    return (workers, workers) if isinstance(workers, int) else (int(workers[0]), int(workers[1]))
+
+
+def _run(config: TrainConfig) -> Iterable[str]:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", config.run.name):
+        yield f"run.name {config.run.name!r} must be letters, digits, '.', '_' or '-'"
+    if not config.run.root:
+        yield "run.root is empty; give a folder or an s3:// URL"
+
+
+def _model(config: TrainConfig) -> Iterable[str]:
+    try:
+        named_config(config.model.size, **config.model.overrides)
+    except ValueError as error:
+        yield f"model: {error}"
+
+
+def _train(config: TrainConfig) -> Iterable[str]:
+    train = config.train
+    yield from _at_least("train.steps", train.steps, 1)
+    yield from _at_least("train.global_batch", train.global_batch, 1)
+    yield from _at_least("train.validate_every", train.validate_every, 0)
+    yield from _at_least("train.nonfinite_budget", train.nonfinite_budget, 0)
+    yield from _at_least("train.clip_norm", train.clip_norm, 0)
+    yield from _within("train.warmup", train.warmup, 0, 1)
+    yield from _within("train.ema", train.ema, 0, 0.999999)
+    yield from _within("loss.omega", config.loss.omega, 0, 1)
+    yield from _at_least("loss.radius", config.loss.radius, 0)
+    if train.learning_rate < 0:
+        yield f"train.learning_rate must not be negative, got {train.learning_rate}"
+    if train.estimator_share < 0 or train.prior_share < 0:
+        yield "train.estimator_share and train.prior_share must not be negative"
+    if train.estimator_share + train.prior_share > 1:
+        yield "train.estimator_share + train.prior_share must not exceed 1"
+    if train.precision not in ("fp32", "bf16", "fp16"):
+        yield f"train.precision must be fp32, bf16 or fp16, got {train.precision!r}"
+    if train.deterministic not in (True, False, "auto", "strict"):
+        yield f"train.deterministic must be true, false, auto or strict, got {train.deterministic}"
+    if not train.patch or any(size < 16 for size in train.patch):
+        yield f"train.patch must list sizes of at least 16 pixels, got {list(train.patch)}"
+
+
+def _scaling(config: TrainConfig) -> Iterable[str]:
+    workers = config.scaling.workers
+    pair = isinstance(workers, list) and len(workers) == 2
+    if not (_is_count(workers) or (pair and all(map(_is_count, workers)))):
+        yield f"scaling.workers must be a number >= 1 or [least, most], got {workers}"
+        return
+    least, most = worker_range(config)
+    if least > most:
+        yield f"scaling.workers: least {least} is more than most {most}"
+    if most > config.train.global_batch:
+        yield (
+            f"scaling.workers {most} is more than train.global_batch {config.train.global_batch}; "
+            "every worker needs a sample"
+        )
+    yield from _at_least("scaling.threads", config.scaling.threads, 1)
+    yield from _at_least("scaling.micro_batch", config.scaling.micro_batch, 0)
+    yield from _at_least("scaling.cpus_per_worker", config.scaling.cpus_per_worker, 1)
+
+
+def _rest(config: TrainConfig) -> Iterable[str]:
+    yield from _at_least("data.crops_per_image", config.data.crops_per_image, 1)
+    yield from _at_least("data.window", config.data.window, 0)
+    yield from _within("data.min_sharpness_quantile", config.data.min_sharpness_quantile, 0, 0.95)
+    yield from _at_least("loader.workers", config.loader.workers, 0)
+    yield from _at_least("loader.prefetch", config.loader.prefetch, 1)
+    yield from _at_least("checkpoint.every", config.checkpoint.every, 1)
+    yield from _at_least("checkpoint.keep_best", config.checkpoint.keep_best, 1)
+    yield from _at_least("tracking.log_every", config.tracking.log_every, 1)
+    yield from _at_least("chaos.kill_every", config.chaos.kill_every, 0)
+    if config.cache.max_gb <= 0:
+        yield f"cache.max_gb must be positive, got {config.cache.max_gb}"
+    if config.tracking.wandb not in ("auto", "online", "offline", "disabled"):
+        yield f"tracking.wandb must be auto, online, offline or disabled: {config.tracking.wandb!r}"
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _at_least(key: str, value: float, least: float) -> Iterable[str]:
+    if not value >= least:
+        yield f"{key} must be at least {least}, got {value}"
+
+
+def _within(key: str, value: float, low: float, high: float) -> Iterable[str]:
+    if not low <= value <= high:
+        yield f"{key} must be from {low} to {high}, got {value}"
