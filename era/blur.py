@@ -1,0 +1,114 @@
+"""The spatially varying blur H = sum_k diag(w_k) C(h_k), its adjoint and its spectra.
+
+C(h) is circular convolution. Weights stand at the output pixel, so that with kernels that sum to
+one and weights that sum to one over k, constants are preserved: H 1 = 1. (docs/method.md, "H")
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SpectrumBound = str  # "mean" | "gram" | "max"
+
+
+class SpatiallyVaryingBlur:
+    """H for a batch of images, by FFT, circular on the size given.
+
+    Args:
+        kernels: (B, K, k, k), non-negative, each summing to 1; k odd and at most H and W.
+        weights: (B, K, H, W), summing to 1 over K.
+
+    Half types are raised to float32 (FFTs have no bfloat16); float64 stays. All methods run
+    outside autocast.
+    """
+
+    def __init__(self, kernels: Tensor, weights: Tensor) -> None:
+        self.weights = _at_least_float32(weights)
+        self.size = (weights.shape[-2], weights.shape[-1])
+        if kernels.shape[:2] != weights.shape[:2]:
+            raise ValueError(f"kernels {tuple(kernels.shape)} and weights {tuple(weights.shape)}")
+        if kernels.shape[-1] % 2 == 0 or kernels.shape[-1] > min(self.size):
+            raise ValueError(f"kernel size {kernels.shape[-1]} must be odd and fit {self.size}")
+        self.otf = kernel_spectrum(_at_least_float32(kernels), self.size)  # (B, K, H, W//2+1)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """H x = sum_k w_k * (h_k conv x), for x of shape (B, C, H, W)."""
+        with _no_autocast(x):
+            blurred = self.inverse(self.otf[:, :, None] * rfft2(x)[:, None])  # (B, K, C, H, W)
+            return torch.einsum("bkhw,bkchw->bchw", self.weights, blurred)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """H' y = sum_k h_k corr (w_k * y): the weights come before the correlation."""
+        with _no_autocast(y):
+            weighted = self.weights[:, :, None] * _at_least_float32(y)[:, None]
+            return self.inverse((self.otf.conj()[:, :, None] * rfft2(weighted)).sum(dim=1))
+
+    def wiener(self, residual: Tensor, ratio: Tensor | float) -> Tensor:
+        """sum_k w_k * F^-1[ conj(F h_k) F r / (|F h_k|^2 + ratio) ]: each place its own filter.
+
+        Args:
+            residual: r of shape (B, C, H, W).
+            ratio: lambda_2 / lambda_1 > 0, the regularisation.
+        """
+        with _no_autocast(residual):
+            filters = self.otf.conj() / (power(self.otf) + ratio)
+            filtered = self.inverse(filters[:, :, None] * rfft2(residual)[:, None])
+            return torch.einsum("bkhw,bkchw->bchw", self.weights, filtered)
+
+    def spectrum(self, bound: SpectrumBound) -> Tensor:
+        """A real spectrum S (B, 1, H, W//2+1) that stands for H'H in a division.
+
+        ``mean``: |sum_k mean(w_k) F h_k|^2, the poster's F(H)^2 read literally.
+        ``gram``: sum_kl mean(w_k w_l) conj(F h_k) F h_l, the circulant nearest to H'H in the
+        Frobenius norm (T. Chan); the best preconditioner.
+        ``max``: sum_k max(w_k) |F h_k|^2, never below H'H (Jensen), so a step divided by it
+        never overshoots.
+        """
+        with _no_autocast(self.weights):
+            if bound == "mean":
+                mean = self.weights.mean(dim=(-2, -1))[..., None, None]
+                return power((mean * self.otf).sum(dim=1, keepdim=True))
+            if bound == "max":
+                most = self.weights.amax(dim=(-2, -1))[..., None, None]
+                return (most * power(self.otf)).sum(dim=1, keepdim=True)
+            if bound == "gram":
+                pixels = self.size[0] * self.size[1]
+                gram = torch.einsum("bkhw,blhw->bkl", self.weights, self.weights) / pixels
+                mixed = torch.einsum("bkl,blhw->bkhw", gram.to(self.otf.dtype), self.otf)
+                return (self.otf.conj() * mixed).real.sum(dim=1, keepdim=True)
+        raise ValueError(f"spectrum {bound!r}: expected mean, gram or max")
+
+    def divide(self, x: Tensor, denominator: Tensor) -> Tensor:
+        """F^-1[ F x / denominator ] for a real denominator (B or 1, 1, H, W//2+1)."""
+        with _no_autocast(x):
+            return self.inverse(rfft2(x) / denominator)
+
+    def inverse(self, spectrum: Tensor) -> Tensor:
+        """The inverse real FFT on this operator's size."""
+        return torch.fft.irfft2(spectrum, s=self.size)
+
+
+def kernel_spectrum(kernels: Tensor, size: tuple[int, int]) -> Tensor:
+    """F h on a canvas: kernels (..., k, k) zero-padded to `size`, centre rolled to (0, 0)."""
+    k = kernels.shape[-1]
+    padded = torch.nn.functional.pad(kernels, (0, size[1] - k, 0, size[0] - k))
+    return torch.fft.rfft2(torch.roll(padded, shifts=(-(k // 2), -(k // 2)), dims=(-2, -1)))
+
+
+def rfft2(x: Tensor) -> Tensor:
+    """The real FFT over the last two axes, in float32 at least."""
+    return torch.fft.rfft2(_at_least_float32(x))
+
+
+def power(spectrum: Tensor) -> Tensor:
+    """|F|^2 as conj(F) F; unlike abs()**2 its gradient is finite at zero."""
+    return spectrum.real.square() + spectrum.imag.square()
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _no_autocast(x: Tensor) -> torch.autocast:
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)

@@ -1,0 +1,140 @@
+"""Kernel estimation: a blurred image -> K global kernels and a K-channel spatial weight map.
+
+Raw pixels teach a small network little about blur; local energies of band-pass levels do: defocus
+removes the fine bands first. Everything here is local (windows of some hundred pixels), so that a
+training crop and a whole photograph look alike; only the few kernel coefficients are averaged over
+the image, weighted by where each kernel is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from era.psf import CORRECTIONS, PsfBank, corrected
+from era.resunet import ResUNet
+
+STRIDE = 4  # the weight map is estimated at 1/4 of the resolution
+LUMA = (0.299, 0.587, 0.114)
+B3_SPLINE = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
+NOISE_FLOOR = 1e-6  # energy of about 0.25/255: below it there is only quantisation and noise
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimated blur: `kernels` (B, K, k, k) and `coarse` weights (B, K, H/4, W/4)."""
+
+    kernels: Tensor
+    coarse: Tensor
+
+    def weights(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """The weight map (B, K, height, width) at a place of the image, summing to 1 over K.
+
+        The same values come out however an image is cut: a coarse margin is interpolated too.
+        """
+        rows, columns = self.coarse.shape[-2:]
+        a, b = max(0, top // STRIDE - 1), min(rows, -(-(top + height) // STRIDE) + 1)
+        c, d = max(0, left // STRIDE - 1), min(columns, -(-(left + width) // STRIDE) + 1)
+        fine = F.interpolate(
+            self.coarse[..., a:b, c:d], scale_factor=STRIDE, mode="bilinear", align_corners=False
+        )
+        y, x = top - a * STRIDE, left - c * STRIDE
+        return fine[..., y : y + height, x : x + width]
+
+
+class KernelEstimator(nn.Module):
+    """Predicts the kernels and weights of `SpatiallyVaryingBlur` from the blurred image.
+
+    Args:
+        kernels, kernel_size, radius_max: the bank, see `PsfBank`.
+        channels: of the small U-Net at 1/4 resolution, finest first.
+        bands: band-pass levels of the features.
+    """
+
+    radii: Tensor
+    disks: Tensor
+    gaussians: Tensor
+    bases: Tensor
+
+    def __init__(
+        self,
+        kernels: int,
+        kernel_size: int,
+        radius_max: float,
+        channels: tuple[int, ...],
+        bands: int = 5,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.bands = bands
+        self.temperature = temperature
+        bank = PsfBank(kernels, kernel_size, radius_max)
+        self.register_buffer("radii", bank.radii, persistent=False)
+        self.register_buffer("disks", bank.disks, persistent=False)
+        self.register_buffer("gaussians", bank.gaussians, persistent=False)
+        self.register_buffer("bases", bank.bases, persistent=False)
+        self.network = ResUNet(2 * bands + 1, channels[0], channels, 1, residual=False)
+        nn.init.kaiming_normal_(self.network.tail.weight, a=0.1)
+        self.to_weights = nn.Conv2d(channels[0], kernels, 1)
+        self.to_kernels = nn.Linear(channels[0], CORRECTIONS)
+        with torch.no_grad():
+            nn.init.zeros_(self.to_weights.weight)
+            # Weights fall with the radius, so H starts as a slight blur.
+            near_identity = -2.0 * torch.arange(kernels, dtype=torch.float32)
+            self.to_weights.bias = nn.Parameter(near_identity)
+            nn.init.zeros_(self.to_kernels.weight)
+            nn.init.zeros_(self.to_kernels.bias)
+
+    def forward(self, blur: Tensor) -> Estimate:
+        """Estimate the blur of images (B, 3, H, W) in [0, 1]."""
+        deep = F.leaky_relu(self.network(blur_features(blur, self.bands)), 0.1)
+        logits = self.to_weights(deep).float() / self.temperature
+        coarse = torch.softmax(logits, dim=1)
+        pooled = torch.einsum("bkhw,bchw->bkc", coarse, deep.float())
+        pooled = pooled / (coarse.sum(dim=(-2, -1))[..., None] + 1e-3)
+        coefficients = self.to_kernels(pooled.to(self.to_kernels.weight.dtype)).float()
+        double = blur.dtype == torch.float64
+        kernels = corrected(self.disks, self.gaussians, self.bases, coefficients.to(self.disks))
+        return Estimate(kernels, coarse.double() if double else coarse)
+
+    def radius(self, weights: Tensor) -> Tensor:
+        """The expected blur radius sum_k w_k r_k in pixels: (B, K, H, W) -> (B, 1, H, W)."""
+        return torch.einsum("bkhw,k->bhw", weights, self.radii.to(weights))[:, None]
+
+
+def blur_features(blur: Tensor, bands: int) -> Tensor:
+    """Features that show blur: (B, 3, H, W) -> (B, 2 bands + 1, ceil(H/4), ceil(W/4)).
+
+    The luminance is split into a-trous B3-spline bands; of each, the logarithm of the mean energy
+    in a window and of its local maximum; and the mean luminance (saturation hides blur).
+    """
+    below, right = -blur.shape[-2] % STRIDE, -blur.shape[-1] % STRIDE
+    luma = torch.einsum("bchw,c->bhw", blur, blur.new_tensor(LUMA))[:, None]
+    luma = F.pad(luma, (0, right, 0, below), mode="replicate")
+    features = [F.avg_pool2d(luma, STRIDE) - 0.5]
+    smooth = luma
+    for level in range(bands):
+        smoother = _a_trous(smooth, 2**level)
+        energy = F.avg_pool2d((smooth - smoother).square(), STRIDE)
+        window = F.avg_pool2d(energy, 3, stride=1, padding=1, count_include_pad=False)
+        peak = F.max_pool2d(energy, 5, stride=1, padding=2)
+        features += [_log_energy(window), _log_energy(peak)]
+        smooth = smoother
+    return torch.cat(features, dim=1)
+
+
+def _log_energy(energy: Tensor) -> Tensor:
+    """Map energies from the noise floor to 1 onto about [-1, 1]."""
+    return torch.log(energy + NOISE_FLOOR) / 7.0 + 1.0
+
+
+def _a_trous(image: Tensor, spacing: int) -> Tensor:
+    taps = image.new_tensor(B3_SPLINE)
+    pad = 2 * spacing
+    rows = F.pad(image, (0, 0, pad, pad), mode="replicate")
+    image = F.conv2d(rows, taps[None, None, :, None], dilation=spacing)
+    columns = F.pad(image, (pad, pad, 0, 0), mode="replicate")
+    return F.conv2d(columns, taps[None, None, None, :], dilation=spacing)

@@ -1,0 +1,186 @@
+"""ErA: the unrolled augmented Lagrangian with learned priors and an estimated blur.
+
+from era import ErA, named_config
+output = ErA(named_config("tiny")).eval()(blur)   # blur: (B, 3, H, W) in [0, 1]
+output.restored, output.kernels, output.weights, output.error
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from era.blur import SpatiallyVaryingBlur
+from era.canvas import Canvas
+from era.config import ErAConfig
+from era.estimator import Estimate, KernelEstimator
+from era.resunet import ResUNet
+from era.updates import (
+    P_FORMS,
+    X_FORMS,
+    Penalties,
+    XProblem,
+    update_delta,
+    update_e,
+    update_gamma,
+    update_omega,
+    update_u,
+    update_z,
+)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the network says about a batch of images (B, 3, H, W).
+
+    Attributes:
+        restored: (B, 3, H, W) in [0, 1]; not clamped in training mode.
+        kernels: (B, K, k, k), non-negative, each summing to 1.
+        weights: (B, K, H, W), summing to 1 over K.
+        error: E (B, 3, H, W), what H X cannot explain of Y; zero without the error term.
+        reblurred: H X (B, 3, H, W), computed on the canvas before cropping; None in eval mode.
+        error_share: share of non-zero E, in [0, 1], averaged over the stages.
+    """
+
+    restored: Tensor
+    kernels: Tensor
+    weights: Tensor
+    error: Tensor
+    reblurred: Tensor | None
+    error_share: Tensor
+
+
+class StageScalars(nn.Module):
+    """lambda_1, lambda_2, lambda_3, lambda_E of every stage, learned through softplus."""
+
+    def __init__(self, config: ErAConfig) -> None:
+        super().__init__()
+        starts = (config.lambda_1, config.lambda_2, config.lambda_3, config.lambda_e)
+        raw = [_inverse_softplus(start) for start in starts]
+        self.tied = config.tied_lambda_e
+        self.raw = nn.Parameter(torch.tensor([raw] * config.stages))  # (T, 4)
+
+    def forward(self, stage: int) -> Penalties:
+        """The positive scalars of a stage, each of shape ()."""
+        l1, l2, l3, lE = torch.nn.functional.softplus(self.raw[stage]).unbind()
+        return Penalties(l1, l2, l3, l3 if self.tied else lE)
+
+
+class ErA(nn.Module):
+    """The error-aware deep unrolling network. Any image size; see `ErAConfig` for its shape."""
+
+    def __init__(self, config: ErAConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.estimator = KernelEstimator(
+            config.kernels, config.kernel_size, config.radius_max, config.estimator_channels
+        )
+        copies = 1 if config.share_priors else config.stages
+        self.priors = nn.ModuleList(
+            ResUNet(3, 3, config.prior_channels, config.prior_blocks) for _ in range(copies)
+        )
+        self.error_priors = nn.ModuleList(
+            ResUNet(3, 3, config.error_channels, config.error_blocks)
+            for _ in range(copies if config.error_term else 0)
+        )
+        self.scalars = StageScalars(config)
+
+    def estimate(self, blur: Tensor) -> Estimate:
+        """Estimate the blur of images (B, 3, H, W) in [0, 1]."""
+        estimate: Estimate = self.estimator(blur)
+        return estimate
+
+    def radius(self, weights: Tensor) -> Tensor:
+        """The expected blur radius in pixels: weights (B, K, H, W) -> (B, 1, H, W)."""
+        return self.estimator.radius(weights)
+
+    def prior_only(self, blur: Tensor) -> Tensor:
+        """D_phi(Y) alone, without the data: (B, 3, H, W) -> (B, 3, H, W), not clamped."""
+        restored: Tensor = self.priors[0](blur)
+        return restored
+
+    def forward(
+        self, blur: Tensor, estimate: Estimate | None = None, weights: Tensor | None = None
+    ) -> Output:
+        """Restore images (B, 3, H, W) in [0, 1].
+
+        Args:
+            estimate: a blur estimated before, say on the whole photograph; else it is estimated.
+            weights: (B, K, H, W), the estimate's weights at this place, where `blur` is a tile.
+        """
+        height, width = blur.shape[-2:]
+        estimate = estimate or self.estimate(blur)
+        if weights is None:
+            weights = estimate.weights(0, 0, height, width)
+        canvas = self.canvas(height, width)
+        H = SpatiallyVaryingBlur(estimate.kernels, canvas.extend_edge(weights))
+        X, E, HX, share = self._solve(canvas.extend(blur), canvas.mask(blur), H)
+        restored = canvas.crop(X)
+        return Output(
+            restored=restored if self.training else restored.clamp(0.0, 1.0),
+            kernels=estimate.kernels,
+            weights=weights,
+            error=canvas.crop(E),
+            reblurred=None if HX is None else canvas.crop(HX),
+            error_share=share,
+        )
+
+    def canvas(self, height: int, width: int) -> Canvas:
+        """The canvas on which an image of this size is solved."""
+        return Canvas.around(
+            height, width, self.config.kernel_size - 1, 2 ** (len(self.config.prior_channels) - 1)
+        )
+
+    def _solve(
+        self, Y: Tensor, M: Tensor, H: SpatiallyVaryingBlur
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """The loop: U, Z, X, E, P, multipliers, T times; returns X, E, H X and E's share."""
+        config = self.config
+        x_form, p_form = X_FORMS[config.x_form], P_FORMS[config.p_form]
+        X = Y
+        HX = H.apply(X) if config.data_step else None
+        E = P = Gamma = Omega = Delta = torch.zeros_like(Y)
+        shares = []
+        for stage in range(config.stages):
+            lam, last = self.scalars(stage), stage + 1 == config.stages
+            U = Y if HX is None else update_u(HX, Gamma, Y, E, M, lam)
+            Z = update_z(X, Omega, lam, self._prior(self.priors, stage))
+            if HX is None:
+                X = Z
+            else:
+                X = x_form(XProblem(H, X, U, Z, Gamma, Omega, lam), config.x_steps)
+            if HX is not None and not (last and not self.training):
+                HX = H.apply(X)
+            if config.error_term and HX is not None:
+                E = update_e(Y, U, Delta, P, M, lam)
+                shares.append((E != 0).sum() / (3 * Y.shape[0] * M.sum()))
+            if last:
+                break  # what follows would only serve the next stage
+            if config.error_term and HX is not None:
+                P = p_form(E, Delta, P, lam, self._prior(self.error_priors, stage))
+                Delta = update_delta(Delta, E, P, lam)
+            if HX is not None:
+                Gamma = update_gamma(Gamma, HX, U, lam)
+                Omega = update_omega(Omega, X, Z, lam)
+        if self.training and HX is None:
+            HX = H.apply(X)
+        share = torch.stack(shares).mean() if shares else Y.new_zeros(())
+        return X, E, HX if self.training else None, share
+
+    def _prior(self, networks: nn.ModuleList, stage: int) -> nn.Module:
+        return networks[0 if self.config.share_priors else stage]
+
+
+def parameter_groups(model: ErA, scalar_rate: float) -> Iterator[dict[str, object]]:
+    """Optimiser groups: the networks, and the scalars at `scalar_rate` times the learning rate."""
+    scalars = set(model.scalars.parameters())
+    yield {"params": [p for p in model.parameters() if p not in scalars], "rate": 1.0}
+    yield {"params": list(model.scalars.parameters()), "rate": scalar_rate}
+
+
+def _inverse_softplus(value: float) -> float:
+    return math.log(math.expm1(value))

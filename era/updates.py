@@ -1,0 +1,187 @@
+"""The updates of the augmented Lagrangian, one pure function each (docs/method.md has the proofs).
+
+    L = 1/2 |U - Y + E|_M^2 + phi(Z) + lambda_E |E|_1 + f(P)
+        + <Gamma, H X - U> + lambda_1/2 |H X - U|^2
+        + <Omega, X - Z>   + lambda_2/2 |X - Z|^2
+        + <Delta, E - P>   + lambda_3/2 |E - P|^2
+
+All tensors are (B, C, H, W) on the canvas, M is the valid mask (1 inside the photograph). Order in
+a stage: U, Z, X, E, P, multipliers. Equation numbers are the paper's (arXiv 2606.06540).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from era.blur import SpatiallyVaryingBlur
+
+Scalar = Tensor | float
+Prox = Callable[[Tensor], Tensor]
+
+
+class Penalties(NamedTuple):
+    """The positive scalars of one stage: lambda_1, lambda_2, lambda_3 and lambda_E."""
+
+    l1: Scalar
+    l2: Scalar
+    l3: Scalar
+    lE: Scalar
+
+
+def update_u(HX: Tensor, Gamma: Tensor, Y: Tensor, E: Tensor, M: Tensor, lam: Penalties) -> Tensor:
+    """U = (lambda_1 H X + Gamma + M (Y - E)) / (M + lambda_1): eq. (5), with the valid mask."""
+    return (lam.l1 * HX + Gamma + M * (Y - E)) / (M + lam.l1)
+
+
+def update_z(X: Tensor, Omega: Tensor, lam: Penalties, prox_phi: Prox) -> Tensor:
+    """Z = D_phi(X + Omega / lambda_2), the prox of phi / lambda_2; missing on the poster."""
+    return prox_phi(X + Omega / lam.l2)
+
+
+class XProblem(NamedTuple):
+    """What the X update sees: it minimises L over X for these U, Z, Gamma and Omega."""
+
+    H: SpatiallyVaryingBlur
+    X: Tensor
+    U: Tensor
+    Z: Tensor
+    Gamma: Tensor
+    Omega: Tensor
+    lam: Penalties
+
+    def right_side(self) -> Tensor:
+        """H'(lambda_1 U - Gamma) - Omega + lambda_2 Z."""
+        lam = self.lam
+        return self.H.adjoint(lam.l1 * self.U - self.Gamma) - self.Omega + lam.l2 * self.Z
+
+    def normal(self, x: Tensor) -> Tensor:
+        """(lambda_1 H'H + lambda_2 I) x; the exact X solves normal(X) = right_side."""
+        return self.lam.l1 * self.H.adjoint(self.H.apply(x)) + self.lam.l2 * x
+
+    def gradient(self) -> Tensor:
+        """dL/dX at X: H'(Gamma + lambda_1 (H X - U)) + Omega + lambda_2 (X - Z)."""
+        lam = self.lam
+        inner = self.Gamma + lam.l1 * (self.H.apply(self.X) - self.U)
+        return self.H.adjoint(inner) + self.Omega + lam.l2 * (self.X - self.Z)
+
+
+def update_x_wiener(problem: XProblem, steps: int = 1) -> Tensor:
+    """X = Z' + sum_k w_k F^-1[ conj(F h_k) F(r) / (|F h_k|^2 + lambda_2/lambda_1) ].
+
+    Z' = Z - Omega / lambda_2 is the minimiser without the data; r = U - Gamma / lambda_1 - H Z' is
+    what it leaves unexplained, corrected at each place by that place's own Wiener filters. One
+    kernel makes it exact. Ours: no adjoint is needed, which makes it the cheapest form.
+    """
+    H, lam = problem.H, problem.lam
+    base = problem.Z - problem.Omega / lam.l2
+    for _ in range(steps):
+        residual = problem.U - problem.Gamma / lam.l1 - H.apply(base)
+        base = base + H.wiener(residual, lam.l2 / lam.l1)
+    return base
+
+
+def update_x_majorised(problem: XProblem, steps: int = 1) -> Tensor:
+    """X = X - F^-1[ F(dL/dX) / (lambda_1 S + lambda_2) ], S the ``max`` spectrum, never below H'H.
+
+    The poster's step, corrected: its fixed point is the exact minimiser, and it never diverges.
+    """
+    denominator = problem.lam.l1 * problem.H.spectrum("max") + problem.lam.l2
+    for _ in range(steps):
+        step = problem.H.divide(problem.gradient(), denominator)
+        problem = problem._replace(X=problem.X - step)
+    return problem.X
+
+
+def update_x_pcg(problem: XProblem, steps: int = 2) -> Tensor:
+    """`steps` of conjugate gradients from X, preconditioned by lambda_1 S + lambda_2 (``gram``)."""
+    denominator = problem.lam.l1 * problem.H.spectrum("gram") + problem.lam.l2
+    X = problem.X
+    residual = problem.right_side() - problem.normal(X)
+    z = direction = problem.H.divide(residual, denominator)
+    rz = _inner(residual, z)
+    for step in range(steps):
+        A_direction = problem.normal(direction)
+        alpha = rz / _inner(direction, A_direction).clamp_min(_tiny(rz))
+        X = X + alpha * direction
+        if step + 1 < steps:
+            residual = residual - alpha * A_direction
+            z = problem.H.divide(residual, denominator)
+            rz, rz_before = _inner(residual, z), rz
+            direction = z + rz / rz_before.clamp_min(_tiny(rz)) * direction
+    return X
+
+
+def update_x_paper(problem: XProblem, steps: int = 1) -> Tensor:
+    """X = F^-1[ F(H'(lambda_1 U - Gamma) - Omega + lambda_2 Z) / (lambda_1 F(H)^2 + lambda_2) ].
+
+    As printed, eq. (6), with F(H) read as the spectrum of the mean blur. Exact only for one uniform
+    kernel (K = 1); for comparison.
+    """
+    denominator = problem.lam.l1 * problem.H.spectrum("mean") + problem.lam.l2
+    return problem.H.divide(problem.right_side(), denominator)
+
+
+X_FORMS: dict[str, Callable[[XProblem, int], Tensor]] = {
+    "wiener": update_x_wiener,
+    "majorised": update_x_majorised,
+    "pcg": update_x_pcg,
+    "paper": update_x_paper,
+}
+
+
+def soft_threshold(v: Tensor, threshold: Scalar) -> Tensor:
+    """sign(v) max(|v| - threshold, 0), written so that its gradient is finite everywhere."""
+    limit = torch.as_tensor(threshold, dtype=v.dtype, device=v.device)
+    return v - torch.minimum(torch.maximum(v, -limit), limit)
+
+
+def update_e(Y: Tensor, U: Tensor, Delta: Tensor, P: Tensor, M: Tensor, lam: Penalties) -> Tensor:
+    """E = soft((Y - U - Delta + lambda_3 P) / (1 + lambda_3), lambda_E / (1 + lambda_3)): eq. (7).
+
+    Inside the photograph only; outside there is nothing to be wrong about.
+    """
+    argument = (Y - U - Delta + lam.l3 * P) / (1 + lam.l3)
+    return M * soft_threshold(argument, lam.lE / (1 + lam.l3))
+
+
+def update_p(E: Tensor, Delta: Tensor, P: Tensor, lam: Penalties, prox_f: Prox) -> Tensor:
+    """P = D_f(E + Delta / lambda_3), the prox of f / lambda_3: eq. (8), corrected."""
+    return prox_f(E + Delta / lam.l3)
+
+
+def update_p_paper(E: Tensor, Delta: Tensor, P: Tensor, lam: Penalties, prox_f: Prox) -> Tensor:
+    """P = D_f(P - (Delta + lambda_3 E) / lambda_3): eq. (8) as printed; it loses E and diverges."""
+    return prox_f(P - (Delta + lam.l3 * E) / lam.l3)
+
+
+P_FORMS: dict[str, Callable[[Tensor, Tensor, Tensor, Penalties, Prox], Tensor]] = {
+    "derived": update_p,
+    "paper": update_p_paper,
+}
+
+
+def update_gamma(Gamma: Tensor, HX: Tensor, U: Tensor, lam: Penalties) -> Tensor:
+    """Gamma + lambda_1 (H X - U): eq. (9)."""
+    return Gamma + lam.l1 * (HX - U)
+
+
+def update_omega(Omega: Tensor, X: Tensor, Z: Tensor, lam: Penalties) -> Tensor:
+    """Omega + lambda_2 (X - Z): eq. (9)."""
+    return Omega + lam.l2 * (X - Z)
+
+
+def update_delta(Delta: Tensor, E: Tensor, P: Tensor, lam: Penalties) -> Tensor:
+    """Delta + lambda_3 (E - P): eq. (9)."""
+    return Delta + lam.l3 * (E - P)
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(dim=(-2, -1), keepdim=True)
+
+
+def _tiny(like: Tensor) -> float:
+    return torch.finfo(like.dtype).tiny * 16
