@@ -1,0 +1,58 @@
+"""Reaching a Ray cluster, and refusing what it can never give."""
+
+from __future__ import annotations
+
+import os
+
+from pipeline.config import TrainConfig
+from pipeline.config.check import worker_range
+from pipeline.errors import UserError
+
+
+def connect(config: TrainConfig) -> None:
+    """Join the cluster that RAY_ADDRESS names, or start a local one for this process."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    options = {"log_to_driver": False, "logging_level": "ERROR"}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**options)
+        return
+    # Logical processors as the run needs them: more workers than cores is slow, not wrong.
+    most = worker_range(config)[1] * config.scaling.cpus_per_worker
+    ray.init(
+        address="local",
+        num_cpus=max(most, os.cpu_count() or 1),
+        include_dashboard=False,
+        **options,
+    )
+
+
+def require_resources(config: TrainConfig) -> None:
+    """Refuse a request that the cluster cannot meet and has no autoscaler to grow for.
+
+    Raises:
+        UserError: at once, where Ray would wait for ever.
+    """
+    import ray
+
+    least = worker_range(config)[0]
+    needs = {"CPU": least * config.scaling.cpus_per_worker, "GPU": least * int(config.scaling.gpu)}
+    has = ray.cluster_resources()
+    for name, needed in needs.items():
+        if needed > max(has.get(name, 0), _growth_limit(name)):
+            raise UserError(
+                f"scaling.workers={config.scaling.workers} needs {needed} {name}, the cluster has "
+                f"{has.get(name, 0):g} and cannot grow to it; lower scaling.workers"
+                + (" or set scaling.gpu=false" if name == "GPU" else "")
+            )
+
+
+def _growth_limit(resource: str) -> float:
+    """How much of a resource the cluster's autoscaler could reach; 0 without an autoscaler."""
+    from ray._private.state import state  # what `ray status` itself reads; no public call has it
+
+    return float((state.get_max_resources_from_cluster_config() or {}).get(resource, 0))

@@ -1,0 +1,187 @@
+"""The driver of `era train`: freezes the run, starts Ray Train, retries, stops on signals."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import tempfile
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from pipeline import storage
+from pipeline.checkpoint import CheckpointStore
+from pipeline.config import TrainConfig
+from pipeline.config.check import worker_range
+from pipeline.errors import UserError
+from pipeline.train.attempts import Attempts
+from pipeline.train.cluster import connect, require_resources
+from pipeline.train.courier import POLL_SECONDS, Event, start_courier
+from pipeline.train.failures import find_user_error, root_cause, was_preempted
+from pipeline.train.freeze import freeze
+from pipeline.train.show import Display
+from pipeline.train.worker import train_worker
+
+log = logging.getLogger("era")
+TRIES_WITHOUT_PROGRESS = 3
+OnEvent = Callable[[Event], None]
+
+
+class Stopped(Exception):
+    """The run ended early because it was asked to, after saving a checkpoint."""
+
+
+def train(config: TrainConfig, on_event: OnEvent | None = None) -> dict[str, Any]:
+    """Train, or go on with, the run that `config` names; the same call again resumes it.
+
+    Args:
+        config: a checked configuration.
+        on_event: receives every event of rank 0 (a sweep's hook); else progress is shown.
+
+    Returns:
+        `run` (URL), `step`, `best` (URL of the best checkpoint), `metrics` (of the last step).
+
+    Raises:
+        UserError: for input that cannot work, and after three failures without progress.
+        Stopped: after SIGTERM or Ctrl-C, with a checkpoint saved.
+    """
+    _require_data(config)
+    run_url = storage.absolute(storage.join(config.run.root, config.run.name))
+    freeze(run_url, config)
+    store = CheckpointStore(run_url)
+    latest = store.latest()
+    if latest is not None and latest.step >= config.train.steps:
+        log.info("run %s is finished: step %d of %d", run_url, latest.step, config.train.steps)
+        return _summary(run_url, store)
+    connect(config)
+    require_resources(config)
+    _retry(config, run_url, store, on_event)
+    return _summary(run_url, store)
+
+
+def _require_data(config: TrainConfig) -> None:
+    if not config.data.train:
+        raise UserError("data.train is empty: give the URL of a preprocessed split")
+    for url in filter(None, (config.data.train, config.data.val)):
+        if not storage.exists(storage.join(url, "manifest.json")):
+            raise UserError(f"{url}: no manifest.json there; make it with `era preprocess`")
+
+
+def _retry(
+    config: TrainConfig, run_url: str, store: CheckpointStore, on_event: OnEvent | None
+) -> None:
+    """Fit until done: a failure is retried while new checkpoints appear."""
+    attempts = Attempts(run_url)
+    failures = 0
+    while True:
+        before = store.latest_step()
+        attempts.begin(config, before)
+        try:
+            return _fit(config, run_url, on_event)
+        except (Stopped, UserError):
+            raise  # trying again would end the same way
+        except Exception as error:
+            excused = was_preempted(error) or attempts.chaos_struck()
+            progress = (store.latest_step() or 0) > (before or 0)
+            failures = 0 if progress or excused else failures + 1
+            reason = root_cause(error)
+            if failures >= TRIES_WITHOUT_PROGRESS:
+                raise RuntimeError(
+                    f"run {run_url}: {failures} failures without a new checkpoint; last: {reason}"
+                ) from None
+            log.warning("a worker failed (%s); going on from the last checkpoint", reason)
+
+
+def _fit(config: TrainConfig, run_url: str, on_event: OnEvent | None) -> None:
+    """One attempt. Ray Train runs in a thread, so that signals are ours."""
+    courier = start_courier()
+    outcome: list[BaseException | None] = []
+    with tempfile.TemporaryDirectory(prefix="era-ray-") as scratch:
+        thread = threading.Thread(
+            target=_run_trainer, args=(config, run_url, courier, scratch, outcome), daemon=True
+        )
+        with _Signals(courier) as signals, Display(config.train.steps, on_event) as display:
+            thread.start()
+            while thread.is_alive():
+                thread.join(POLL_SECONDS)
+                _deliver(courier, display)
+        _deliver(courier, display)
+    if outcome and outcome[0] is not None:
+        raise outcome[0]
+    if signals.received:
+        raise Stopped(signal.Signals(signals.received).name)
+
+
+def _run_trainer(
+    config: TrainConfig, run_url: str, courier: Any, scratch: str, outcome: list[Any]
+) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    least, most = worker_range(config)
+    resources = {"CPU": config.scaling.cpus_per_worker, "GPU": int(config.scaling.gpu)}
+    try:
+        TorchTrainer(
+            train_worker,
+            train_loop_config={"config": config, "run_url": run_url, "courier": courier},
+            torch_config=TorchConfig(backend="nccl" if config.scaling.gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=least if least == most else (least, most),
+                use_gpu=config.scaling.gpu,
+                resources_per_worker=resources,
+            ),
+            # Ray writes only its own small notes here: checkpoints are ours (pipeline.checkpoint).
+            run_config=RunConfig(
+                name=config.run.name, storage_path=scratch, failure_config=FailureConfig()
+            ),
+        ).fit()
+        outcome.append(None)
+    except BaseException as error:  # handed to the main thread, which raises it
+        message = find_user_error(error)
+        outcome.append(error if message is None else UserError(message))
+
+
+def _deliver(courier: Any, display: Display) -> None:
+    import ray
+
+    for event in ray.get(courier.collect.remote()):
+        display.show(event)
+
+
+def _summary(run_url: str, store: CheckpointStore) -> dict[str, Any]:
+    latest, best = store.latest(), store.best()
+    if latest is None:
+        raise RuntimeError(f"run {run_url}: ended without a checkpoint")
+    return {
+        "run": run_url,
+        "step": latest.step,
+        "best": (best or latest).url,
+        "metrics": latest.metrics,
+    }
+
+
+class _Signals:
+    """While open, SIGTERM and Ctrl-C ask the run to save and stop; the second one ends at once."""
+
+    def __init__(self, courier: Any) -> None:
+        self.courier = courier
+        self.received = 0
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = number
+        log.info("%s: saving a checkpoint, then stopping", signal.Signals(number).name)
+        self.courier.stop.remote()

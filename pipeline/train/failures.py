@@ -1,0 +1,44 @@
+"""Telling failures apart: the user's, a preemption's, and all others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.errors import UserError
+
+
+def find_user_error(error: BaseException) -> str | None:
+    """The message of the `UserError` inside what Ray raised, if there is one."""
+    for inner in _inside(error):
+        if isinstance(inner, UserError):
+            return str(inner)
+    return None
+
+
+def was_preempted(error: BaseException) -> bool:
+    """Whether a worker died because its node was being taken away."""
+    return any(getattr(inner, "preempted", False) for inner in _inside(error))
+
+
+def root_cause(error: BaseException) -> str:
+    """The innermost error, in one short line."""
+    innermost = list(_inside(error))[-1]
+    lines = str(innermost).strip().splitlines() or [type(innermost).__name__]
+    return f"{type(innermost).__name__}: {lines[-1][:300]}"
+
+
+def _inside(error: BaseException) -> Iterator[BaseException]:
+    """The error and all that it wraps: Ray's worker failures, causes and contexts."""
+    waiting: list[BaseException] = [error]
+    seen: set[int] = set()
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        failures = getattr(current, "worker_failures", {}) or {}
+        candidates = [*failures.values()]
+        candidates += [getattr(current, name, None) for name in ("_base_exc", "cause")]
+        candidates += [current.__cause__, current.__context__]
+        waiting += [c for c in candidates if isinstance(c, BaseException)]

@@ -1,0 +1,141 @@
+"""How the gradients of all ranks become one, in two ways.
+
+`float`: DDP's all-reduce, each rank's loss weighted by its share of the global batch. With
+`find_unused_parameters` DDP never re-orders its buckets, so that a resumed run adds in the same
+order as an undisturbed one: equal to the bit at the same world size.
+
+`integer` (train.deterministic=strict): each sample's gradient is taken by itself, brought to fixed
+point, and summed as int64. Integer sums do not depend on their order, so the result is equal to the
+bit under any world size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.data.augment import Tensors
+from pipeline.train.objective import Objective
+
+FIXED_POINT = 2.0**40  # one is this many units; finer than float32 keeps of gradients near 1e-5
+LARGEST = 2.0**62 / FIXED_POINT  # a sum beyond this would overflow int64
+TERMS = ("loss", "restored", "reblurred", "radius", "error_share")
+
+Backward = Callable[[Tensor], None]
+
+
+class FloatReduction:
+    """DDP, with gradient accumulation over micro-batches."""
+
+    def __init__(self, objective: Objective, device: torch.device) -> None:
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.module: nn.Module = objective
+        if self.world > 1:
+            self.module = DistributedDataParallel(
+                objective,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                find_unused_parameters=True,
+            )
+
+    def accumulate(
+        self, parts: list[Tensors], phase: str, global_batch: int, backward: Backward
+    ) -> Tensor:
+        """Leave the global mean's gradient in `.grad`; return the mean terms (5,) in float64."""
+        total = torch.zeros(len(TERMS), dtype=torch.float64)
+        for index, part in enumerate(parts):
+            last = index + 1 == len(parts)
+            ddp = self.module if isinstance(self.module, DistributedDataParallel) else None
+            with nullcontext() if last or ddp is None else ddp.no_sync():
+                loss, share = self.module(part.blur, part.sharp, part.radius, phase)
+                # DDP divides the sum over the ranks by their number: undone here.
+                backward(loss.total.sum() * (self.world / global_batch))
+            terms = torch.stack([*(term.detach().sum() for term in loss), share * len(loss.total)])
+            total += terms.double().cpu()
+        return sum_over_ranks(total) / global_batch
+
+
+class IntegerReduction:
+    """One sample at a time, summed in fixed point: the same bits under any world size."""
+
+    def __init__(self, objective: Objective, device: torch.device) -> None:
+        self.module: nn.Module = objective
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.count = sum(p.numel() for p in self.parameters)
+
+    def accumulate(
+        self, parts: list[Tensors], phase: str, global_batch: int, backward: Backward
+    ) -> Tensor:
+        """Leave the global mean's gradient in `.grad`; return the mean terms (5,) in float64.
+
+        A gradient that is not finite, or would overflow, comes back as NaN on every rank.
+        """
+        total = torch.zeros(self.count + len(TERMS) + 2, dtype=torch.int64)
+        used = torch.zeros(len(self.parameters), dtype=torch.int64)
+        for sample in _samples(parts):
+            for parameter in self.parameters:
+                parameter.grad = None
+            loss, share = self.module(sample.blur, sample.sharp, sample.radius, phase)
+            backward(loss.total.sum())
+            terms = torch.stack([*(term.detach().sum() for term in loss), share])
+            total += self._fixed(terms, global_batch)
+            used |= torch.tensor([int(p.grad is not None) for p in self.parameters])
+        total = sum_over_ranks(total)
+        used = sum_over_ranks(used)
+        return self._store(total, used, global_batch)
+
+    def _fixed(self, terms: Tensor, global_batch: int) -> Tensor:
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        flat = torch.cat([g.reshape(-1) for g in grads] + [terms]).double().cpu()
+        bad = ~(flat.abs() < LARGEST / global_batch)
+        fixed = torch.where(bad, 0.0, torch.round(flat * FIXED_POINT)).to(torch.int64)
+        where = torch.stack([bad[: self.count].any(), bad[self.count :].any()])
+        return torch.cat([fixed, where.to(torch.int64)])
+
+    def _store(self, total: Tensor, used: Tensor, global_batch: int) -> Tensor:
+        mean = total[:-2].double() / (FIXED_POINT * global_batch)
+        if total[-2] > 0:
+            mean[: self.count] = float("nan")
+        if total[-1] > 0:
+            mean[self.count :] = float("nan")
+        pieces = mean[: self.count].split([p.numel() for p in self.parameters])
+        for parameter, piece, any_used in zip(self.parameters, pieces, used, strict=True):
+            parameter.grad = piece.to(parameter).view_as(parameter) if any_used else None
+        return mean[self.count :]
+
+
+Reduction = FloatReduction | IntegerReduction
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of a CPU tensor over all ranks, on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    on_device = values.cuda() if dist.get_backend() == "nccl" else values
+    dist.all_reduce(on_device)
+    return on_device.cpu()
+
+
+def split(batch: Tensors, size: int) -> list[Tensors]:
+    """Cut a rank's share of a batch into micro-batches of at most `size` samples (0: one)."""
+    count = len(batch.blur)
+    size = size or count
+    return [_cut(batch, start, start + size) for start in range(0, count, size)]
+
+
+def _samples(parts: list[Tensors]) -> Iterator[Tensors]:
+    for part in parts:
+        yield from split(part, 1)
+
+
+def _cut(batch: Tensors, start: int, stop: int) -> Tensors:
+    return batch.__class__(*(None if t is None else t[start:stop] for t in _fields(batch)))
+
+
+def _fields(batch: Tensors) -> tuple[Tensor | None, ...]:
+    return (batch.blur, batch.sharp, batch.radius, batch.has_radius)

@@ -1,0 +1,129 @@
+"""The loop of one rank: from the state of a checkpoint to the last step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+
+from pipeline.config.schema import TrainConfig
+from pipeline.data.augment import to_device
+from pipeline.data.loader import Batch, TrainLoader
+from pipeline.errors import UserError
+from pipeline.train.gradients import TERMS, FloatReduction, IntegerReduction, split, sum_over_ranks
+from pipeline.train.objective import ESTIMATOR, PRIOR, Objective, learning_rate, phase_of
+from pipeline.train.state import TrainState
+
+StepDone = Callable[[Batch, dict[str, float]], None]
+
+
+class Loop:
+    """Runs optimiser steps; everything that is saved or shown hangs on `run`'s callbacks.
+
+    Args:
+        config: the run's configuration.
+        state: where to start; advanced in place.
+        loader: yields this rank's share of each step from `state.step` on.
+        device: where to compute.
+        radius_known: whether the data has true blur radii.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        state: TrainState,
+        loader: TrainLoader,
+        device: torch.device,
+        radius_known: bool,
+    ) -> None:
+        self.config, self.state, self.loader, self.device = config, state, loader, device
+        self.radius_known = radius_known
+        objective = Objective(state.model, config.loss)
+        strict = config.train.deterministic == "strict"
+        self.reduction = (IntegerReduction if strict else FloatReduction)(objective, device)
+        if config.train.compile:
+            self.reduction.module = torch.compile(self.reduction.module)
+
+    def run(self, step_done: StepDone) -> None:
+        """Step until the last, calling `step_done(batch, values)` after each.
+
+        Raises:
+            UserError: when more steps than `train.nonfinite_budget` had a non-finite gradient.
+        """
+        self.state.model.train()
+        for batch, waited in _timed(self.loader):
+            began = time.monotonic()
+            values = self.step(batch)
+            values["time/step"] = waited + time.monotonic() - began
+            values["time/data_share"] = waited / values["time/step"]
+            self.state.step += 1
+            step_done(batch, values)
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """One optimiser step; returns its values by metric name."""
+        config, state = self.config, self.state
+        phase = phase_of(state.step, config.train, self.radius_known)
+        tensors = to_device(batch, self.device, config.train.channels_last)
+        parts = split(tensors, config.scaling.micro_batch)
+        with self._autocast():
+            terms = self.reduction.accumulate(
+                parts, phase, config.train.global_batch, self._backward
+            )
+        norm = state.apply_gradients()
+        if not math.isfinite(norm) and not state.scaler.is_enabled():
+            self._skip(batch)
+        values = {f"train/{name}": float(value) for name, value in zip(TERMS, terms, strict=True)}
+        if phase in (ESTIMATOR, PRIOR):
+            values.pop("train/error_share")
+        values["train/gradient_norm"] = norm
+        values["train/learning_rate"] = learning_rate(state.step, config.train)
+        return values
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        with torch.autocast(self.device.type, enabled=False):
+            self.state.scaler.scale(loss).backward()
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        dtype = types.get(self.config.train.precision)
+        return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
+
+    def _skip(self, batch: Batch) -> None:
+        self.state.skipped += 1
+        ids = gather_lists(batch.ids)
+        budget = self.config.train.nonfinite_budget
+        if self.state.skipped > budget:
+            raise UserError(
+                f"step {self.state.step}: the gradient is not finite, and more than "
+                f"train.nonfinite_budget={budget} steps were skipped for that; samples: "
+                f"{' '.join(ids)}. Lower train.learning_rate, or look at these samples"
+            )
+        self.loader_note(self.state.step, ids)
+
+    def loader_note(self, step: int, ids: list[str]) -> None:
+        """Called with the samples of a skipped step; replaced by the worker."""
+
+
+def gather_lists(items: list[str]) -> list[str]:
+    """All ranks' lists, joined in rank order, on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(items)
+    parts: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank; every rank must ask."""
+    return bool(sum_over_ranks(torch.tensor([int(flag)]))[0] > 0)
+
+
+def _timed(loader: TrainLoader) -> Iterator[tuple[Batch, float]]:
+    before = time.monotonic()
+    for batch in loader:
+        yield batch, time.monotonic() - before
+        before = time.monotonic()

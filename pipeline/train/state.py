@@ -1,0 +1,120 @@
+"""Everything that a run needs to go on exactly where it was: networks, optimiser, averages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from era import ErA, named_config, parameter_groups
+from pipeline.config.schema import TrainConfig
+from pipeline.train.objective import ema_decay, learning_rate
+
+
+@dataclass
+class Averages:
+    """Sums since the last line of metrics; saved too, so that a resumed curve is unbroken."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, values: dict[str, float]) -> None:
+        """Add one step's values."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def take(self) -> dict[str, float]:
+        """Return the means and begin again."""
+        means = {name: total / max(1, self.count) for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+
+class TrainState:
+    """The mutable state of a run on one rank; the same on every rank.
+
+    Args:
+        config: the run's configuration.
+        device: where the networks live.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config = config
+        torch.manual_seed(config.train.seed)  # the initial weights; nothing else draws from it
+        self.model = ErA(named_config(config.model.size, **config.model.overrides)).to(device)
+        self.ema = ErA(self.model.config).to(device).eval()
+        self.ema.load_state_dict(self.model.state_dict())
+        if config.train.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        groups = list(parameter_groups(self.model, config.train.scalar_rate))
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=config.train.weight_decay)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
+        self.averages = Averages()
+        self.step = 0  # optimiser steps done
+        self.skipped = 0  # of those, skipped for a non-finite gradient
+
+    def apply_gradients(self) -> float:
+        """Clip, step and average; return the gradient's norm before clipping.
+
+        With a norm that is not finite nothing is touched.
+        """
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        clip = self.config.train.clip_norm or float("inf")
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
+        if torch.isfinite(torch.tensor(norm)) or self.scaler.is_enabled():
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(self.step, self.config.train) * group["rate"]
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        if torch.isfinite(torch.tensor(norm)):
+            self._average()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = ema_decay(self.step, self.config.train)
+        pairs = zip(self.ema.parameters(), self.model.parameters(), strict=True)
+        for average, parameter in pairs:
+            average.lerp_(parameter, 1 - decay)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged weights under plain names, on the CPU."""
+        return {k: v.detach().cpu().contiguous().clone() for k, v in self.ema.state_dict().items()}
+
+    def training(self) -> dict[str, Any]:
+        """All else that resuming needs; plain values and CPU tensors only."""
+        return {
+            "model": _copied(self.model.state_dict()),
+            "optimizer": _copied(self.optimizer.state_dict()),
+            "scaler": self.scaler.state_dict(),
+            "averages": {"sums": dict(self.averages.sums), "count": self.averages.count},
+            "step": self.step,
+            "skipped": self.skipped,
+            "torch_rng": torch.get_rng_state(),
+        }
+
+    def restore(self, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
+        """Take a checkpoint's content."""
+        self.ema.load_state_dict(weights)
+        self.model.load_state_dict(training["model"])
+        self.optimizer.load_state_dict(training["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(training["scaler"])
+        self.averages = Averages(**training["averages"])
+        self.step, self.skipped = training["step"], training["skipped"]
+        torch.set_rng_state(training["torch_rng"])
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, dict):
+        return {k: _copied(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_copied(v) for v in value]
+    return value

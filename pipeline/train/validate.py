@@ -1,0 +1,76 @@
+"""Validation on whole images, spread over the ranks, each image once, the same mean for any W."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from era import ErA
+from pipeline.data.order import evaluation_indices
+from pipeline.data.split import Split
+from pipeline.images import to_float
+from pipeline.inference import restore_array
+from pipeline.metrics import psnr, ssim
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One validation image's pictures, float HWC in [0, 1] unless said otherwise."""
+
+    key: str
+    blur: np.ndarray[Any, Any]
+    restored: np.ndarray[Any, Any]
+    sharp: np.ndarray[Any, Any]
+    error: np.ndarray[Any, Any]
+    radius: np.ndarray[Any, Any]  # HW, pixels
+    weights: np.ndarray[Any, Any]  # KHW
+    kernels: np.ndarray[Any, Any]  # Kkk
+
+
+def validate(
+    model: ErA, split: Split, rank: int, world_size: int, device: str, images: int
+) -> tuple[dict[str, float], list[Panel]]:
+    """Score the model on every image of a split.
+
+    Args:
+        images: panels wanted; rank 0 draws them from its own images.
+
+    Returns:
+        The means on every rank, and rank 0's panels.
+    """
+    scores: list[tuple[int, float, float, float, float]] = []
+    panels: list[Panel] = []
+    for index in evaluation_indices(len(split), rank, world_size):
+        sample = split.load(index)
+        assert sample.sharp is not None  # open_splits refuses sets without ground truth
+        blur, sharp = to_float(sample.blur), to_float(sample.sharp)
+        result = restore_array(model, sample.blur, device=device)
+        restored = result.restored_float
+        scores.append(
+            (index, psnr(restored, sharp), ssim(restored, sharp), psnr(blur, sharp), ssim(blur, sharp))
+        )
+        if rank == 0 and len(panels) < images:
+            panels.append(
+                Panel(
+                    sample.key, blur, restored, sharp, result.error, result.radius,
+                    result.weights, result.kernels,
+                )
+            )
+    return _means(_gathered(scores, world_size)), panels
+
+
+def _gathered(scores: list[Any], world_size: int) -> list[Any]:
+    if world_size == 1:
+        return scores
+    parts: list[Any] = [None] * world_size
+    dist.all_gather_object(parts, scores)
+    return sorted(score for part in parts for score in part)
+
+
+def _means(scores: list[Any]) -> dict[str, float]:
+    table = np.array([score[1:] for score in sorted(scores)], dtype=np.float64)
+    names = ("val/psnr", "val/ssim", "val/psnr_blurred", "val/ssim_blurred")
+    return {name: float(value) for name, value in zip(names, table.mean(axis=0), strict=True)}

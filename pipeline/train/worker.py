@@ -1,0 +1,293 @@
+"""What each Ray Train worker runs: put the pieces together, resume, loop, save, validate."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import signal
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pipeline import __version__, storage
+from pipeline.checkpoint import CheckpointStore
+from pipeline.config import TrainConfig, to_plain
+from pipeline.data.loader import Batch, TrainLoader
+from pipeline.data.order import OrderPlan
+from pipeline.data.split import Split, open_split
+from pipeline.errors import UserError
+from pipeline.tracking import Tracker
+from pipeline.train.attempts import append_line, read_lines
+from pipeline.train.courier import Courier, Event
+from pipeline.train.freeze import frozen_hash
+from pipeline.train.loop import Loop, any_rank, gather_lists
+from pipeline.train.state import TrainState
+from pipeline.train.validate import validate
+
+PREEMPTION_CHECK_STEPS = 20
+
+
+def train_worker(payload: dict[str, Any]) -> None:
+    """Ray Train's entry on every rank; `payload` holds `config`, `run_url` and `courier`."""
+    import ray.train
+
+    context = ray.train.get_context()
+    worker = Worker(
+        payload["config"], payload["run_url"], payload["courier"],
+        context.get_world_rank(), context.get_world_size(),
+    )
+    try:
+        worker.run()
+    finally:
+        worker.close()
+
+
+class Worker:
+    """One rank of a run."""
+
+    def __init__(
+        self, config: TrainConfig, run_url: str, courier: Any, rank: int, world_size: int
+    ) -> None:
+        self.config, self.run_url = config, run_url
+        self.rank, self.world_size = rank, world_size
+        self.courier = Courier(courier)
+        self.device = prepare_torch(config)
+        self.train_split, self.val_split = open_splits(config)
+        self.state = TrainState(config, self.device)
+        self.store = CheckpointStore(run_url)
+        self.spool = tempfile.TemporaryDirectory(prefix="era-spool-")
+        self.tracker: Tracker | None = None
+        self.preempted = False
+        self.saved_step = -1
+
+    def run(self) -> None:
+        """Resume, then step to the end."""
+        self._resume()
+        config = self.config
+        self.loader = TrainLoader(
+            self.train_split,
+            order_plan(config),
+            rank=self.rank,
+            world_size=self.world_size,
+            start_step=self.state.step,
+            steps=config.train.steps,
+            workers=config.loader.workers,
+            prefetch=config.loader.prefetch,
+            skip_damaged=config.data.skip_damaged,
+            log_samples=config.debug.log_samples,
+        )
+        loop = Loop(config, self.state, self.loader, self.device, self.train_split.has_radius)
+        loop.loader_note = self._note_skipped  # type: ignore[method-assign]
+        if self.rank == 0:
+            self.courier.tell(Event(self.state.step, line=self._opening()))
+        loop.run(self._step_done)
+        self.store.wait()
+        self.courier.flush()
+
+    def close(self) -> None:
+        """Let go of threads, files and the process group's peers."""
+        if hasattr(self, "loader"):
+            self.loader.close()
+        if self.tracker is not None:
+            self.tracker.close()
+        self.spool.cleanup()
+
+    def _resume(self) -> None:
+        latest = self.store.latest() if self.rank == 0 else None
+        found: list[Any] = [None if latest is None else latest.name]
+        if self.world_size > 1:
+            dist.broadcast_object_list(found)
+        if found[0] is not None:
+            checkpoint = latest or self.store.open(found[0])
+            self._refuse_other_data(checkpoint.meta)
+            self.state.restore(checkpoint.load_model_state(), checkpoint.load_training())
+            self.saved_step = self.state.step
+        if self.rank == 0:
+            self.tracker = Tracker(
+                Path(self.spool.name),
+                run_url=self.run_url,
+                config=to_plain(self.config),
+                settings=self.config.tracking,
+                resume_step=self.state.step,
+            )
+
+    def _refuse_other_data(self, meta: dict[str, Any]) -> None:
+        if meta["data_manifest_sha256"] != self.train_split.manifest_sha256:
+            raise UserError(
+                f"{self.config.data.train}: the data is not what run {self.run_url} began with "
+                "(its manifest changed); train under another run.name"
+            )
+
+    def _step_done(self, batch: Batch, values: dict[str, float]) -> None:
+        config, step = self.config, self.state.step
+        self.state.averages.add(values)
+        if config.debug.log_samples:
+            self._log_samples(batch)
+        if step % config.tracking.log_every == 0 or step == config.train.steps:
+            self._log_step()
+        stopping = self._asked_to_stop()
+        validated = self._validate_now(step)
+        metrics = self._validate() if validated else {}
+        draining = self._draining()
+        if validated or stopping or draining or step % config.checkpoint.every == 0:
+            self._save(metrics)
+        if draining:
+            self.store.wait()
+        if stopping:
+            self._leave()
+        self._chaos(step)
+
+    def _validate_now(self, step: int) -> bool:
+        every, last = self.config.train.validate_every, step == self.config.train.steps
+        return last or bool(every and step % every == 0)
+
+    def _log_samples(self, batch: Batch) -> None:
+        pairs = gather_lists([f"{i} {c}" for i, c in zip(batch.ids, batch.crcs, strict=True)])
+        if self.tracker is not None:
+            ids, crcs = zip(*(pair.rsplit(" ", 1) for pair in pairs), strict=True)
+            self.tracker.samples(batch.step, list(ids), [int(crc) for crc in crcs])
+
+    def _log_step(self) -> None:
+        metrics = self.state.averages.take()
+        step_seconds = metrics.pop("time/step")
+        metrics["train/samples_per_second"] = self.config.train.global_batch / step_seconds
+        metrics["train/skipped_steps"] = float(self.state.skipped)
+        metrics["memory/peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        for stage, scalars in enumerate(self.state.model.scalars.raw.detach()):
+            names = ("lambda_1", "lambda_2", "lambda_3", "lambda_e")
+            values = torch.nn.functional.softplus(scalars).tolist()
+            for name, value in zip(names, values, strict=True):
+                metrics[f"{name}/stage_{stage}"] = value
+        self._tell(metrics)
+
+    def _tell(self, metrics: dict[str, float], checkpoint: str = "") -> None:
+        if self.tracker is not None:
+            self.tracker.log(self.state.step, metrics)
+            self.courier.tell(Event(self.state.step, metrics, checkpoint=checkpoint))
+
+    def _validate(self) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        if self.val_split is not None:
+            metrics, panels = validate(
+                self.state.ema, self.val_split, self.rank, self.world_size, str(self.device),
+                self.config.tracking.images,
+            )
+            if self.tracker is not None:
+                self.tracker.images(self.state.step, panels)
+            self._tell(metrics, self.store.url_of(self.state.step))
+        return metrics
+
+    def _save(self, metrics: dict[str, float]) -> None:
+        if self.tracker is None or self.state.step == self.saved_step:
+            return
+        self.saved_step = self.state.step
+        self.store.save(
+            step=self.state.step,
+            model=self.state.weights(),
+            training=self.state.training(),
+            meta=self._meta(),
+            files=self.tracker.files(),
+            metrics=metrics,
+            keep_best=self.config.checkpoint.keep_best,
+        )
+
+    def _meta(self) -> dict[str, Any]:
+        return {
+            "step": self.state.step,
+            "model": self.state.model.config.to_dict(),
+            "frozen_sha256": frozen_hash(self.config),
+            "data_manifest_sha256": self.train_split.manifest_sha256,
+            "world_size": self.world_size,
+            "threads": self.config.scaling.threads,
+            "machine": platform.machine(),
+            "versions": {
+                "era": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+    def _asked_to_stop(self) -> bool:
+        wanted = self.rank == 0 and self.courier.should_stop()
+        return any_rank(wanted) and self.state.step < self.config.train.steps
+
+    def _draining(self) -> bool:
+        """Whether Ray has just said that a node is being taken away (asked now and then)."""
+        import ray.train
+
+        if self.preempted or self.state.step % PREEMPTION_CHECK_STEPS:
+            return False
+        self.preempted = ray.train.get_preemption_info() is not None
+        return self.preempted
+
+    def _leave(self) -> None:
+        self.store.wait()
+        self.loader.stop()
+
+    def _note_skipped(self, step: int, ids: list[str]) -> None:
+        if self.rank == 0:
+            line = {"step": step, "ids": ids}
+            append_line(storage.join(self.run_url, "nonfinite.jsonl"), line)
+            self.courier.tell(Event(step, line=f"step {step} skipped: gradient not finite"))
+
+    def _chaos(self, step: int) -> None:
+        every = self.config.chaos.kill_every
+        if not every or step % every or step >= self.config.train.steps:
+            return
+        if (step // every) % self.world_size != self.rank:
+            return
+        url = storage.join(self.run_url, "chaos.jsonl")
+        if all(line["step"] != step for line in read_lines(url)):
+            append_line(url, {"step": step, "rank": self.rank})
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _opening(self) -> str:
+        start = f"resumed at step {self.state.step}" if self.state.step else "from the start"
+        return f"training {self.run_url} on {self.world_size} workers, {start}"
+
+
+def prepare_torch(config: TrainConfig) -> torch.device:
+    """Set threads, determinism and TF32; return this rank's device."""
+    torch.set_num_threads(config.scaling.threads)
+    torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
+    torch.backends.cudnn.allow_tf32 = config.train.tf32
+    wanted = config.train.deterministic
+    deterministic = wanted in (True, "strict") or (wanted == "auto" and not config.scaling.gpu)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    if config.scaling.gpu:
+        import ray.train.torch
+
+        return ray.train.torch.get_device()
+    return torch.device("cpu")
+
+
+def open_splits(config: TrainConfig) -> tuple[Split, Split | None]:
+    """Open the training and validation data."""
+    cache = {"cache_dir": config.cache.dir, "cache_gb": config.cache.max_gb}
+    train = open_split(storage.absolute(config.data.train), **cache)
+    val = open_split(storage.absolute(config.data.val), **cache) if config.data.val else None
+    for url, split in ((config.data.train, train), (config.data.val, val)):
+        if split is not None and not split.has_sharp:
+            raise UserError(f"{url}: has no sharp images; training needs pairs")
+    return train, val
+
+
+def order_plan(config: TrainConfig) -> OrderPlan:
+    """The order of samples that the configuration asks for."""
+    return OrderPlan(
+        seed=config.train.seed,
+        global_batch=config.train.global_batch,
+        crops_per_image=config.data.crops_per_image,
+        window=config.data.window,
+        patch=tuple(config.train.patch),
+        steps=config.train.steps,
+        rotate=config.data.rotate,
+        min_sharpness_quantile=config.data.min_sharpness_quantile,
+    )
