@@ -6,7 +6,6 @@ import logging
 import signal
 import tempfile
 import threading
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -20,12 +19,11 @@ from pipeline.train.cluster import connect, require_resources
 from pipeline.train.courier import POLL_SECONDS, Event, start_courier
 from pipeline.train.failures import find_user_error, root_cause, was_preempted
 from pipeline.train.freeze import freeze
-from pipeline.train.show import Display
+from pipeline.train.show import Display, OnEvent
 from pipeline.train.worker import train_worker
 
 log = logging.getLogger("era")
 TRIES_WITHOUT_PROGRESS = 3
-OnEvent = Callable[[Event], None]
 
 
 class Stopped(Exception):
@@ -37,14 +35,15 @@ def train(config: TrainConfig, on_event: OnEvent | None = None) -> dict[str, Any
 
     Args:
         config: a checked configuration.
-        on_event: receives every event of rank 0 (a sweep's hook); else progress is shown.
+        on_event: receives every event of rank 0 (a sweep's hook); returning True asks the run to
+            save and stop. Without it progress is shown.
 
     Returns:
         `run` (URL), `step`, `best` (URL of the best checkpoint), `metrics` (of the last step).
 
     Raises:
         UserError: for input that cannot work, and after three failures without progress.
-        Stopped: after SIGTERM or Ctrl-C, with a checkpoint saved.
+        Stopped: after SIGTERM, Ctrl-C or `on_event`'s request, with a checkpoint saved.
     """
     _require_data(config)
     run_url = storage.absolute(storage.join(config.run.root, config.run.name))
@@ -97,6 +96,7 @@ def _fit(config: TrainConfig, run_url: str, on_event: OnEvent | None) -> None:
     """One attempt. Ray Train runs in a thread, so that signals are ours."""
     courier = start_courier()
     outcome: list[BaseException | None] = []
+    asked = False
     with tempfile.TemporaryDirectory(prefix="era-ray-") as scratch:
         thread = threading.Thread(
             target=_run_trainer, args=(config, run_url, courier, scratch, outcome), daemon=True
@@ -105,12 +105,15 @@ def _fit(config: TrainConfig, run_url: str, on_event: OnEvent | None) -> None:
             thread.start()
             while thread.is_alive():
                 thread.join(POLL_SECONDS)
-                _deliver(courier, display)
-        _deliver(courier, display)
+                if _deliver(courier, display):
+                    courier.stop.remote()
+            asked = _deliver(courier, display)
     if outcome and outcome[0] is not None:
         raise outcome[0]
     if signals.received:
         raise Stopped(signal.Signals(signals.received).name)
+    if asked:
+        raise Stopped("asked to")
 
 
 def _run_trainer(
@@ -142,11 +145,13 @@ def _run_trainer(
         outcome.append(error if message is None else UserError(message))
 
 
-def _deliver(courier: Any, display: Display) -> None:
+def _deliver(courier: Any, display: Display) -> bool:
+    """Show what came from rank 0; return whether a listener has asked to stop."""
     import ray
 
     for event in ray.get(courier.collect.remote()):
         display.show(event)
+    return display.asked_to_stop
 
 
 def _summary(run_url: str, store: CheckpointStore) -> dict[str, Any]:

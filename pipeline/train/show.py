@@ -12,6 +12,7 @@ from pipeline.progress import LINE_EVERY_SECONDS
 from pipeline.train.courier import Event
 
 log = logging.getLogger("era")
+OnEvent = Callable[[Event], object]  # returning True asks the run to save and stop
 
 
 class Display:
@@ -22,11 +23,12 @@ class Display:
         on_event: takes the events instead, where a sweep listens.
     """
 
-    def __init__(self, steps: int, on_event: Callable[[Event], None] | None) -> None:
+    def __init__(self, steps: int, on_event: OnEvent | None) -> None:
         self.steps, self.on_event = steps, on_event
         self.bar: Any = None
         self.task: Any = None
         self.last = 0.0
+        self.asked_to_stop = False
 
     def __enter__(self) -> Display:
         if self.on_event is None and sys.stderr.isatty():
@@ -45,7 +47,7 @@ class Display:
     def show(self, event: Event) -> None:
         """Show one event."""
         if self.on_event is not None:
-            self.on_event(event)
+            self.asked_to_stop |= self.on_event(event) is True
         elif event.line:
             log.info("%s", event.line)
         else:
