@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,20 +13,7 @@ from pipeline.data.split import Split
 from pipeline.images import to_float
 from pipeline.inference import restore_array
 from pipeline.metrics import psnr, ssim
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One validation image's pictures, float HWC in [0, 1] unless said otherwise."""
-
-    key: str
-    blur: np.ndarray[Any, Any]
-    restored: np.ndarray[Any, Any]
-    sharp: np.ndarray[Any, Any]
-    error: np.ndarray[Any, Any]
-    radius: np.ndarray[Any, Any]  # HW, pixels
-    weights: np.ndarray[Any, Any]  # KHW
-    kernels: np.ndarray[Any, Any]  # Kkk
+from pipeline.tracking.panels import Panel
 
 
 def validate(
@@ -50,13 +36,25 @@ def validate(
         result = restore_array(model, sample.blur, device=device)
         restored = result.restored_float
         scores.append(
-            (index, psnr(restored, sharp), ssim(restored, sharp), psnr(blur, sharp), ssim(blur, sharp))
+            (
+                index,
+                psnr(restored, sharp),
+                ssim(restored, sharp),
+                psnr(blur, sharp),
+                ssim(blur, sharp),
+            )
         )
         if rank == 0 and len(panels) < images:
             panels.append(
                 Panel(
-                    sample.key, blur, restored, sharp, result.error, result.radius,
-                    result.weights, result.kernels,
+                    sample.key,
+                    blur,
+                    restored,
+                    sharp,
+                    result.error,
+                    result.radius,
+                    result.weights,
+                    result.kernels,
                 )
             )
     return _means(_gathered(scores, world_size)), panels

@@ -37,8 +37,11 @@ def train_worker(payload: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     worker = Worker(
-        payload["config"], payload["run_url"], payload["courier"],
-        context.get_world_rank(), context.get_world_size(),
+        payload["config"],
+        payload["run_url"],
+        payload["courier"],
+        context.get_world_rank(),
+        context.get_world_size(),
     )
     try:
         worker.run()
@@ -173,7 +176,11 @@ class Worker:
         metrics: dict[str, float] = {}
         if self.val_split is not None:
             metrics, panels = validate(
-                self.state.ema, self.val_split, self.rank, self.world_size, str(self.device),
+                self.state.ema,
+                self.val_split,
+                self.rank,
+                self.world_size,
+                str(self.device),
                 self.config.tracking.images,
             )
             if self.tracker is not None:

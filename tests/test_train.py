@@ -1,0 +1,195 @@
+"""The promise: whatever is killed, the same samples, the same curve, the same weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.config import TrainConfig, load_train_config
+from pipeline.errors import UserError
+from pipeline.train import Stopped, train
+from pipeline.train.courier import Event
+
+SMALL_NETWORK = (
+    "model.overrides={stages: 3, kernels: 3, kernel_size: 7, radius_max: 3.0, prior_channels: [4, 8],"
+    " error_channels: [4], estimator_channels: [4]}"
+)
+STEPS = 12
+
+
+def config_of(data: Path, root: Path, name: str, *overrides: str) -> TrainConfig:
+    """A run of some seconds that goes through all phases and patch sizes."""
+    return load_train_config(
+        "tiny",
+        [
+            SMALL_NETWORK,
+            f"run.root={root}",
+            f"run.name={name}",
+            f"data.train={data}/train",
+            f"data.val={data}/val",
+            "data.crops_per_image=3",
+            f"train.steps={STEPS}",
+            "train.global_batch=5",
+            "train.patch=[24, 32]",
+            "train.validate_every=4",
+            "checkpoint.every=3",
+            "tracking.log_every=2",
+            "tracking.wandb=disabled",
+            "debug.log_samples=true",
+            "scaling.workers=2",
+            *overrides,
+        ],
+    )
+
+
+def weights(summary: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The averaged weights of the last checkpoint."""
+    checkpoint = Path(summary["run"]) / "checkpoints" / f"step-{STEPS:08d}"
+    return load_file(checkpoint / "model.safetensors")
+
+
+def curve(summary: dict[str, Any]) -> list[dict[str, float]]:
+    """metrics.jsonl without what the clock says."""
+    lines = (Path(summary["run"]) / "metrics.jsonl").read_text().splitlines()
+    clock = ("time/", "memory/", "train/samples_per_second")
+    return [{k: v for k, v in json.loads(x).items() if not k.startswith(clock)} for x in lines]
+
+
+def assert_same_run(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Samples crc for crc, curve and weights to the bit."""
+    samples = [(Path(run["run"]) / "samples.jsonl").read_text() for run in (one, other)]
+    assert samples[0] == samples[1]
+    assert len(samples[0].splitlines()) == STEPS
+    assert curve(one) == curve(other)
+    a, b = weights(one), weights(other)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster: str, tiny_data: Path, tmp_path_factory: Any) -> dict[str, Any]:
+    """A run of two workers that nothing happened to."""
+    return train(config_of(tiny_data, tmp_path_factory.mktemp("runs"), "undisturbed"))
+
+
+def test_run_leaves_what_the_contract_says(undisturbed: dict[str, Any]) -> None:
+    run = Path(undisturbed["run"])
+    assert undisturbed["step"] == STEPS
+    assert {"config.yaml", "attempts.jsonl", "metrics.jsonl", "samples.jsonl"} <= {
+        path.name for path in run.iterdir()
+    }
+    lines = curve(undisturbed)
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    assert "val/psnr" in lines[-1] and lines[-1]["step"] == STEPS
+    steps = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps] == list(range(STEPS))
+    assert all(len(line["ids"]) == 5 for line in steps)
+    assert (Path(undisturbed["best"]) / "COMMIT").exists()
+
+
+def test_killed_workers_change_nothing(
+    undisturbed: dict[str, Any], tiny_data: Path, tmp_path: Path
+) -> None:
+    killed = train(config_of(tiny_data, tmp_path, "killed", "chaos.kill_every=5"))
+    assert len((Path(killed["run"]) / "chaos.jsonl").read_text().splitlines()) == 2
+    assert_same_run(undisturbed, killed)
+
+
+def test_finished_run_says_so_and_does_nothing(
+    undisturbed: dict[str, Any], tiny_data: Path
+) -> None:
+    attempts = Path(undisturbed["run"]) / "attempts.jsonl"
+    before = attempts.read_text()
+    root = Path(undisturbed["run"]).parent
+    again = train(config_of(tiny_data, root, "undisturbed", "scaling.workers=1"))
+    assert again == undisturbed
+    assert attempts.read_text() == before
+
+
+def test_changed_frozen_key_is_refused_with_the_difference(
+    undisturbed: dict[str, Any], tiny_data: Path
+) -> None:
+    root = Path(undisturbed["run"]).parent
+    with pytest.raises(UserError, match=r"train\.learning_rate: 0\.002 -> 0\.5"):
+        train(config_of(tiny_data, root, "undisturbed", "train.learning_rate=0.5"))
+
+
+def stop_after(step: int) -> Any:
+    """A listener that asks a run to stop once it has reached a step."""
+
+    def listen(event: Event) -> bool:
+        return event.step >= step
+
+    return listen
+
+
+def test_strict_is_equal_to_the_bit_under_any_world_size(
+    ray_cluster: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    strict = "train.deterministic=strict"
+    two = train(config_of(tiny_data, tmp_path, "two", strict))
+    for workers, step in ((1, 2), (3, 6)):
+        with pytest.raises(Stopped):
+            train(
+                config_of(tiny_data, tmp_path, "changing", strict, f"scaling.workers={workers}"),
+                on_event=stop_after(step),
+            )
+    changing = train(config_of(tiny_data, tmp_path, "changing", strict))
+    sizes = [
+        json.loads(line)["workers"]
+        for line in (tmp_path / "changing" / "attempts.jsonl").read_text().splitlines()
+    ]
+    assert sizes == [1, 3, 2]
+    assert_same_run(two, changing)
+
+
+def test_three_workers_are_equal_to_the_bit_too(
+    ray_cluster: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    three = train(config_of(tiny_data, tmp_path, "three", "scaling.workers=3"))
+    killed = train(
+        config_of(tiny_data, tmp_path, "killed", "scaling.workers=3", "chaos.kill_every=7")
+    )
+    assert_same_run(three, killed)
+
+
+def test_other_world_size_sees_the_same_samples_and_nearly_the_same_curve(
+    undisturbed: dict[str, Any], tiny_data: Path, tmp_path: Path
+) -> None:
+    one = train(config_of(tiny_data, tmp_path, "one", "scaling.workers=1"))
+    samples = [(Path(run["run"]) / "samples.jsonl").read_text() for run in (one, undisturbed)]
+    assert samples[0] == samples[1]
+    losses = [
+        [x["train/loss"] for x in curve(run) if "train/loss" in x] for run in (one, undisturbed)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_impossible_gpus_are_refused_at_once(
+    ray_cluster: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="needs 2 GPU, the cluster has 0"):
+        train(config_of(tiny_data, tmp_path, "gpus", "scaling.gpu=true"))
+
+
+def test_nonfinite_steps_stop_a_run_past_its_budget(
+    ray_cluster: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="gradient is not finite.*samples: "):
+        train(
+            config_of(
+                tiny_data,
+                tmp_path,
+                "nan",
+                "train.learning_rate=1e30",
+                "train.clip_norm=0",
+                "train.nonfinite_budget=1",
+                "train.warmup=0",
+            )
+        )
+    line = json.loads((tmp_path / "nan" / "nonfinite.jsonl").read_text().splitlines()[0])
+    assert len(line["ids"]) == 5
