@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import typer
 
+from pipeline.cli import synthesize, train
 from pipeline.cli.common import set_up_logging
 
 app = typer.Typer(
@@ -23,6 +24,10 @@ app = typer.Typer(
 @app.callback()
 def _main() -> None:
     set_up_logging()
+
+
+for verb in (synthesize, train):
+    verb.register(app)
 
 
 def main() -> None:

@@ -1,0 +1,43 @@
+"""`era synthesize`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.common import JsonFlag, run_verb, show_summary
+from pipeline.errors import UserError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("synthesize")(synthesize)
+
+
+def synthesize(
+    dest: Annotated[str, typer.Option(help="Folder or s3:// URL to write.")],
+    photos: Annotated[
+        str, typer.Option(help="`bundled` (scikit-image's photographs), or a folder of sharp ones.")
+    ] = "bundled",
+    pairs: Annotated[int, typer.Option(help="Pairs of all splits together.")] = 60,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels.")] = "288x288",
+    radius_max: Annotated[float, typer.Option(help="Greatest blur radius in pixels.")] = 7.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make defocus pairs with known blur from sharp photographs, laid out like DPDD."""
+
+    def work() -> dict[str, object]:
+        from pipeline.synthesize import synthesize as make
+
+        return make(photos, dest, pairs, seed, _size(size), radius_max)
+
+    run_verb(work, show_summary, as_json)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdigit() and height.isdigit()):
+        raise UserError(f"--size {text!r}: expected WIDTHxHEIGHT, such as 288x288")
+    return int(width), int(height)

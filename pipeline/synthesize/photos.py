@@ -1,0 +1,103 @@
+"""The sharp photographs: scikit-image's own, or a folder's; split by photograph, never by crop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.images import list_images, read_image, to_float
+
+Field = np.ndarray[Any, Any]
+# The Middlebury pair shows one scene twice, so both halves stay in one split.
+BUNDLED = {
+    "train": ("astronaut.png", "coffee.png", "rocket.jpg"),
+    "val": ("chelsea.png",),
+    "test": ("motorcycle_left.png", "motorcycle_right.png"),
+}
+DISPARITY = ("motorcycle_left.png", "motorcycle_disp.npz")
+
+
+@dataclass(frozen=True)
+class Photo:
+    """Linear light (H, W, 3), and the inverse depth (H, W) in [0, 1] where it is known."""
+
+    name: str
+    light: Field
+    inverse_depth: Field | None = None
+
+
+def load_photos(photos: str, size: tuple[int, int]) -> dict[str, list[Photo]]:
+    """Photographs by split; every one at least `size` (height, width).
+
+    Args:
+        photos: ``bundled``, or the URL of a folder: of its files, sorted by name, every fifth is
+            for testing and every fifth for validation.
+
+    Raises:
+        UserError: for a missing, broken or too small photograph, or fewer than three.
+    """
+    if photos == "bundled":
+        folder = _bundled_folder()
+        urls = {k: [str(folder / name) for name in names] for k, names in BUNDLED.items()}
+    else:
+        urls = _split_folder(photos)
+    return {split: [_load(url, size) for url in names] for split, names in urls.items()}
+
+
+def _split_folder(url: str) -> dict[str, list[str]]:
+    files = list_images(url)
+    if len(files) < 3:
+        raise UserError(
+            f"{url}: {len(files)} photographs; at least 3 are needed, since training, validation "
+            "and test never share one"
+        )
+    test, val = files[0::5], files[1::5]
+    return {"train": [f for f in files if f not in test + val], "val": val, "test": test}
+
+
+def _load(url: str, size: tuple[int, int]) -> Photo:
+    from pipeline.synthesize.render import decode
+
+    image = read_image(url)
+    if image.shape[0] < size[0] or image.shape[1] < size[1]:
+        raise UserError(
+            f"{url}: {image.shape[1]}x{image.shape[0]} pixels, smaller than the pairs asked for "
+            f"({size[1]}x{size[0]}); lower --size or remove it"
+        )
+    depth = _disparity(Path(url).with_name(DISPARITY[1])) if url.endswith(DISPARITY[0]) else None
+    return Photo(storage.name_of(url), decode(to_float(image)), depth)
+
+
+def _disparity(path: Path) -> Field | None:
+    """The Middlebury disparity, which is proportional to the inverse depth; gaps filled."""
+    if not path.is_file():
+        return None
+    import cv2
+
+    disparity = np.load(path)["arr_0"].astype(np.float32)
+    unknown = ~np.isfinite(disparity) | (disparity <= 0)
+    most = float(disparity[~unknown].max())
+    coarse = np.where(unknown, 0, disparity / most)
+    filled = cv2.inpaint(
+        (coarse * 255).astype(np.uint8), unknown.astype(np.uint8), 3, cv2.INPAINT_TELEA
+    )
+    return np.asarray(np.where(unknown, filled.astype(np.float32) / 255, coarse), np.float32)
+
+
+def _bundled_folder() -> Path:
+    import skimage
+
+    folder = Path(skimage.__file__).parent / "data"
+    wanted = [name for names in BUNDLED.values() for name in names]
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"scikit-image's installed data lacks {', '.join(missing)}; install the version of "
+            "requirements.lock, or give --photos a folder"
+        )
+    return folder

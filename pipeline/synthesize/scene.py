@@ -1,0 +1,125 @@
+"""Scenes: surfaces of a photograph, each with an inverse depth, seen through a thin lens.
+
+A thin lens focused at distance s blurs a point at distance d into a disk of diameter
+(f^2 / N) |d - s| / (d (s - f)): linear in the inverse depth q = 1/d. The signed radius in pixels is
+therefore c = K (q_focus - q): positive behind the focus, negative before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.synthesize.photos import Photo
+
+Field = np.ndarray[Any, Any]
+FIELDS = ("plane", "ramp", "smooth", "real")
+LEAST_BLUR = 0.45  # of the greatest radius: how much of it a scene uses at least
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Something opaque: linear light (H, W, 3), coverage (H, W), signed radius (H, W) in pixels."""
+
+    light: Field
+    coverage: Field
+    radius: Field
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Surfaces from far to near, and the lens' PSF."""
+
+    surfaces: list[Surface]
+    psf: str
+    gain: float  # of the sensor: scales the noise; 1 is about ISO 100 on a large sensor
+
+
+def draw_scene(
+    rng: np.random.Generator, photos: list[Photo], size: tuple[int, int], radius_max: float
+) -> Scene:
+    """Draw a scene of `size` (height, width) from photographs; blur of at most `radius_max`."""
+    from pipeline.synthesize.psf import KINDS
+
+    crop = _crop(rng, photos[rng.integers(len(photos))], size)
+    kind = FIELDS[rng.integers(len(FIELDS))]
+    depth = crop.inverse_depth if kind == "real" else None
+    q = _stretch(depth) if depth is not None else _field(rng, kind, size)
+    focus, strength = rng.uniform(0.0, 1.0), radius_max * rng.uniform(LEAST_BLUR, 1.0)
+    if kind == "plane":
+        focus = rng.choice([0.0, 1.0])
+    scale = strength / max(float(np.abs(focus - q).max()), 1e-6)
+    surfaces = [Surface(crop.light, np.ones(size, np.float32), scale * (focus - q))]
+    for _ in range(rng.integers(0, 3)):
+        surfaces.append(_cut_out(rng, photos, size, radius_max))
+    return Scene(surfaces, str(KINDS[rng.integers(len(KINDS))]), float(rng.uniform(0.5, 2.0)))
+
+
+def _field(rng: np.random.Generator, kind: str, size: tuple[int, int]) -> Field:
+    """An inverse depth (H, W) in [0, 1]: constant, a tilted plane, or smooth hills."""
+    height, width = size
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    if kind == "plane":
+        return np.full(size, rng.uniform(0.2, 0.8), np.float32)
+    angle = rng.uniform(0, 2 * np.pi)
+    ramp = np.cos(angle) * x / width + np.sin(angle) * y / height
+    if kind == "ramp":
+        return _stretch(ramp)
+    waves = sum(
+        rng.normal() * np.sin(2 * np.pi * (fx * x / width + fy * y / height) + rng.uniform(0, 6.3))
+        for fx, fy in rng.uniform(-1.2, 1.2, (4, 2))
+    )
+    return _stretch(np.asarray(waves) + ramp)
+
+
+def _cut_out(
+    rng: np.random.Generator, photos: list[Photo], size: tuple[int, int], radius_max: float
+) -> Surface:
+    """A blob of another photograph, nearer than all before: an occluding edge."""
+    crop = _crop(rng, photos[rng.integers(len(photos))], size)
+    height, width = size
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    cy, cx = rng.uniform(0, height), rng.uniform(0, width)
+    angle = np.arctan2(y - cy, x - cx)
+    mean = rng.uniform(0.12, 0.3) * min(size)
+    wobble = sum(rng.normal() * np.cos(n * angle + rng.uniform(0, 6.3)) / n for n in range(2, 6))
+    edge = mean * (1 + 0.25 * np.asarray(wobble))
+    coverage = np.clip(edge - np.hypot(y - cy, x - cx) + 0.5, 0, 1).astype(np.float32)
+    radius = rng.uniform(-radius_max, radius_max)
+    return Surface(crop.light, coverage, np.full(size, radius, np.float32))
+
+
+@dataclass(frozen=True)
+class _Crop:
+    light: Field
+    inverse_depth: Field | None
+
+
+def _crop(rng: np.random.Generator, photo: Photo, size: tuple[int, int]) -> _Crop:
+    """A random place of a photograph at a random scale, mirrored at random."""
+    import cv2
+
+    height, width = size
+    least = max(height / photo.light.shape[0], width / photo.light.shape[1])
+    zoom = rng.uniform(least, 1.0)
+    shape = (
+        max(width, round(photo.light.shape[1] * zoom)),
+        max(height, round(photo.light.shape[0] * zoom)),
+    )
+    light = cv2.resize(photo.light, shape, interpolation=cv2.INTER_AREA)
+    top = rng.integers(light.shape[0] - height + 1)
+    left = rng.integers(light.shape[1] - width + 1)
+    mirror = slice(None, None, -1) if rng.integers(2) else slice(None)
+    place = (slice(top, top + height), slice(left, left + width))
+    depth = None
+    if photo.inverse_depth is not None:
+        resized = cv2.resize(photo.inverse_depth, shape, interpolation=cv2.INTER_AREA)
+        depth = resized[place][:, mirror]
+    return _Crop(np.ascontiguousarray(light[place][:, mirror]), depth)
+
+
+def _stretch(field: Field) -> Field:
+    low, high = float(field.min()), float(field.max())
+    return ((field - low) / max(high - low, 1e-6)).astype(np.float32)

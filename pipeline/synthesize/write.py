@@ -1,0 +1,114 @@
+"""Writing a synthetic set: ``<split>_c/{source,target,radius}/``, 16-bit PNG, names as in DPDD."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from pipeline import __version__, storage
+from pipeline.errors import UserError
+from pipeline.images import from_float, write_png
+from pipeline.progress import track
+from pipeline.synthesize.photos import Photo, load_photos
+from pipeline.synthesize.render import Rendered, render
+from pipeline.synthesize.scene import draw_scene
+
+SPLITS = ("train", "val", "test")
+RADIUS_UNITS = 256  # radius files hold pixels x 256
+DESCRIPTION = "synthesis.json"
+
+
+def synthesize(
+    photos: str,
+    dest: str,
+    pairs: int,
+    seed: int = 0,
+    size: tuple[int, int] = (288, 288),
+    radius_max: float = 7.0,
+) -> dict[str, Any]:
+    """Make a set of pairs; the same arguments give the same bytes, also after an interruption.
+
+    Args:
+        photos: ``bundled`` (scikit-image's), or the URL of a folder of sharp photographs.
+        dest: URL of the folder to write.
+        pairs: of all splits together: about 70 % train, 10 % val, 20 % test, each at least one.
+        size: (width, height) in pixels.
+        radius_max: the greatest blur radius in pixels.
+
+    Raises:
+        UserError: for photographs that cannot be used, or a destination that holds other things.
+    """
+    _check(pairs, size, radius_max)
+    height, width = size[1], size[0]
+    by_split = load_photos(photos, (height, width))
+    description = {
+        "format": "era-synthesis/1",
+        "version": __version__,
+        "pairs": pairs,
+        "seed": seed,
+        "size": list(size),
+        "radius_max": radius_max,
+        "photos": {split: [photo.name for photo in found] for split, found in by_split.items()},
+    }
+    _claim(dest, description)
+    counts = split_counts(pairs)
+    jobs = [(split, index) for split in SPLITS for index in range(counts[split])]
+    for split, index in track(jobs, len(jobs), "synthesize"):
+        rendered = make_pair(by_split[split], split, index, seed, (height, width), radius_max)
+        _write_pair(dest, split, _number(counts, split, index), rendered)
+    storage.write_json(storage.join(dest, DESCRIPTION), {**description, "complete": True})
+    return {"dest": dest, "pairs": pairs, **{f"{split}_pairs": counts[split] for split in SPLITS}}
+
+
+def make_pair(
+    photos: list[Photo], split: str, index: int, seed: int, size: tuple[int, int], radius_max: float
+) -> Rendered:
+    """Make one pair, a pure function of its arguments: pairs can be made in any order."""
+    key = hashlib.sha256(f"era/synthesize/{seed}/{split}/{index}".encode()).digest()
+    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
+    return render(draw_scene(rng, photos, size, radius_max), rng)
+
+
+def split_counts(pairs: int) -> dict[str, int]:
+    """How many pairs each split gets."""
+    test, val = max(1, round(0.2 * pairs)), max(1, round(0.1 * pairs))
+    return {"train": pairs - test - val, "val": val, "test": test}
+
+
+def _check(pairs: int, size: tuple[int, int], radius_max: float) -> None:
+    if pairs < 3:
+        raise UserError(f"--pairs {pairs}: at least 3 are needed, one for each split")
+    if min(size) < 32:
+        raise UserError(f"--size {size[0]}x{size[1]}: at least 32x32 pixels are needed")
+    if not 0 < radius_max <= 64:
+        raise UserError(f"--radius-max {radius_max}: expected a radius from above 0 to 64 pixels")
+
+
+def _claim(dest: str, description: dict[str, Any]) -> None:
+    """Refuse a folder that holds something else; go on with one of the same description."""
+    url = storage.join(dest, DESCRIPTION)
+    names = storage.list_names(dest)
+    if storage.exists(url):
+        before = {k: v for k, v in storage.read_json(url).items() if k != "complete"}
+        if before != description:
+            raise UserError(f"{dest}: holds a set made with other settings; choose another --dest")
+    elif names:
+        raise UserError(f"{dest}: holds {names[0]} and is no synthetic set; choose another --dest")
+    storage.write_json(url, {**description, "complete": False})
+
+
+def _number(counts: dict[str, int], split: str, index: int) -> int:
+    """Numbers run on over the splits, in steps of two: a target's name is the source's plus one."""
+    before = sum(counts[other] for other in SPLITS[: SPLITS.index(split)])
+    return 2 * (before + index) + 1
+
+
+def _write_pair(dest: str, split: str, number: int, rendered: Rendered) -> None:
+    folder = storage.join(dest, f"{split}_c")
+    source, target = f"1P0A{number:04d}.png", f"1P0A{number + 1:04d}.png"
+    radius = np.rint(rendered.radius * RADIUS_UNITS).astype(np.uint16)
+    write_png(storage.join(folder, "source", source), from_float(rendered.blur, np.uint16))
+    write_png(storage.join(folder, "target", target), from_float(rendered.sharp, np.uint16))
+    write_png(storage.join(folder, "radius", source), radius)
