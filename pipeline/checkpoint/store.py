@@ -1,0 +1,251 @@
+"""The checkpoints of one run: one thread writes them, in order, while training goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from pipeline import storage
+from pipeline.checkpoint.folder import (
+    COMMIT,
+    FORMAT,
+    META,
+    MODEL,
+    PREFIX,
+    TRAINING,
+    Checkpoint,
+    DamagedError,
+    checkpoint_name,
+    fingerprint,
+    open_checkpoint,
+    write_commit,
+)
+from pipeline.checkpoint.ranking import ranked
+from pipeline.errors import UserError
+
+log = logging.getLogger("era")
+WAITS = (5.0, 10.0, 20.0, 40.0, 60.0)  # seconds between tries: a bucket may fail for a minute
+
+
+@dataclass(frozen=True)
+class _Job:
+    step: int
+    model: dict[str, Tensor]
+    training: dict[str, Any]
+    meta: dict[str, Any]
+    files: dict[str, bytes]
+    metrics: dict[str, float]
+    keep_best: int
+
+
+class CheckpointStore:
+    """The checkpoints of one run. `save` returns at once; one thread writes, in order.
+
+    Args:
+        run_url: the run's folder, local or s3://.
+    """
+
+    def __init__(self, run_url: str) -> None:
+        self.run_url = run_url
+        self.folder = storage.join(run_url, "checkpoints")
+        self._queue: queue.Queue[_Job] = queue.Queue(maxsize=1)
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def url_of(self, step: int) -> str:
+        """Where a step's checkpoint lies."""
+        return storage.join(self.folder, checkpoint_name(step))
+
+    def save(
+        self,
+        *,
+        step: int,
+        model: dict[str, Tensor],
+        training: dict[str, Any],
+        meta: dict[str, Any],
+        files: dict[str, bytes],
+        metrics: dict[str, float],
+        keep_best: int = 2,
+    ) -> None:
+        """Write a checkpoint in the background; waits only for the one before the last.
+
+        Saving a step again is safe: its COMMIT is removed first.
+
+        Args:
+            model, training: CPU copies that nobody changes any more.
+            meta: `step`, `model` (fields of `era.ErAConfig`) and whatever else is worth keeping.
+            files: the run's own files (metrics.jsonl, ...), put whole at its root before COMMIT.
+            metrics: of the validation at this step; the best `keep_best` by val/psnr are kept.
+
+        Raises:
+            UserError: if an earlier checkpoint could not be written after bounded retries.
+        """
+        self._raise()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="era-checkpoints", daemon=True)
+            self._thread.start()
+        self._queue.put(_Job(step, model, training, meta, files, metrics, keep_best))
+
+    def wait(self) -> None:
+        """Wait until all is written.
+
+        Raises:
+            UserError: if a checkpoint could not be written after bounded retries.
+        """
+        if self._thread is not None:
+            self._queue.join()
+        self._raise()
+
+    def open(self, name: str) -> Checkpoint:
+        """Open a checkpoint by its folder name."""
+        return open_checkpoint(storage.join(self.folder, name))
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that have a COMMIT, oldest first."""
+        return [s for s in self._all_steps() if storage.exists(self._commit_url(s))]
+
+    def latest_step(self) -> int | None:
+        """Step of the newest committed checkpoint, its content unread."""
+        for step in reversed(self._all_steps()):
+            if storage.exists(self._commit_url(step)):
+                return step
+        return None
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint whose every checksum holds.
+
+        One that is unfinished or damaged is passed over, and a warning says so.
+
+        Raises:
+            UserError: if the storage does not answer: that is no reason to pass anything over.
+        """
+        for step in reversed(self._all_steps()):
+            checkpoint = self._sound(step)
+            if checkpoint is not None:
+                return checkpoint
+        return None
+
+    def best(self, metric: str = "val/psnr") -> Checkpoint | None:
+        """The sound checkpoint with the best value of a metric; None where none was validated."""
+        opened = filter(None, map(self._opened, self.steps()))
+        for checkpoint in ranked(opened, metric, lambda c: c.metrics):
+            if self._sound(checkpoint.step) is not None:
+                return checkpoint
+        return None
+
+    def all(self) -> list[Checkpoint]:
+        """Every committed checkpoint, oldest first, its weights unread."""
+        return list(filter(None, map(self._opened, self.steps())))
+
+    def prune(self, keep_best: int, last: int, metric: str = "val/psnr") -> None:
+        """Delete all but the best `keep_best` by a metric and the one of step `last`.
+
+        Where fewer have the metric the newest others take the free places. Folders that were never
+        committed go too, and so does what is newer than `last`: a resumed run has passed over it as
+        damaged. COMMIT goes first.
+        """
+        opened = list(filter(None, (self._opened(s) for s in self._all_steps() if s <= last)))
+        best = [c.step for c in ranked(opened, metric, lambda c: c.metrics)][:keep_best]
+        others = [c.step for c in reversed(opened) if c.step not in (*best, last)]
+        keep = {last, *best, *others[: keep_best - len(best)]}
+        for step in self._all_steps():
+            if step not in keep:
+                storage.delete(self._commit_url(step))
+                storage.delete(self.url_of(step))
+
+    def _all_steps(self) -> list[int]:
+        names = storage.list_names(self.folder)
+        digits = [n.removeprefix(PREFIX) for n in names if n.startswith(PREFIX)]
+        return sorted(int(step) for step in digits if step.isdecimal())
+
+    def _commit_url(self, step: int) -> str:
+        return storage.join(self.url_of(step), COMMIT)
+
+    def _opened(self, step: int) -> Checkpoint | None:
+        try:
+            return open_checkpoint(self.url_of(step))
+        except DamagedError:
+            return None
+
+    def _sound(self, step: int) -> Checkpoint | None:
+        try:
+            checkpoint = open_checkpoint(self.url_of(step))
+            checkpoint.verify()
+            return checkpoint
+        except DamagedError as error:
+            log.warning("checkpoint passed over: %s", error)
+            return None
+
+    def _work(self) -> None:
+        while True:
+            job = self._queue.get()
+            try:
+                if self._error is None:
+                    self._write(job)
+            except Exception as error:  # raised in the training thread by the next call
+                self._error = error
+            finally:
+                self._queue.task_done()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _write(self, job: _Job) -> None:
+        files = serialised(job.model, job.training, job.meta)
+        patiently(lambda: self._put(job, files), f"checkpoint of step {job.step}")
+        patiently(lambda: self.prune(job.keep_best, job.step), "removal of old checkpoints")
+
+    def _put(self, job: _Job, files: dict[str, bytes]) -> None:
+        url = self.url_of(job.step)
+        storage.delete(storage.join(url, COMMIT))  # what was there is not whole any more
+        for name, data in files.items():
+            storage.write_bytes(storage.join(url, name), data)
+        for name, data in job.files.items():
+            storage.write_bytes(storage.join(self.run_url, name), data)
+        prints = {name: fingerprint(data) for name, data in files.items()}
+        write_commit(url, job.step, job.metrics, prints)
+
+
+def serialised(
+    model: dict[str, Tensor], training: dict[str, Any], meta: dict[str, Any]
+) -> dict[str, bytes]:
+    """The bytes of a checkpoint's files."""
+    stream = io.BytesIO()
+    torch.save(training, stream)
+    return {
+        MODEL: save_safetensors(model),
+        TRAINING: stream.getvalue(),
+        META: (json.dumps({"format": FORMAT, **meta}, indent=1) + "\n").encode(),
+    }
+
+
+def patiently(work: Callable[[], None], what: str) -> None:
+    """Do storage work, again and again for over two minutes: an outage of a minute loses nothing.
+
+    Raises:
+        UserError: the last one.
+    """
+    import tenacity
+
+    def announce(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        log.warning("%s: try %d failed (%s); again", what, state.attempt_number, error)
+
+    tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(len(WAITS) + 1),
+        wait=tenacity.wait_chain(*(tenacity.wait_fixed(seconds) for seconds in WAITS)),
+        retry=tenacity.retry_if_exception_type(UserError),
+        before_sleep=announce,
+        reraise=True,
+    )(work)

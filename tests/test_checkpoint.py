@@ -1,0 +1,252 @@
+"""Checkpoints are whole or not there, survive outages, and are never believed unread."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import S3Server
+from faulty_proxy import faulty_proxy
+
+from era import ErA, ErAConfig
+from pipeline import storage
+from pipeline.checkpoint import (
+    COMMIT,
+    MODEL,
+    TRAINING,
+    CheckpointStore,
+    DamagedError,
+    fingerprint,
+    load_model,
+    open_checkpoint,
+    ranked,
+)
+from pipeline.checkpoint import store as store_module
+from pipeline.errors import UserError
+
+CONFIG = ErAConfig(
+    stages=1,
+    kernels=2,
+    kernel_size=5,
+    radius_max=2.0,
+    prior_channels=(4, 8),
+    error_channels=(4,),
+    estimator_channels=(4,),
+)
+
+
+def save(store: CheckpointStore, step: int, psnr: float | None = None, **changes: Any) -> None:
+    """Save a checkpoint of a fresh small network, seeded by the step."""
+    torch.manual_seed(step)
+    job = {
+        "step": step,
+        "model": ErA(CONFIG).state_dict(),
+        "training": {"step": step, "rng": torch.get_rng_state(), "lists": [1, [2.0]]},
+        "meta": {"step": step, "model": CONFIG.to_dict()},
+        "files": {"metrics.jsonl": f'{{"step": {step}}}\n'.encode()},
+        "metrics": {} if psnr is None else {"val/psnr": psnr},
+        **changes,
+    }
+    store.save(**job)
+    store.wait()
+
+
+@pytest.fixture(params=["local", "s3"])
+def run_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A run's folder, on disk and on a real S3 server."""
+    if request.param == "local":
+        return str(tmp_path / "runs" / "r")
+    server: S3Server = request.getfixturevalue("s3_server")
+    return storage.join(server.url, "runs", "r")
+
+
+def test_what_is_saved_comes_back_to_the_bit(run_url: str) -> None:
+    store = CheckpointStore(run_url)
+    save(store, 200, 20.0)
+    latest = CheckpointStore(run_url).latest()
+    assert latest is not None
+    assert (latest.name, latest.step, latest.metrics) == ("step-00000200", 200, {"val/psnr": 20.0})
+    torch.manual_seed(200)
+    expected = ErA(CONFIG).state_dict()
+    state = latest.load_model_state()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    training = latest.load_training()
+    assert training["lists"] == [1, [2.0]] and training["rng"].dtype == torch.uint8
+    assert storage.read_text(storage.join(run_url, "metrics.jsonl")) == '{"step": 200}\n'
+
+
+def test_damaged_and_unfinished_ones_are_passed_over_aloud(
+    run_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("era"), "propagate", True)
+    store = CheckpointStore(run_url)
+    for step in (100, 200, 300, 400):
+        save(store, step, float(step), keep_best=9)
+    storage.delete(storage.join(store.url_of(400), COMMIT))
+    storage.delete(storage.join(store.url_of(300), TRAINING))
+    weights = storage.join(store.url_of(200), MODEL)
+    data = bytearray(storage.read_bytes(weights))
+    data[-1] ^= 1
+    storage.write_bytes(weights, bytes(data))
+
+    latest = store.latest()
+    assert latest is not None and latest.step == 100
+    for step, reason in ((400, "no COMMIT"), (300, "training.pt: missing"), (200, "sha256")):
+        lines = [r.getMessage() for r in caplog.records if checkpoint_in(r.getMessage(), step)]
+        assert len(lines) == 1 and reason in lines[0] and "passed over" in lines[0]
+    best = store.best()
+    assert best is not None and best.step == 100
+    with pytest.raises(DamagedError, match="sha256"):
+        load_model(store.url_of(200))
+
+
+def checkpoint_in(message: str, step: int) -> bool:
+    """Whether a message speaks of a step's checkpoint."""
+    return f"step-{step:08d}" in message
+
+
+def test_best_and_last_are_kept_and_leftovers_go(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    (tmp_path / "checkpoints" / "step-00000050").mkdir(parents=True)  # killed while it was written
+    for step, psnr in ((100, 21.0), (200, 25.0), (300, 24.0), (400, 22.0), (500, None)):
+        save(store, step, psnr)
+    assert store.steps() == [200, 300, 500]
+    save(store, 600, 23.0, keep_best=4)
+    assert store.steps() == [200, 300, 500, 600]  # 500 has no score, and a place was free
+    assert not (tmp_path / "checkpoints" / "step-00000050").exists()
+    best = store.best()
+    assert best is not None and best.step == 200
+
+
+def test_going_on_before_a_damaged_checkpoint_keeps_the_new_one(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    save(store, 100, 30.0)
+    save(store, 300, 31.0)
+    (tmp_path / "checkpoints" / "step-00000300" / TRAINING).write_bytes(b"cut")
+    save(store, 200, 10.0, keep_best=1)  # a run resumed from 100
+    latest = store.latest()
+    assert latest is not None and latest.step == 200
+
+
+def test_saving_a_step_again_is_never_half_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(str(tmp_path))
+    save(store, 100)
+    save(store, 200)
+    real = storage.write_bytes
+
+    def killed_at_training(url: str, data: bytes) -> None:
+        if url.endswith(TRAINING):
+            raise RuntimeError("killed")
+        real(url, data)
+
+    monkeypatch.setattr(storage, "write_bytes", killed_at_training)
+    with pytest.raises(RuntimeError, match="killed"):
+        save(store, 200, model={"other": torch.ones(1)})
+    latest = CheckpointStore(str(tmp_path)).latest()
+    assert latest is not None and latest.step == 100
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    save(CheckpointStore(str(tmp_path)), 1)
+    folder = tmp_path / "checkpoints" / "step-00000001"
+    evil = pickle.dumps(_Evil(str(tmp_path / "pwned")))
+    (folder / TRAINING).write_bytes(evil)
+    commit = json.loads((folder / COMMIT).read_text())
+    commit["files"][TRAINING] = fingerprint(evil)
+    (folder / COMMIT).write_text(json.dumps(commit))
+    with pytest.raises(pickle.UnpicklingError):
+        open_checkpoint(str(folder)).load_training()
+    assert not (tmp_path / "pwned").exists()
+
+
+class _Evil:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path(self.path),)
+
+
+def test_training_does_not_wait_for_a_silent_bucket(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "WAITS", (0.5,) * 20)
+    failing = [True]
+    with faulty_proxy(s3_server.endpoint, lambda *_: "AccessDenied" if failing[0] else "") as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        store = CheckpointStore(storage.join(s3_server.url, "r"))
+        monkeypatch.setattr(store, "wait", lambda: None)
+        save(store, 1)  # returns while the bucket refuses everything
+        while proxy.faults() < 2:
+            time.sleep(0.05)
+        failing[0] = False
+        CheckpointStore.wait(store)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
+    assert store.latest_step() == 1
+
+
+def test_an_outage_is_no_reason_to_pass_a_checkpoint_over(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(storage.join(s3_server.url, "r"))
+    save(store, 1)
+    save(store, 2)
+
+    def refuse_weights(method: str, path: str) -> str:
+        return "AccessDenied" if "00000002/model" in path else ""
+
+    with faulty_proxy(s3_server.endpoint, refuse_weights) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        with pytest.raises(UserError, match="access denied"):
+            store.latest()
+
+
+def test_a_bucket_that_stays_away_stops_the_run_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "WAITS", (0.01, 0.01))
+    (tmp_path / "file").write_text("")
+    store = CheckpointStore(str(tmp_path / "file" / "run"))
+    with pytest.raises(UserError, match="a part of the path is a file"):
+        save(store, 1)
+    with pytest.raises(UserError, match="a part of the path is a file"):
+        save(store, 2)
+
+
+def test_load_model_takes_a_run_a_checkpoint_and_says_what_is_missing(run_url: str) -> None:
+    store = CheckpointStore(run_url)
+    for step, psnr in ((1, 10.0), (2, 12.0), (3, 11.0)):
+        save(store, step, psnr)
+    assert load_model(run_url).url == store.url_of(2)
+    loaded = load_model(store.url_of(3))
+    assert loaded.meta["step"] == 3 and loaded.config == CONFIG and not loaded.model.training
+    with pytest.raises(UserError, match="no such run, checkpoint or model"):
+        load_model(storage.join(run_url, "nowhere"))
+    with pytest.raises(UserError, match="no finished checkpoint there"):
+        load_model(storage.join(run_url, "checkpoints"))
+
+
+def test_a_network_of_another_version_is_one_clear_line(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    save(store, 1, meta={"step": 1, "model": {**CONFIG.to_dict(), "dragons": 3}})
+    with pytest.raises(UserError, match=r"not one that this version knows .*dragons"):
+        load_model(str(tmp_path))
+    save(store, 2, model={"unknown": torch.ones(1)})
+    with pytest.raises(UserError, match="not one that this version knows"):
+        load_model(str(tmp_path))
+
+
+def test_ranking_knows_which_way_is_better_and_ignores_what_is_no_number() -> None:
+    values = [{"val/mae": v, "val/psnr": v} for v in (2.0, float("nan"), 1.0, 3.0, float("inf"))]
+    assert ranked(range(5), "val/mae", values.__getitem__) == [2, 0, 3]
+    assert ranked(range(5), "val/psnr", values.__getitem__) == [3, 0, 2]
+    assert ranked(range(5), "val/other", values.__getitem__) == []
