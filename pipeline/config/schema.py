@@ -112,7 +112,7 @@ class CheckpointSection:
 
 @dataclass
 class TrackingSection:
-    """W&B mirrors metrics.jsonl; `auto` is online with a key and off without one."""
+    """W&B mirrors metrics.jsonl; `auto` is online with a key (WANDB_API_KEY), else offline."""
 
     wandb: str = "auto"  # auto | online | offline | disabled
     project: str = "era"

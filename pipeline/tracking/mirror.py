@@ -1,8 +1,7 @@
-"""W&B, at arm's length: a thread and a bounded queue, so that it never stops or slows a run.
+"""W&B, at arm's length: a thread copies the spooled rows, so that it never stops or slows a run.
 
-One run id for all attempts, derived from the run's URL, and explicit steps: an attempt that repeats
-steps sends the same rows under the same steps, and W&B keeps one of each. Offline segments of
-several attempts merge when they are synchronised (`wandb sync`).
+One run id for all attempts, derived from the run's URL. A row goes out once: an attempt skips the
+steps that earlier ones have sent, sends those that they have not, and only whole steps count.
 """
 
 from __future__ import annotations
@@ -10,19 +9,24 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import queue
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline import storage
 from pipeline.config.schema import TrackingSection
 from pipeline.tracking.panels import Panel
+from pipeline.tracking.segments import mirrored_step
+from pipeline.tracking.spool import Spool
 
 log = logging.getLogger("era")
-QUEUE = 1000  # rows waiting; beyond that rows are left out of the mirror, not of metrics.jsonl
+PICTURES = 8  # validations whose pictures may wait; older ones are left out of the mirror
 CLOSE_SECONDS = 30.0
+PUBLISH_SECONDS = 60.0  # between uploads of offline files, for runs on S3
+INIT_SECONDS = 30.0
 
 
 def run_id(run_url: str) -> str:
@@ -31,87 +35,165 @@ def run_id(run_url: str) -> str:
 
 
 def resolved_mode(settings: TrackingSection) -> str:
-    """online, offline or disabled; `auto` is online where there is a key."""
+    """online, offline or disabled. `auto` is WANDB_MODE, else online where there is a key."""
     if settings.wandb != "auto":
         return settings.wandb
+    named = os.environ.get("WANDB_MODE", "")
+    if named in ("online", "offline", "disabled"):
+        return named
     return "online" if os.environ.get("WANDB_API_KEY") else "offline"
 
 
-def offline_folder(run_url: str) -> Path:
-    """Where W&B keeps its files: WANDB_DIR, the run's folder, or the user's cache for S3 runs."""
-    if os.environ.get("WANDB_DIR"):
-        return Path(os.environ["WANDB_DIR"])
-    if storage.is_local(run_url):
-        return Path(run_url)
-    return Path.home() / ".cache" / "era" / "wandb" / run_id(run_url)
-
-
 class WandbMirror:
-    """Sends rows and pictures from a thread of its own."""
+    """Copies rows and pictures to W&B from a thread of its own.
 
-    def __init__(self, run_url: str, config: dict[str, Any], settings: TrackingSection) -> None:
-        self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue(QUEUE)
+    Args:
+        run_url: the run's folder.
+        spool: metrics.jsonl.
+        folder: a local folder, where W&B's files of a run on S3 lie before they are uploaded.
+        config: shown in W&B.
+        settings: mode, project and group.
+    """
+
+    def __init__(
+        self,
+        run_url: str,
+        spool: Spool,
+        folder: Path,
+        config: dict[str, Any],
+        settings: TrackingSection,
+    ) -> None:
+        self.run_url, self.spool, self.config, self.settings = run_url, spool, config, settings
+        local = storage.is_local(run_url)
+        self.folder = storage.local_path(run_url) if local else folder
+        self.sealed = -1  # rows up to this step are complete
+        self._pictures: deque[tuple[int, Sequence[Panel]]] = deque(maxlen=PICTURES)
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._offset = 0
+        self._published: dict[str, tuple[int, int]] = {}
+        self._published_at = time.monotonic()
         self._thread: threading.Thread | None = None
-        mode = resolved_mode(settings)
-        if mode != "disabled":
-            work = (run_url, config, settings, mode)
-            self._thread = threading.Thread(
-                target=self._work, args=work, name="era-wandb", daemon=True
-            )
+        self.mode = resolved_mode(settings)
+        if self.mode != "disabled":
+            self._thread = threading.Thread(target=self._work, name="era-wandb", daemon=True)
             self._thread.start()
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Queue a row."""
-        self._put(lambda run: run.log(dict(metrics), step=step))
+    def seal(self, step: int) -> None:
+        """No more rows of this step or earlier ones will come: they may go out."""
+        self.sealed = max(self.sealed, step)
+        self._wake.set()
 
     def images(self, step: int, panels: Sequence[Panel]) -> None:
-        """Queue pictures."""
-        self._put(lambda run: run.log(_wandb_images(panels), step=step))
+        """Queue pictures; where W&B does not keep up the oldest are left out."""
+        if self._thread is not None:
+            self._pictures.append((step, panels))
 
     def close(self) -> None:
-        """Send what is queued; wait for it a bounded time."""
-        if self._thread is None:
-            return
-        self._put(None)
-        self._thread.join(CLOSE_SECONDS)
+        """Let what is sealed go out; wait for it a bounded time."""
+        self._closing.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(CLOSE_SECONDS)
+            if self._thread.is_alive():
+                log.warning("W&B does not finish; what it lacks is in metrics.jsonl")
 
-    def _put(self, item: Callable[[Any], None] | None) -> None:
-        if self._thread is None:
-            return
+    def _work(self) -> None:
         try:
-            self._queue.put_nowait(item)
-        except queue.Full:
-            log.warning("W&B does not keep up; a row is left out there (metrics.jsonl has it)")
-
-    def _work(
-        self, run_url: str, config: dict[str, Any], settings: TrackingSection, mode: str
-    ) -> None:
-        try:
-            run = _start(run_url, config, settings, mode)
-            while (item := self._queue.get()) is not None:
-                item(run)
-            run.finish(quiet=True)
+            self._mirror()
         except Exception as error:  # a mirror that breaks must not break the run
-            log.warning("W&B stopped: %s; metrics.jsonl goes on", error)
+            reason = " ".join(str(error).split())[:200]
+            log.warning("W&B stopped (%s: %s); metrics.jsonl goes on", type(error).__name__, reason)
+
+    def _mirror(self) -> None:
+        run, sent = self._start()
+        while True:
+            self._wake.wait(PUBLISH_SECONDS)
+            self._wake.clear()
+            closing = self._closing.is_set()  # read before the rows: none may be missed
+            self._copy(run, sent)
+            if closing:
+                break
+            self._publish(PUBLISH_SECONDS)
+        run.finish()
+        self._publish(0.0)
+
+    def _start(self) -> tuple[Any, int]:
+        """Start W&B's run; return it, and the last step that it has already."""
+        if self.mode == "online":
+            try:
+                run = self._init("online")
+                return run, int(run.starting_step) - 1
+            except Exception as error:
+                log.warning("W&B does not answer (%s); going on offline", type(error).__name__)
+                _forget_failed_start()
+                self.mode = "offline"
+        sent = mirrored_step(self.run_url, run_id(self.run_url))
+        return self._init("offline"), sent
+
+    def _init(self, mode: Literal["online", "offline"]) -> Any:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        run = wandb.init(
+            project=self.settings.project,
+            group=self.settings.group or None,
+            id=run_id(self.run_url),
+            name=storage.name_of(self.run_url),
+            config={**self.config, "run_url": self.run_url},
+            dir=str(self.folder),
+            mode=mode,
+            resume="allow",
+            settings=wandb.Settings(
+                init_timeout=INIT_SECONDS,
+                disable_git=True,
+                console="off",
+                x_disable_meta=True,  # host, user and command line are nobody's business
+                x_save_requirements=False,
+            ),
+        )
+        run.define_metric("global_step", hidden=True)
+        run.define_metric("*", step_metric="global_step")
+        return run
+
+    def _copy(self, run: Any, sent: int) -> None:
+        """Send the sealed rows and the pictures between them, in order of steps."""
+        for after, row in self.spool.lines(self._offset):
+            step = int(row["step"])
+            if step > self.sealed:
+                break
+            self._send_pictures(run, step - 1, sent)
+            if step > sent:
+                numbers = {k: v for k, v in row.items() if k != "step" and v is not None}
+                run.log({**numbers, "global_step": step}, step=step)
+            self._offset = after
+        self._send_pictures(run, self.sealed, sent)
+
+    def _send_pictures(self, run: Any, last: int, sent: int) -> None:
+        while self._pictures and self._pictures[0][0] <= last:
+            step, panels = self._pictures.popleft()
+            if step > sent:
+                run.log({**_wandb_images(panels), "global_step": step}, step=step)
+
+    def _publish(self, every: float) -> None:
+        """Upload new offline files of a run on S3 to `<run>/wandb`, now and then."""
+        waited = time.monotonic() - self._published_at
+        if storage.is_local(self.run_url) or self.mode != "offline" or waited < every:
+            return
+        for path in sorted((self.folder / "wandb").glob("offline-run-*/**/*")):
+            state = (path.stat().st_size, path.stat().st_mtime_ns)
+            name = path.relative_to(self.folder).as_posix()
+            if path.is_file() and "/logs/" not in name and self._published.get(name) != state:
+                storage.upload(path, storage.join(self.run_url, name))
+                self._published[name] = state
+        self._published_at = time.monotonic()
 
 
-def _start(run_url: str, config: dict[str, Any], settings: TrackingSection, mode: str) -> Any:
-    os.environ.setdefault("WANDB_SILENT", "true")
+def _forget_failed_start() -> None:
+    """Let go of the run id, which W&B's service still holds for the start that failed."""
     import wandb
 
-    folder = offline_folder(run_url)
-    folder.mkdir(parents=True, exist_ok=True)
-    return wandb.init(
-        project=settings.project,
-        group=settings.group or None,
-        id=run_id(run_url),
-        name=storage.name_of(run_url),
-        config={**config, "run_url": run_url},
-        dir=str(folder),
-        mode=mode,
-        resume="allow" if mode == "online" else None,
-        settings=wandb.Settings(init_timeout=60, disable_git=True, console="off"),
-    )
+    wandb.teardown()
 
 
 def _wandb_images(panels: Sequence[Panel]) -> dict[str, Any]:

@@ -23,6 +23,10 @@ class Tracker:
         config: the run's configuration, shown in W&B.
         settings: how W&B mirrors.
         resume_step: optimiser steps done; 0 starts afresh.
+        lineage: what the run comes from (hashes, versions), shown in W&B beside the configuration.
+
+    Raises:
+        UserError: if a file of the run that is to be continued is damaged.
     """
 
     def __init__(
@@ -33,19 +37,24 @@ class Tracker:
         config: dict[str, Any],
         settings: TrackingSection,
         resume_step: int,
+        lineage: dict[str, Any] | None = None,
     ) -> None:
-        def spool(name: str, last: int) -> Spool:
-            remote = storage.join(run_url, name)
-            return Spool(folder / name, remote, lambda line: line["step"] <= last)
-
-        self._metrics = spool("metrics.jsonl", resume_step)  # counts steps done
-        self._samples = spool("samples.jsonl", resume_step - 1)  # counts from 0
-        self._mirror = WandbMirror(run_url, config, settings)
+        # metrics.jsonl counts steps done, samples.jsonl counts steps from 0.
+        last = resume_step if resume_step > 0 else -1
+        remote = [storage.join(run_url, name) for name in ("metrics.jsonl", "samples.jsonl")]
+        self._metrics = Spool(folder / "metrics.jsonl", remote[0], last)
+        self._samples = Spool(folder / "samples.jsonl", remote[1], resume_step - 1)
+        self._step = resume_step
+        shown = {**config, "lineage": lineage} if lineage else config
+        self._mirror = WandbMirror(run_url, self._metrics, folder / "mirror", shown, settings)
+        self._mirror.seal(resume_step)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Add a line of metrics after `step` optimiser steps."""
         self._metrics.add({"step": step, **metrics})
-        self._mirror.log(step, metrics)
+        if step > self._step:
+            self._mirror.seal(self._step)
+            self._step = step
 
     def samples(self, step: int, ids: Sequence[str], crcs: Sequence[int]) -> None:
         """Add the samples of optimiser step `step` (from 0), in position order."""
@@ -56,7 +65,11 @@ class Tracker:
         self._mirror.images(step, panels)
 
     def files(self) -> dict[str, bytes]:
-        """The run's files as they are now, to be put whole with a checkpoint."""
+        """The run's files as they are now, to be put whole with a checkpoint.
+
+        Called when a step is over: no more of its rows may come.
+        """
+        self._mirror.seal(self._step)
         files = {"metrics.jsonl": self._metrics.content()}
         samples = self._samples.content()
         return {**files, "samples.jsonl": samples} if samples else files

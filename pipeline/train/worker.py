@@ -116,6 +116,7 @@ class Worker:
                 config=to_plain(self.config),
                 settings=self.config.tracking,
                 resume_step=self.state.step,
+                lineage=self._meta(),
             )
 
     def _refuse_other_data(self, meta: dict[str, Any]) -> None:
