@@ -134,8 +134,4 @@ def _samples(parts: list[Tensors]) -> Iterator[Tensors]:
 
 
 def _cut(batch: Tensors, start: int, stop: int) -> Tensors:
-    return batch.__class__(*(None if t is None else t[start:stop] for t in _fields(batch)))
-
-
-def _fields(batch: Tensors) -> tuple[Tensor | None, ...]:
-    return (batch.blur, batch.sharp, batch.radius, batch.has_radius)
+    return Tensors(*(None if part is None else part[start:stop] for part in batch))

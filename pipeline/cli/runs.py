@@ -1,0 +1,126 @@
+"""`era runs`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.common import JsonFlag, run_verb, show_summary
+
+Url = Annotated[str, typer.Argument(metavar="URL", help="A root, sweep, run or checkpoint.")]
+Metric = Annotated[str, typer.Option("--metric", help="What best means; val/psnr, val/ssim, ...")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb and its parts."""
+    runs = typer.Typer(no_args_is_help=True, help="Look at runs, and take the best one home.")
+    for part in (list_, show, best, compare, pull):
+        runs.command(part.__name__.rstrip("_"))(part)
+    app.add_typer(runs, name="runs")
+
+
+def list_(url: Url, metric: Metric = "val/psnr", as_json: JsonFlag = False) -> None:
+    """List runs and trials, the best first."""
+    _run("list_runs", lambda room: room(url, metric), _show_rows, as_json)
+
+
+def show(url: Url, metric: Metric = "val/psnr", as_json: JsonFlag = False) -> None:
+    """Show one run: lineage, attempts and checkpoints."""
+    _run("show_run", lambda room: room(url, metric), _show_run, as_json)
+
+
+def best(url: Url, metric: Metric = "val/psnr", as_json: JsonFlag = False) -> None:
+    """Name the best checkpoint of all runs found."""
+    _run("best_run", lambda room: room(url, metric), _show_best, as_json)
+
+
+def compare(
+    urls: Annotated[list[str], typer.Argument(metavar="URL...", help="Roots, sweeps or runs.")],
+    metric: Metric = "val/psnr",
+    as_json: JsonFlag = False,
+) -> None:
+    """Show in which settings runs differ, beside their metrics."""
+    _run("compare_runs", lambda room: room(urls, metric), _show_differences, as_json)
+
+
+def pull(
+    url: Url,
+    to: Annotated[str, typer.Option("--to", help="A local folder for the bundle.")],
+    metric: Metric = "val/psnr",
+    as_json: JsonFlag = False,
+) -> None:
+    """Download a checkpoint as a bundle that `era restore` and `era evaluate` take."""
+    _run("pull", lambda room: room(url, to, metric), _show_best, as_json)
+
+
+def _run(
+    name: str,
+    work: Callable[[Callable[..., dict[str, Any]]], dict[str, Any]],
+    show: Callable[[dict[str, Any]], None],
+    as_json: bool,
+) -> None:
+    def call() -> dict[str, Any]:
+        import pipeline.runs
+
+        return work(getattr(pipeline.runs, name))
+
+    run_verb(call, show, as_json)
+
+
+def _show_rows(summary: dict[str, Any]) -> None:
+    columns = {"name": "run", "value": summary["metric"], "step": "step", "steps": "of"}
+    columns |= {"started": "started", "attempts": "attempts", "model": "model", "data": "data"}
+    rows = [{**row, "size": _size(row["bytes"])} for row in summary["runs"]]
+    _table({**columns, "size": "size"}, rows)
+
+
+def _show_run(summary: dict[str, Any]) -> None:
+    nested = ("config", "attempts", "checkpoints", "lineage", "bytes")
+    show_summary({k: v for k, v in summary.items() if k not in nested})
+    show_summary({f"lineage {k}": v for k, v in summary["lineage"].items()})
+    metrics = sorted({name for row in summary["checkpoints"] for name in row["metrics"]})
+    rows = [
+        {**row, **row["metrics"], "size": _size(row["bytes"])} for row in summary["checkpoints"]
+    ]
+    _table({"checkpoint": "checkpoint", **{m: m for m in metrics}, "size": "size"}, rows)
+
+
+def _show_best(summary: dict[str, Any]) -> None:
+    metrics = summary.pop("metrics")
+    show_summary({**summary, **metrics})
+
+
+def _show_differences(summary: dict[str, Any]) -> None:
+    names = [row["name"] for row in summary["runs"]]
+    columns = {"key": "", **{str(index): name for index, name in enumerate(names)}}
+    head = {summary["metric"]: [row["value"] for row in summary["runs"]]}
+    head["step"] = [row["step"] for row in summary["runs"]]
+    rows = [
+        {"key": key, **{str(i): value for i, value in enumerate(values)}}
+        for key, values in {**head, **summary["differences"]}.items()
+    ]
+    _table(columns, rows)
+
+
+def _table(columns: dict[str, str], rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in columns.values():
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*(_text(row.get(key)) for key in columns))
+    Console().print(table)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"

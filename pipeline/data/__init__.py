@@ -1,0 +1,1 @@
+"""Shards, the order of samples, and the loader that follows it."""

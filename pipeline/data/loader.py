@@ -1,0 +1,195 @@
+"""The loader: follows the order, cuts crops out of memory maps, stays a few steps ahead.
+
+Crops are copied once, from the map into the batch, as uint16 HWC; everything else happens on the
+device (`augment`). Copies of this size cost a tenth of a millisecond, so threads do: there are no
+worker processes to start, to feed or to lose.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.order import Crop, Order, OrderPlan, rank_slice
+from pipeline.data.shards import BLUR, RADIUS, SHARP
+from pipeline.data.split import Split
+from pipeline.errors import UserError
+
+log = logging.getLogger("era")
+Image = np.ndarray[Any, Any]
+
+
+@dataclass
+class Batch:
+    """A rank's share of one step, n samples of S pixels square.
+
+    Attributes:
+        ids: names of the samples. crcs: crc32 of each crop's bytes (blur, then sharp), if asked.
+        blur, sharp: (n, S, S, 3) uint16. radius: (n, S, S) uint16, pixels x 256, or None.
+        has_radius: (n,) bool. flips: (n,) int64, 0..7, not applied yet.
+    """
+
+    step: int
+    ids: list[str]
+    crcs: list[int]
+    blur: Tensor
+    sharp: Tensor
+    radius: Tensor | None
+    has_radius: Tensor
+    flips: Tensor
+
+
+class TrainLoader:
+    """Yields this rank's share of every step from `start_step` to `steps`.
+
+    Args:
+        split: the data; needs sharp images.
+        plan: the order.
+        rank, world_size: the share, see `order.rank_slice`.
+        workers: extra threads that cut crops; 0: the one background thread does it.
+        prefetch: batches made ahead.
+        skip_damaged: take the next sound image in the place of a damaged one, and say so
+            (`skipped`), instead of stopping.
+        log_samples: compute crcs.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        plan: OrderPlan,
+        *,
+        rank: int,
+        world_size: int,
+        start_step: int,
+        steps: int,
+        workers: int = 0,
+        prefetch: int = 4,
+        skip_damaged: bool = False,
+        log_samples: bool = False,
+    ) -> None:
+        self.split, self.plan = split, plan
+        self.order = Order(plan, split.shard_counts, split.sizes)
+        self.share = rank_slice(plan.global_batch, rank, world_size)
+        self.start_step, self.steps = start_step, steps
+        self.skip_damaged, self.log_samples = skip_damaged, log_samples
+        self.skipped: dict[str, str] = {}
+        self._sharpness = lru_cache(maxsize=100_000)(self._read_sharpness)
+        self._pool = ThreadPoolExecutor(workers) if workers else None
+        self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(prefetch)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="era-loader", daemon=True)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._thread.start()
+        while not self._stopping.is_set():
+            item = self._queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                return
+            yield item
+
+    def stop(self) -> None:
+        """End the iteration after the batch in hand."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._stopping.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get(timeout=0.05)
+            except queue.Empty:
+                continue
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def batch(self, step: int) -> Batch:
+        """Make this rank's share of a step."""
+        first = step * self.plan.global_batch
+        crops = [self._crop(first + p) for p in range(*self.share)]
+        count, size = len(crops), crops[0].size
+        images = [np.empty((count, size, size, 3), np.uint16) for _ in (BLUR, SHARP)]
+        radius = np.zeros((count, size, size), np.uint16) if self.split.has_radius else None
+        cuts = [(i, crop, images, radius) for i, crop in enumerate(crops)]
+        known = list((self._pool.map if self._pool else map)(self._cut, cuts))
+        crcs = []
+        if self.log_samples:
+            crcs = [zlib.crc32(images[1][i], zlib.crc32(images[0][i])) for i in range(count)]
+        return Batch(
+            step=step,
+            ids=[crop.id(self.split.key(crop.image)) for crop in crops],
+            crcs=crcs,
+            blur=torch.from_numpy(images[0]),
+            sharp=torch.from_numpy(images[1]),
+            radius=None if radius is None else torch.from_numpy(radius),
+            has_radius=torch.tensor(known),
+            flips=torch.tensor([crop.flip for crop in crops]),
+        )
+
+    def _work(self) -> None:
+        try:
+            for step in range(self.start_step, self.steps):
+                self._put(self.batch(step))
+                if self._stopping.is_set():
+                    return
+            self._put(None)
+        except BaseException as error:  # raised where the batches are taken
+            self._put(error)
+
+    def _put(self, item: Batch | BaseException | None) -> None:
+        while not self._stopping.is_set():
+            try:
+                return self._queue.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def _crop(self, position: int) -> Crop:
+        chosen = self.order.image(position)
+        for offset in range(len(self.split) if self.skip_damaged else 1):
+            image = (chosen + offset) % len(self.split)
+            try:
+                if self.split.key(image) in self.skipped:
+                    continue
+                return self._crop_of(position, image)
+            except UserError as error:
+                if not self.skip_damaged:
+                    raise
+                self.skipped[self.split.key(image)] = str(error)
+                log.warning("sample skipped: %s", error)
+        raise UserError(f"{self.split.url}: no sound sample is left; run `era verify`")
+
+    def _crop_of(self, position: int, image: int) -> Crop:
+        for name in (BLUR, SHARP):
+            self.split.member(image, name)
+        return self.order.crop_of(position, image, self._sharpness(image))
+
+    def _read_sharpness(self, image: int) -> Image | None:
+        if not self.plan.min_sharpness_quantile:
+            return None
+        values = self.split.meta(image).get("sharpness")
+        return None if values is None else np.asarray(values, np.float32)
+
+    def _cut(self, job: tuple[int, Crop, list[Image], Image | None]) -> bool:
+        index, crop, images, radius = job
+        place = (slice(crop.top, crop.top + crop.size), slice(crop.left, crop.left + crop.size))
+        for target, name in zip(images, (BLUR, SHARP), strict=True):
+            source = self.split.member(crop.image, name)
+            assert source is not None  # _crop_of saw it
+            np.copyto(target[index], source[place])
+        source = self.split.member(crop.image, RADIUS) if radius is not None else None
+        if source is None or radius is None:
+            return False
+        np.copyto(radius[index], source[place])
+        return True

@@ -1,0 +1,114 @@
+"""`manifest.json`: a split's table of contents, written last.
+
+    {"format": "era-shards/1", "dataset": ..., "split": ..., "samples": n, "bytes": n,
+     "bit_depth": 16, "sharp": true, "radius": false,
+     "shards": [{"name": ..., "bytes": n, "sha256": ...,
+                 "samples": [{"key": ..., "height": h, "width": w,
+                              "members": {"blur.npy": [offset, length], ...}}]}]}
+
+Offsets are of a member's data in its shard, so that any crop can be read at random.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import UserError
+
+FORMAT = "era-shards/1"
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class SampleEntry:
+    """A sample: its key, its size in pixels, and (offset, bytes) of each member."""
+
+    key: str
+    height: int
+    width: int
+    members: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar file of the split and the samples in it."""
+
+    name: str
+    bytes: int
+    sha256: str
+    samples: list[SampleEntry]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A split's table of contents."""
+
+    dataset: str
+    split: str
+    bit_depth: int
+    sharp: bool
+    radius: bool
+    shards: list[Shard]
+    statistics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        """Samples of all shards."""
+        return sum(len(shard.samples) for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    def to_json(self) -> str:
+        """The file's text, the same for the same content."""
+        head = {"format": FORMAT, "samples": self.samples, "bytes": self.bytes}
+        return json.dumps({**head, **asdict(self)}, indent=1) + "\n"
+
+
+def parse_manifest(text: str, url: str) -> Manifest:
+    """Read a manifest's text.
+
+    Raises:
+        UserError: if it is damaged or of another format.
+    """
+    try:
+        values = json.loads(text)
+        if values.pop("format") != FORMAT:
+            raise ValueError(f"not of format {FORMAT}")
+        counts = values.pop("samples"), values.pop("bytes")
+        shards = [_shard(shard) for shard in values.pop("shards")]
+        manifest = Manifest(shards=shards, **values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{url}: not a manifest that can be read ({error})") from None
+    if counts != (manifest.samples, manifest.bytes):
+        raise UserError(f"{url}: damaged: its counts do not match its shards")
+    return manifest
+
+
+def load_manifest(split_url: str) -> tuple[Manifest, str]:
+    """Load a split's manifest; returns it and the sha256 of its text.
+
+    Raises:
+        UserError: if there is none.
+    """
+    url = storage.join(split_url, NAME)
+    if not storage.exists(url):
+        raise UserError(f"{split_url}: no {NAME} there; make it with `era preprocess`")
+    text = storage.read_text(url)
+    return parse_manifest(text, url), hashlib.sha256(text.encode()).hexdigest()
+
+
+def _shard(values: dict[str, Any]) -> Shard:
+    samples = [
+        SampleEntry(
+            s["key"], s["height"], s["width"], {k: tuple(v) for k, v in s["members"].items()}
+        )
+        for s in values["samples"]
+    ]
+    return Shard(values["name"], values["bytes"], values["sha256"], samples)

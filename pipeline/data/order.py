@@ -1,0 +1,201 @@
+"""The order of samples: pure arithmetic on integers, with no torch, no files and no ranks.
+
+Position p = 0, 1, 2, ... holds one sample: a crop of an image, and a flip. Which one is a function
+of (seed, p), the data set's table of contents and a few settings, and of nothing else: not of
+ranks, workers, caches or machines. Step s owns positions [s B, (s+1) B) for the global batch B, and
+the world is laid over a step afterwards (`rank_slice`).
+
+An epoch holds every image `crops_per_image` times. Shards are shuffled, then slots are shuffled
+within windows of shards, so that a set larger than a node's disk is read window by window.
+
+Random numbers are a keyed hash (splitmix64 of the key's parts): the same on every platform and in
+every version of every library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+U64 = np.ndarray[Any, np.dtype[np.uint64]]
+PROPOSALS = 8  # places looked at for a crop that is sharp enough
+SHARD, SLOT, PLACE, FLIP = 1, 2, 3, 4  # purposes of random numbers
+
+
+@dataclass(frozen=True)
+class OrderPlan:
+    """The settings that define the order.
+
+    Attributes:
+        seed: of all random numbers.
+        global_batch: samples per optimiser step.
+        crops_per_image: times that an image comes in one epoch.
+        window: shards shuffled together; 0 = all.
+        patch: crop sizes in pixels; the steps are divided evenly among them.
+        steps: of the whole run.
+        rotate: allow quarter turns too.
+        min_sharpness_quantile: crops are looked for above this quantile of their image.
+    """
+
+    seed: int
+    global_batch: int
+    crops_per_image: int
+    window: int
+    patch: tuple[int, ...]
+    steps: int
+    rotate: bool
+    min_sharpness_quantile: float
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A sample: `size` pixels square at (top, left) of image `image`, then `flip` (0..7).
+
+    Bit 0 of `flip` mirrors left and right, bit 1 up and down, bit 2 transposes.
+    """
+
+    image: int
+    top: int
+    left: int
+    size: int
+    flip: int
+
+    def id(self, key: str) -> str:
+        """The sample's name in samples.jsonl."""
+        return f"{key}@{self.top},{self.left},{self.size},{self.flip}"
+
+
+class Order:
+    """The order over one data set.
+
+    Args:
+        plan: the settings.
+        shard_counts: images per shard, in the manifest's order; images are numbered through.
+        sizes: (height, width) of every image.
+    """
+
+    def __init__(
+        self, plan: OrderPlan, shard_counts: Sequence[int], sizes: Sequence[tuple[int, int]]
+    ) -> None:
+        self.plan = plan
+        self.shard_counts = list(shard_counts)
+        self.sizes = sizes
+        self.images = sum(shard_counts)
+        self.per_epoch = self.images * plan.crops_per_image
+        self.smallest = min(min(size) for size in sizes)
+        self._epoch = (-1, np.empty(0, np.int64))
+
+    def patch(self, position: int) -> int:
+        """The crop size of a position, pixels; never more than the smallest image has."""
+        step = position // self.plan.global_batch
+        index = min(step * len(self.plan.patch) // self.plan.steps, len(self.plan.patch) - 1)
+        return min(self.plan.patch[index], self.smallest)
+
+    def image(self, position: int) -> int:
+        """The image of a position."""
+        return int(self._slots(position // self.per_epoch)[position % self.per_epoch])
+
+    def crop(self, position: int, sharpness: np.ndarray[Any, Any] | None = None) -> Crop:
+        """The sample of a position.
+
+        Args:
+            sharpness: the image's coarse map (rows, columns), if crops are chosen by it.
+        """
+        return self.crop_of(position, self.image(position), sharpness)
+
+    def crop_of(
+        self, position: int, image: int, sharpness: np.ndarray[Any, Any] | None = None
+    ) -> Crop:
+        """The sample of a position, were it of this image (in the place of a damaged one)."""
+        size = self.patch(position)
+        places = self._places(position, image, size)
+        top, left = places[0] if sharpness is None else self._sharp(places, image, size, sharpness)
+        flips = 8 if self.plan.rotate else 4
+        flip = int(mix(self.plan.seed, FLIP, position)[0] % np.uint64(flips))
+        return Crop(image, top, left, size, flip)
+
+    def shards(self, position: int) -> list[int]:
+        """Shards in the order in which the epoch of a position reads them."""
+        return [int(shard) for shard in self._shard_order(position // self.per_epoch)]
+
+    def _places(self, position: int, image: int, size: int) -> list[tuple[int, int]]:
+        height, width = self.sizes[image]
+        random = mix(self.plan.seed, PLACE, position, np.arange(2 * PROPOSALS, dtype=np.uint64))
+        tops = random[::2] % np.uint64(height - size + 1)
+        lefts = random[1::2] % np.uint64(width - size + 1)
+        return [(int(top), int(left)) for top, left in zip(tops, lefts, strict=True)]
+
+    def _sharp(
+        self, places: list[tuple[int, int]], image: int, size: int, sharpness: np.ndarray[Any, Any]
+    ) -> tuple[int, int]:
+        """The first place that is sharp enough, else the sharpest of those looked at."""
+        height, width = self.sizes[image]
+        threshold = np.quantile(sharpness, self.plan.min_sharpness_quantile)
+        means = []
+        for top, left in places:
+            rows = _cells(top, size, height, sharpness.shape[0])
+            columns = _cells(left, size, width, sharpness.shape[1])
+            means.append(float(sharpness[rows, columns].mean()))
+            if means[-1] >= threshold:
+                return top, left
+        return places[int(np.argmax(means))]
+
+    def _shard_order(self, epoch: int) -> np.ndarray[Any, Any]:
+        shards = np.arange(len(self.shard_counts), dtype=np.uint64)
+        return np.argsort(mix(self.plan.seed, SHARD, epoch, shards), kind="stable")
+
+    def _slots(self, epoch: int) -> np.ndarray[Any, Any]:
+        """The images of an epoch's positions; kept for one epoch at a time."""
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self._shuffled(epoch))
+        return self._epoch[1]
+
+    def _shuffled(self, epoch: int) -> np.ndarray[Any, Any]:
+        order = self._shard_order(epoch)
+        window = self.plan.window or len(order)
+        starts = np.concatenate([[0], np.cumsum(self.shard_counts)])
+        parts = []
+        for first in range(0, len(order), window):
+            shards = sorted(int(shard) for shard in order[first : first + window])
+            images = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards])
+            slots = np.repeat(images, self.plan.crops_per_image)
+            copies = np.tile(np.arange(self.plan.crops_per_image), len(images))
+            random = mix(
+                self.plan.seed, SLOT, epoch, slots.astype(np.uint64), copies.astype(np.uint64)
+            )
+            parts.append(slots[np.argsort(random, kind="stable")])
+        return np.concatenate(parts)
+
+
+def rank_slice(global_batch: int, rank: int, world_size: int) -> tuple[int, int]:
+    """A rank's part [start, stop) of a step's positions: floor(r B / W) to floor((r+1) B / W)."""
+    return rank * global_batch // world_size, (rank + 1) * global_batch // world_size
+
+
+def evaluation_indices(count: int, rank: int, world_size: int) -> list[int]:
+    """The images that a rank evaluates: every image on exactly one rank."""
+    return list(range(rank, count, world_size))
+
+
+def mix(*parts: int | U64) -> U64:
+    """Random 64-bit numbers from a key, by chained splitmix64; array parts are broadcast."""
+    state: U64 = np.zeros(1, np.uint64)
+    with np.errstate(over="ignore"):
+        for part in parts:
+            state = _splitmix(state ^ _splitmix(np.atleast_1d(np.asarray(part, np.uint64))))
+    return state
+
+
+def _splitmix(x: U64) -> U64:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _cells(start: int, size: int, length: int, cells: int) -> slice:
+    first = start * cells // length
+    return slice(first, max(first + 1, -(-(start + size) * cells // length)))

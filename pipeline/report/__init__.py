@@ -1,0 +1,6 @@
+"""Pages for people who would rather look than read: self-contained HTML, light and dark."""
+
+from pipeline.report.pages import DemoReport, Gallery, write_demo_report, write_gallery
+from pipeline.report.pictures import Case
+
+__all__ = ["Case", "DemoReport", "Gallery", "write_demo_report", "write_gallery"]

@@ -1,0 +1,83 @@
+"""The pages themselves, filled from jinja2 templates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from pipeline import storage
+from pipeline.report.pictures import Case, curves
+
+CURVES = {
+    "train/loss": "training loss",
+    "val/psnr": "validation PSNR (dB)",
+    "val/ssim": "validation SSIM",
+    "train/error_share": "share of non-zero E",
+}
+MAX_CASES = 12  # with pictures; the table has all
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What `report.html` shows.
+
+    Attributes:
+        summary: the demo's summary.json.
+        cases: the test images.
+        metrics: lines of the run's metrics.jsonl.
+        settings: the run's configuration, plain values by section.
+        versions: package -> version.
+        seconds: step of the chain -> seconds it took.
+    """
+
+    summary: dict[str, Any]
+    cases: list[Case]
+    metrics: list[dict[str, float]]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What `gallery.html` shows: totals, and every case with its scores."""
+
+    title: str
+    totals: dict[str, Any]
+    rows: list[dict[str, Any]]
+    cases: list[Case]
+
+
+def write_demo_report(url: str, report: DemoReport) -> None:
+    """Write the demo's page: one file that needs nothing else."""
+    page = _template("report.html").render(
+        report=report, cases=chosen(report.cases), curves=curves(report.metrics, CURVES)
+    )
+    storage.write_text(url, page)
+
+
+def write_gallery(url: str, gallery: Gallery) -> None:
+    """Write an evaluation's page: one file that needs nothing else."""
+    page = _template("gallery.html").render(gallery=gallery, cases=chosen(gallery.cases))
+    storage.write_text(url, page)
+
+
+def chosen(cases: list[Case]) -> list[tuple[str, Case]]:
+    """The cases to draw, each with a word: best, worst and median gain first."""
+    if not cases or cases[0].sharp is None:
+        return [("", case) for case in cases[:MAX_CASES]]
+    ranked = sorted(cases, key=lambda case: case.gain, reverse=True)
+    named = {0: "greatest gain", len(ranked) - 1: "least gain", len(ranked) // 2: "median gain"}
+    first = [(word, ranked[index]) for index, word in named.items()]
+    rest = [("", case) for index, case in enumerate(ranked) if index not in named]
+    return (first + rest)[:MAX_CASES]
+
+
+@lru_cache(maxsize=4)
+def _template(name: str) -> Any:
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
+    loader = PackageLoader("pipeline.report", "templates")
+    environment = Environment(loader=loader, autoescape=select_autoescape(), trim_blocks=True)
+    return environment.get_template(name)

@@ -1,0 +1,110 @@
+"""The model card of a bundle, filled in from the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from era import ErAConfig
+from pipeline.checkpoint import Checkpoint
+from pipeline.data.manifest import load_manifest
+from pipeline.errors import UserError
+
+PROTOCOL = (
+    "Means over the images of the validation split, whole images, protocol `standard`: RGB in "
+    "[0, 1], clamped, not requantised; SSIM with a 7x7 uniform window."
+)
+TRAIN_KEYS = (
+    "steps", "global_batch", "patch", "learning_rate", "precision", "deterministic", "seed", "ema",
+)  # fmt: skip
+
+
+def model_card(checkpoint: Checkpoint, config: dict[str, Any], name: str) -> str:
+    """Return README.md: what the model is, what it learned from, how good it is, where it fails."""
+    model = ErAConfig.from_dict(checkpoint.meta["model"])
+    parts = [
+        _head(name),
+        _section("Model", _model(model, config)),
+        _section("Training data", _data(checkpoint, config)),
+        _section("Training", _training(checkpoint, config)),
+        _section("Scores", _scores(checkpoint)),
+        _section("Limits", _limits(model, config)),
+        _section("Use", _use()),
+        _section("Licence", ["Weights and code: Apache-2.0. The data keeps its own licence."]),
+    ]
+    return "\n".join(parts)
+
+
+def _head(name: str) -> str:
+    return (
+        "---\nlicense: apache-2.0\nlibrary_name: era\npipeline_tag: image-to-image\n"
+        f"tags: [deblurring, defocus, deep-unrolling]\n---\n\n# {name}\n\n"
+        "ErA restores a photograph that is out of focus, with a blur that varies over the image.\n"
+    )
+
+
+def _section(title: str, lines: list[str]) -> str:
+    return f"## {title}\n\n" + "\n".join(lines) + "\n"
+
+
+def _model(model: ErAConfig, config: dict[str, Any]) -> list[str]:
+    size = config.get("model", {}).get("size", "unknown")
+    return [
+        f"- size `{size}`: {model.stages} stages, {model.kernels} kernels of "
+        f"{model.kernel_size} x {model.kernel_size} pixels, radius up to {model.radius_max:g} pixels",
+        f"- error term: {'on' if model.error_term else 'off'}; X update: {model.x_form}",
+    ]
+
+
+def _data(checkpoint: Checkpoint, config: dict[str, Any]) -> list[str]:
+    lines = []
+    known = checkpoint.meta.get("data_manifest_sha256", "unknown")
+    for use in ("train", "val"):
+        url = config.get("data", {}).get(use, "")
+        if url:
+            lines.append(f"- {use}: {_described(url)}")
+    return [*lines, f"- sha256 of the training split's manifest: `{known}`"]
+
+
+def _described(url: str) -> str:
+    try:
+        manifest, _ = load_manifest(url)
+    except UserError:
+        return f"`{url}` (out of reach when this card was written)"
+    truth = "with true blur radii" if manifest.radius else "without blur radii"
+    return (
+        f"{manifest.dataset}, split {manifest.split}: {manifest.samples} images, "
+        f"{manifest.bit_depth} bits, {truth} (`{url}`)"
+    )
+
+
+def _training(checkpoint: Checkpoint, config: dict[str, Any]) -> list[str]:
+    train = config.get("train", {})
+    meta = checkpoint.meta
+    versions = ", ".join(f"{k} {v}" for k, v in meta.get("versions", {}).items())
+    return [
+        f"- step {checkpoint.step} of {train.get('steps', '?')}; weights are the moving average",
+        *(f"- {key}: {train[key]}" for key in TRAIN_KEYS[1:] if key in train),
+        f"- loss: {config.get('loss', {})}",
+        f"- sha256 of the settings that define the result: `{meta.get('frozen_sha256', 'unknown')}`",
+        f"- {versions or 'versions unknown'}",
+    ]
+
+
+def _scores(checkpoint: Checkpoint) -> list[str]:
+    if not checkpoint.metrics:
+        return ["This checkpoint was not validated."]
+    rows = [f"| {name} | {value:.4f} |" for name, value in sorted(checkpoint.metrics.items())]
+    return [PROTOCOL, "", "| metric | value |", "|---|---|", *rows]
+
+
+def _limits(model: ErAConfig, config: dict[str, Any]) -> list[str]:
+    return [
+        f"- Blur wider than a disk of {model.radius_max:g} pixels radius is outside its model.",
+        "- Defocus only: not motion blur, noise, compression or low resolution.",
+        "- The scores hold for data like the training data; other cameras need an evaluation.",
+        "- Restored detail is an estimate: don't use it as evidence or for measurements.",
+    ]
+
+
+def _use() -> list[str]:
+    return ["```", "era restore photo.jpg --out restored --checkpoint THIS_FOLDER", "```"]

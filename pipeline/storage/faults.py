@@ -1,0 +1,106 @@
+"""Which faults of S3 pass by themselves, and what the others mean to a user.
+
+The server's own words are never shown: only its error code, since messages may quote a request.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+_PASSING_CODES = {
+    "SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "OperationAborted",
+    "Throttling", "ThrottlingException", "RequestLimitExceeded", "IncompleteBody", "BadDigest",
+    "XAmzContentSHA256Mismatch", "NoSuchUpload", "InvalidPart",
+}  # fmt: skip
+_PASSING_STATUS = {408, 409, 429}
+
+_KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+_CURES = {
+    "InvalidAccessKeyId": f"the access key is not known there; {_KEYS}",
+    "SignatureDoesNotMatch": f"the secret key does not fit the access key; {_KEYS}",
+    "ExpiredToken": "the credentials have expired; renew them (AWS_SESSION_TOKEN)",
+    "TokenRefreshRequired": "the credentials have expired; renew them (AWS_SESSION_TOKEN)",
+    "InvalidToken": "the session token is not valid; renew the credentials",
+    "RequestTimeTooSkewed": "this machine's clock differs from the server's; set the clock",
+    "EntityTooLarge": "the object is larger than the server allows",
+    "InvalidBucketName": "the bucket's name is not valid",
+    "QuotaExceeded": "the bucket's quota is used up; free some space",
+}
+
+
+class ShortBody(OSError):
+    """The server sent fewer bytes than it was asked for."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether trying again may help."""
+    code, status = _code_and_status(error)
+    if code or status:
+        return code in _PASSING_CODES or status in _PASSING_STATUS or status >= 500
+    from botocore.exceptions import BotoCoreError, HTTPClientError
+    from botocore.parsers import ResponseParserError
+
+    if isinstance(error, (FileNotFoundError, PermissionError, FileExistsError)):
+        return False
+    if isinstance(error, BotoCoreError):
+        return isinstance(error, HTTPClientError)
+    return isinstance(error, (OSError, TimeoutError, ResponseParserError)) or _is_aiohttp(error)
+
+
+def explain(url: str, error: BaseException) -> str:
+    """One line for a fault that did not pass: what, where and what to do."""
+    from botocore.exceptions import NoCredentialsError, PartialCredentialsError
+
+    code, status = _code_and_status(error)
+    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
+        return f"{url}: no S3 credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if code in _CURES:
+        return f"{url}: {_CURES[code]} [{code}]"
+    if status in (401, 403) or isinstance(error, PermissionError):
+        return f"{url}: access denied by {_endpoint()}; {_KEYS}, and the rights on the bucket"
+    if status in (301, 307, 400):
+        return (
+            f"{url}: {_endpoint()} refused the request [{code or status}]; check the region, "
+            "the endpoint, and that the credentials have not expired"
+        )
+    if code or status:
+        return f"{url}: {_endpoint()} keeps answering {code or status}; try again later"
+    reason = type(error).__name__
+    return (
+        f"{url}: no good answer from {_endpoint()} ({reason}); check AWS_ENDPOINT_URL "
+        "and the network"
+    )
+
+
+def _code_and_status(error: BaseException) -> tuple[str, int]:
+    for link in _chain(error):
+        response = getattr(link, "response", None)
+        if isinstance(response, dict) and "Error" in response:
+            code = str(response["Error"].get("Code", ""))
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return code, int(status or (code if code.isdigit() else 0))
+    return "", 0
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _is_aiohttp(error: BaseException) -> bool:
+    import aiohttp
+
+    return isinstance(error, aiohttp.ClientError)
+
+
+def _endpoint() -> str:
+    """The server's address, without anything that may be secret in a URL."""
+    given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    parts = urlsplit(given)
+    if not parts.hostname:
+        return "AWS S3"
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname}{port}"

@@ -1,0 +1,161 @@
+"""Files of this machine."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from pipeline.errors import UserError
+from pipeline.storage.entry import UNFINISHED, Entry, Kind
+
+COPY_PART = 8 << 20  # bytes
+
+_CURES = {
+    errno.ENOENT: "no such file or folder; check the path",
+    errno.EACCES: "permission denied; check the owner and the mode",
+    errno.EPERM: "operation not permitted; choose another place",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.ENOSPC: "the disk is full; free some space or choose another place",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose another place",
+    errno.EFBIG: "the file grows beyond the size that is allowed here; choose another place",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; choose another path",
+    errno.EISDIR: "this is a folder, and a file is wanted",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "too many symbolic links",
+}
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an OSError into a UserError that names the path and a cure."""
+    try:
+        yield
+    except OSError as error:
+        reason = _CURES.get(error.errno or 0, error.strerror or type(error).__name__)
+        raise UserError(f"{path}: {reason}") from None
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file beside `path`; on success sync it and rename it into place, else remove it."""
+    beside = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}{UNFINISHED}")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = beside.open("wb")
+    try:
+        with stream:
+            yield stream
+            with explained(path):
+                stream.flush()
+                os.fsync(stream.fileno())
+        with explained(path):
+            beside.replace(path)
+            _sync_folder(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_all(stream: IO[bytes], data: bytes, path: Path) -> None:
+    """Write to an open stream; a failure names the final path."""
+    with explained(path):
+        stream.write(data)
+
+
+class LocalFiles:
+    """The door's local side."""
+
+    def kind(self, url: str) -> Kind:
+        path = _path(url)
+        with explained(path):
+            if path.is_dir():
+                return "folder"
+            return "file" if path.exists() else "missing"
+
+    def size(self, url: str) -> int:
+        with explained(_path(url)):
+            return _path(url).stat().st_size
+
+    def list_names(self, url: str) -> list[str]:
+        path = _path(url)
+        with explained(path):
+            if not path.is_dir():
+                return []
+            return sorted(x.name for x in path.iterdir() if not x.name.endswith(UNFINISHED))
+
+    def find(self, url: str) -> list[Entry]:
+        root = _path(url)
+        found = []
+        with explained(root):
+            for folder, _, names in os.walk(root):
+                for name in names:
+                    path = Path(folder, name)
+                    if not name.endswith(UNFINISHED):
+                        relative = path.relative_to(root).as_posix()
+                        found.append(Entry(str(path), relative, path.stat().st_size))
+        return sorted(found, key=lambda entry: entry.relative)
+
+    def read(self, url: str, start: int | None, end: int | None) -> bytes:
+        path = _path(url)
+        with explained(path), path.open("rb") as stream:
+            stream.seek(start or 0)
+            data = stream.read() if end is None else stream.read(end - (start or 0))
+        if end is not None and len(data) != end - (start or 0):
+            raise UserError(f"{path}: ends before byte {end}; the file is cut short")
+        return data
+
+    def write(self, url: str, data: bytes) -> None:
+        path = _path(url)
+        with written_beside(path) as stream:
+            write_all(stream, data, path)
+
+    def write_from(self, path: Path, url: str) -> None:
+        target = _path(url)
+        with explained(path):
+            source = path.open("rb")
+        with source, written_beside(target) as stream:
+            while data := source.read(COPY_PART):
+                write_all(stream, data, target)
+
+    def delete(self, url: str) -> None:
+        path = _path(url)
+        with explained(path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def check_writable(self, url: str) -> None:
+        path = _path(url)
+        with explained(path):
+            nearest = path.absolute()
+            while not nearest.exists():
+                nearest = nearest.parent
+            if not nearest.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "not a folder")
+            probe = nearest / f".era-{secrets.token_hex(4)}{UNFINISHED}"
+            try:
+                probe.write_bytes(b"era")
+            finally:
+                probe.unlink(missing_ok=True)
+
+
+def _path(url: str) -> Path:
+    return Path(url.removeprefix("file://")).expanduser()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; some file systems cannot sync a folder, which is no error."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

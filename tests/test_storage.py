@@ -1,0 +1,295 @@
+"""The one door to files: the same behaviour locally and on a real S3 server, and its failures."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import SECRET_KEY, S3Server
+from faulty_proxy import Plan, always, every, faulty_proxy
+
+from pipeline import storage
+from pipeline.errors import UserError
+
+BIG = bytes(range(256)) * 4096  # 1 MiB
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty folder, locally or on S3."""
+    if request.param == "local":
+        return str(tmp_path / "place")
+    return storage.join(request.getfixturevalue("s3_server").url, "place")
+
+
+def test_names() -> None:
+    assert storage.join("s3://b/a/", "c", "d.png") == "s3://b/a/c/d.png"
+    assert storage.join("/", "x") == "/x"
+    assert storage.name_of("s3://b/a/c.png") == "c.png"
+    assert storage.is_local("a/b")
+    assert not storage.is_local("s3://b")
+    assert storage.absolute("x") == str(Path.cwd() / "x")
+    assert storage.absolute("s3://b/x/") == "s3://b/x"
+
+
+def test_round_trip(place: str, tmp_path: Path) -> None:
+    url = storage.join(place, "a", "b.bin")
+    assert not storage.exists(url)
+    storage.write_bytes(url, BIG)
+    assert storage.read_bytes(url) == BIG
+    assert storage.read_bytes(url, 100, 400) == BIG[100:400]
+    assert storage.read_bytes(url, 5, 5) == b""
+    assert storage.size(url) == len(BIG)
+    assert storage.exists(url)
+    assert not storage.is_dir(url)
+    storage.download(url, tmp_path / "down.bin")
+    assert (tmp_path / "down.bin").read_bytes() == BIG
+    storage.upload(tmp_path / "down.bin", storage.join(place, "up.bin"))
+    assert storage.read_bytes(storage.join(place, "up.bin")) == BIG
+
+
+def test_text_and_json(place: str) -> None:
+    url = storage.join(place, "x.json")
+    storage.write_json(url, {"b": [1, 2], "a": "ä"})
+    assert storage.read_json(url) == {"b": [1, 2], "a": "ä"}
+    storage.write_text(url, "{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        storage.read_json(url)
+    storage.write_bytes(url, b"\xff\xfe")
+    with pytest.raises(UserError, match="UTF-8"):
+        storage.read_text(url)
+
+
+def test_listing_and_deleting(place: str) -> None:
+    assert storage.list_names(place) == []
+    assert storage.find(place) == []
+    for name in ("b/2", "b/1", "a", "c d"):
+        storage.write_bytes(storage.join(place, name), b"12345")
+    assert storage.list_names(place) == ["a", "b", "c d"]
+    assert storage.is_dir(place)
+    assert [(e.relative, e.size) for e in storage.find(place)] == [
+        ("a", 5), ("b/1", 5), ("b/2", 5), ("c d", 5),
+    ]  # fmt: skip
+    assert storage.read_bytes(storage.find(place)[1].url) == b"12345"
+    storage.delete(storage.join(place, "a"))
+    storage.delete(storage.join(place, "b"))
+    storage.delete(storage.join(place, "never was"))
+    assert storage.list_names(place) == ["c d"]
+
+
+def test_overwriting_is_whole(place: str) -> None:
+    url = storage.join(place, "x")
+    storage.write_bytes(url, BIG)
+    storage.write_bytes(url, b"new")
+    assert storage.read_bytes(url) == b"new"
+    assert storage.list_names(place) == ["x"]
+
+
+def test_missing_file(place: str, tmp_path: Path) -> None:
+    url = storage.join(place, "nowhere.bin")
+    for read in (storage.read_bytes, storage.size, lambda u: storage.download(u, tmp_path / "x")):
+        with pytest.raises(UserError, match="no such"):
+            read(url)
+    assert not (tmp_path / "x").exists()
+
+
+def test_reading_past_the_end(place: str) -> None:
+    url = storage.join(place, "x")
+    storage.write_bytes(url, b"12345")
+    if storage.is_local(url):
+        with pytest.raises(UserError, match="cut short"):
+            storage.read_bytes(url, 0, 9)
+
+
+def test_check_writable(place: str) -> None:
+    storage.check_writable(storage.join(place, "deep", "down"))
+    assert storage.find(place) == []
+
+
+def test_multipart_upload(
+    s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.storage.bucket.UPLOAD_PART", 5 << 20)
+    monkeypatch.setattr("pipeline.storage.DOWNLOAD_PART", 3 << 20)
+    data = BIG * 12
+    (tmp_path / "big").write_bytes(data)
+    url = storage.join(s3_server.url, "big")
+    storage.upload(tmp_path / "big", url)
+    assert (s3_server.folder / s3_server.bucket / "big").read_bytes() == data
+    storage.download(url, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == data
+
+
+def test_unknown_scheme() -> None:
+    with pytest.raises(UserError, match="ftp:// is not supported"):
+        storage.read_bytes("ftp://x/y")
+    with pytest.raises(UserError, match="names no bucket"):
+        storage.read_bytes("s3://")
+
+
+# What cannot work locally
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    for call in (
+        lambda: storage.write_bytes(str(tmp_path / "file" / "below"), b"y"),
+        lambda: storage.check_writable(str(tmp_path / "file" / "below")),
+    ):
+        with pytest.raises(UserError, match="not a folder"):
+            call()
+
+
+def test_read_only_place() -> None:
+    with pytest.raises(UserError, match="/proc/era"):
+        storage.write_bytes("/proc/era/x", b"y")
+
+
+def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    """A file-size limit stands for a full disk: the write fails midway in the same way."""
+    program = (
+        "import resource, sys\n"
+        "from pipeline import storage\n"
+        "from pipeline.errors import UserError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: storage.write_bytes(sys.argv[1], bytes(100_000))\n"
+        "except UserError as error: print(error)\n"
+    )
+    url = str(tmp_path / "d" / "x")
+    done = subprocess.run(
+        [sys.executable, "-c", program, url], capture_output=True, text=True, check=True
+    )
+    assert "beyond the size" in done.stdout
+    assert list((tmp_path / "d").iterdir()) == []
+
+
+# What cannot work on S3: one clear line, no credential in it
+
+
+def _refusal(url: str) -> str:
+    with pytest.raises(UserError) as caught:
+        storage.read_bytes(url)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert SECRET_KEY not in message
+    return message
+
+
+def test_missing_bucket(s3_server: S3Server) -> None:
+    assert "no such bucket" in _refusal("s3://never-made/x")
+    for call in (storage.list_names, storage.find, storage.exists, storage.check_writable):
+        with pytest.raises(UserError, match="no such bucket"):
+            call("s3://never-made/x")
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_wrong_keys(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "someone-else")
+    message = _refusal(f"{s3_server.url}/x")
+    assert "AWS_ACCESS_KEY_ID" in message
+    assert "someone-else" not in message
+
+
+def test_no_keys(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    assert "no S3 credentials" in _refusal(f"{s3_server.url}/x")
+
+
+def test_expired_token(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with faulty_proxy(s3_server.endpoint, always("ExpiredToken")) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        assert "expired" in _refusal(f"{s3_server.url}/x")
+        assert len(proxy.asked) == 1  # a permanent fault is not retried
+
+
+def test_nobody_listens(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:hidden@127.0.0.1:9")
+    monkeypatch.setattr("pipeline.storage.bucket.RETRY_FOR", 1.0)
+    message = _refusal(f"{s3_server.url}/x")
+    assert "http://127.0.0.1:9" in message
+    assert "hidden" not in message
+
+
+# Faults that pass
+
+Work = Callable[[str, Path], None]
+
+
+def _read(url: str, scratch: Path) -> None:
+    assert storage.read_bytes(f"{url}/there") == BIG
+
+
+def _write(url: str, scratch: Path) -> None:
+    storage.write_bytes(f"{url}/new", BIG)
+
+
+def _upload(url: str, scratch: Path) -> None:
+    (scratch / "big").write_bytes(BIG * 12)
+    storage.upload(scratch / "big", f"{url}/new")
+
+
+def _download(url: str, scratch: Path) -> None:
+    storage.download(f"{url}/there", scratch / "copy")
+    assert (scratch / "copy").read_bytes() == BIG
+
+
+def _list(url: str, scratch: Path) -> None:
+    assert storage.list_names(url) == ["there"]
+
+
+CASES: list[tuple[Work, str, str]] = [
+    (_read, "GET", "slowdown"),
+    (_read, "GET", "drop"),
+    (_read, "GET", "cut"),
+    (_download, "GET", "cut"),
+    (_list, "GET", "InternalError"),
+    (_write, "PUT", "slowdown"),
+    (_write, "PUT", "drop"),
+    (_write, "PUT", "late-drop"),
+    (_upload, "PUT", "slowdown"),
+    (_upload, "POST", "InternalError"),
+]
+
+
+@pytest.mark.parametrize(("work", "method", "fault"), CASES)
+def test_passing_faults(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    work: Work, method: str, fault: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("pipeline.storage.bucket.UPLOAD_PART", 5 << 20)
+    storage.write_bytes(f"{s3_server.url}/there", BIG)
+    with faulty_proxy(s3_server.endpoint, every(method, 2, fault)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        work(s3_server.url, tmp_path)
+        assert proxy.faults() == 2
+    written = s3_server.folder / s3_server.bucket / "new"
+    if work in (_write, _upload):
+        assert written.read_bytes() == (BIG if work is _write else BIG * 12)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("plan", [always("slowdown"), always("drop"), always("hang")])
+def test_lasting_faults_end_in_one_line(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, plan: Plan
+) -> None:
+    with faulty_proxy(s3_server.endpoint, plan) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        assert proxy.endpoint in _refusal(f"{s3_server.url}/x")
+        assert len(proxy.asked) >= 3
+
+
+def test_environment_is_read_each_time(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write_bytes(f"{s3_server.url}/x", b"1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "other")
+    _refusal(f"{s3_server.url}/x")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", os.environ["AWS_ACCESS_KEY_ID"])
