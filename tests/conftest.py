@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import s3fs
 
 ACCESS_KEY, SECRET_KEY = "era-tests", "era-tests-secret"  # of a server that lives for one session
 
@@ -67,11 +68,11 @@ def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def s3_server(s3_process: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S3Server:
     """The server with a fresh bucket; the environment points at it during the test."""
     bucket = f"test-{abs(hash(str(tmp_path))):x}"
-    (s3_process.folder / bucket).mkdir()
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name, value in s3_process.environment.items():
         monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(bucket)
     return S3Server(s3_process.endpoint, s3_process.folder, bucket)
 
 

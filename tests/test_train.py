@@ -16,8 +16,8 @@ from pipeline.train import Stopped, train
 from pipeline.train.courier import Event
 
 SMALL_NETWORK = (
-    "model.overrides={stages: 3, kernels: 3, kernel_size: 7, radius_max: 3.0, prior_channels: [4, 8],"
-    " error_channels: [4], estimator_channels: [4]}"
+    "model.overrides={stages: 3, kernels: 3, kernel_size: 7, radius_max: 3.0,"
+    " prior_channels: [4, 8], error_channels: [4], estimator_channels: [4]}"
 )
 STEPS = 12
 
@@ -179,7 +179,7 @@ def test_impossible_gpus_are_refused_at_once(
 def test_nonfinite_steps_stop_a_run_past_its_budget(
     ray_cluster: str, tiny_data: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="gradient is not finite.*samples: "):
+    with pytest.raises(UserError, match=r"gradient is not finite.*samples: "):
         train(
             config_of(
                 tiny_data,

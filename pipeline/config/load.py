@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -107,7 +107,7 @@ def _merge(config: DictConfig, values: DictConfig | Any, where: str) -> DictConf
         raise UserError(f"{where}: {_first_line(error)}") from None
 
 
-def _unknown_keys(schema: DictConfig, values: Any, prefix: str) -> Iterable[str]:
+def _unknown_keys(schema: DictConfig, values: Any, prefix: str) -> Iterator[str]:
     for key in values:
         name = f"{prefix}{key}"
         if key not in schema:
@@ -118,8 +118,8 @@ def _unknown_keys(schema: DictConfig, values: Any, prefix: str) -> Iterable[str]
             yield from _unknown_keys(schema[key], values[key], f"{name}.")
 
 
-def _all_keys(schema: DictConfig, prefix: str) -> Iterable[str]:
-    for key in schema:
+def _all_keys(schema: DictConfig, prefix: str) -> Iterator[str]:
+    for key in map(str, schema):
         yield f"{prefix}{key}"
         if OmegaConf.is_dict(schema[key]):
             yield from _all_keys(schema[key], f"{prefix}{key}.")

@@ -13,6 +13,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -150,10 +151,9 @@ class TrainLoader:
 
     def _put(self, item: Batch | BaseException | None) -> None:
         while not self._stopping.is_set():
-            try:
-                return self._queue.put(item, timeout=0.2)
-            except queue.Full:
-                continue
+            with suppress(queue.Full):
+                self._queue.put(item, timeout=0.2)
+                return
 
     def _crop(self, position: int) -> Crop:
         chosen = self.order.image(position)

@@ -82,7 +82,7 @@ def parse_manifest(text: str, url: str) -> Manifest:
         if values.pop("format") != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
         counts = values.pop("samples"), values.pop("bytes")
-        shards = [_shard(shard) for shard in values.pop("shards")]
+        shards = [parse_shard(shard) for shard in values.pop("shards")]
         manifest = Manifest(shards=shards, **values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{url}: not a manifest that can be read ({error})") from None
@@ -104,7 +104,8 @@ def load_manifest(split_url: str) -> tuple[Manifest, str]:
     return parse_manifest(text, url), hashlib.sha256(text.encode()).hexdigest()
 
 
-def _shard(values: dict[str, Any]) -> Shard:
+def parse_shard(values: dict[str, Any]) -> Shard:
+    """A shard from its plain values, as `asdict` made them."""
     samples = [
         SampleEntry(
             s["key"], s["height"], s["width"], {k: tuple(v) for k, v in s["members"].items()}

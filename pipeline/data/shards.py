@@ -44,7 +44,7 @@ class ShardWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.samples: list[SampleEntry] = []
-        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)
+        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115  closed by close
 
     def add(self, sample: Sample) -> None:
         """Append a sample."""
@@ -84,7 +84,8 @@ def view_member(shard: Image, entry: SampleEntry, member: str, where: str) -> Im
     whole = length - header == 2 * int(np.prod(shape)) and len(raw) == length
     if raw[:6].tobytes() != b"\x93NUMPY" or not whole or b"'<u2'" not in raw[10:header].tobytes():
         raise UserError(
-            f"{where}: sample {entry.key}: {member} is damaged; run `era verify`, then preprocess again"
+            f"{where}: sample {entry.key}: {member} is damaged; run `era verify`, then "
+            "preprocess again"
         )
     return raw[header:].view("<u2").reshape(shape)
 

@@ -97,8 +97,13 @@ class Split:
         """A whole sample, copied into memory."""
         blur, sharp, radius = (self.member(index, name) for name in (BLUR, SHARP, RADIUS))
         assert blur is not None  # every sample has it: view_member would have refused
-        copies = (None if array is None else array.copy() for array in (sharp, radius))
-        return Sample(self.key(index), blur.copy(), *copies, self.meta(index))
+        return Sample(
+            self.key(index),
+            blur.copy(),
+            None if sharp is None else sharp.copy(),
+            None if radius is None else radius.copy(),
+            self.meta(index),
+        )
 
     def shard_of(self, index: int) -> int:
         """The number of the shard that holds a sample."""

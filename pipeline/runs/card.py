@@ -50,7 +50,7 @@ def _model(model: ErAConfig, config: dict[str, Any]) -> list[str]:
     size = config.get("model", {}).get("size", "unknown")
     return [
         f"- size `{size}`: {model.stages} stages, {model.kernels} kernels of "
-        f"{model.kernel_size} x {model.kernel_size} pixels, radius up to {model.radius_max:g} pixels",
+        f"{model.kernel_size} x {model.kernel_size} pixels, radius to {model.radius_max:g} pixels",
         f"- error term: {'on' if model.error_term else 'off'}; X update: {model.x_form}",
     ]
 
@@ -85,7 +85,7 @@ def _training(checkpoint: Checkpoint, config: dict[str, Any]) -> list[str]:
         f"- step {checkpoint.step} of {train.get('steps', '?')}; weights are the moving average",
         *(f"- {key}: {train[key]}" for key in TRAIN_KEYS[1:] if key in train),
         f"- loss: {config.get('loss', {})}",
-        f"- sha256 of the settings that define the result: `{meta.get('frozen_sha256', 'unknown')}`",
+        f"- sha256 of what defines the result: `{meta.get('frozen_sha256', 'unknown')}`",
         f"- {versions or 'versions unknown'}",
     ]
 

@@ -97,7 +97,7 @@ def _download(checkpoint: Checkpoint, name: str, target: Path) -> None:
     """Fetch a file piece by piece, going on where an earlier try ended."""
     final, expected = target / name, checkpoint.files[name]
     if final.is_file() and fingerprint(final.read_bytes()) == expected:
-        return
+        return None
     part = target / _part_name(checkpoint, name)
     target.mkdir(parents=True, exist_ok=True)
     resumed = part.exists() and part.stat().st_size > 0

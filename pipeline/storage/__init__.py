@@ -75,7 +75,7 @@ def absolute(url: str) -> str:
 
 def join(url: str, *parts: str) -> str:
     """Put names below a URL: ``join("s3://b/a/", "c", "d.png") == "s3://b/a/c/d.png"``."""
-    return "/".join([url.rstrip("/") or "/", *(part.strip("/") for part in parts)])
+    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def name_of(url: str) -> str:

@@ -84,7 +84,10 @@ class BucketFiles:
 
     def find(self, url: str) -> list[Entry]:
         key = _key(url)
-        found = self._try(url, self.fs.find, key, detail=True)
+        try:
+            found = self._try(url, self.fs.find, key, detail=True)
+        except FileNotFoundError:
+            found = {}
         if not found:
             self._require_bucket(url)
         below = {p[len(key) + 1 :]: int(i["size"] or 0) for p, i in found.items() if p != key}

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
 from pipeline.errors import UserError
+from pipeline.spread import has_cluster, join_cluster
 
 
 def connect(config: TrainConfig) -> None:
     """Join the cluster that RAY_ADDRESS names, or start a local one for this process."""
     import ray
 
-    if ray.is_initialized():
-        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    options = {"log_to_driver": False, "logging_level": "ERROR"}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**options)
+    if has_cluster():
+        join_cluster()
         return
     # Logical processors as the run needs them: more workers than cores is slow, not wrong.
     most = worker_range(config)[1] * config.scaling.cpus_per_worker
@@ -27,7 +26,8 @@ def connect(config: TrainConfig) -> None:
         address="local",
         num_cpus=max(most, os.cpu_count() or 1),
         include_dashboard=False,
-        **options,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
     )
 
 

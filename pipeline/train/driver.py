@@ -16,7 +16,7 @@ from pipeline.config.check import worker_range
 from pipeline.errors import UserError
 from pipeline.train.attempts import Attempts
 from pipeline.train.cluster import connect, require_resources
-from pipeline.train.courier import POLL_SECONDS, Event, start_courier
+from pipeline.train.courier import POLL_SECONDS, start_courier
 from pipeline.train.failures import find_user_error, root_cause, was_preempted
 from pipeline.train.freeze import freeze
 from pipeline.train.show import Display, OnEvent
@@ -123,6 +123,7 @@ def _run_trainer(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     least, most = worker_range(config)
+    workers: Any = least if least == most else (least, most)
     resources = {"CPU": config.scaling.cpus_per_worker, "GPU": int(config.scaling.gpu)}
     try:
         TorchTrainer(
@@ -130,7 +131,7 @@ def _run_trainer(
             train_loop_config={"config": config, "run_url": run_url, "courier": courier},
             torch_config=TorchConfig(backend="nccl" if config.scaling.gpu else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=least if least == most else (least, most),
+                num_workers=workers,
                 use_gpu=config.scaling.gpu,
                 resources_per_worker=resources,
             ),

@@ -134,4 +134,5 @@ def _samples(parts: list[Tensors]) -> Iterator[Tensors]:
 
 
 def _cut(batch: Tensors, start: int, stop: int) -> Tensors:
-    return Tensors(*(None if part is None else part[start:stop] for part in batch))
+    radius = None if batch.radius is None else batch.radius[start:stop]
+    return Tensors(batch.blur[start:stop], batch.sharp[start:stop], radius)

@@ -46,7 +46,7 @@ class Loop:
         strict = config.train.deterministic == "strict"
         self.reduction = (IntegerReduction if strict else FloatReduction)(objective, device)
         if config.train.compile:
-            self.reduction.module = torch.compile(self.reduction.module)
+            self.reduction.module.compile()
 
     def run(self, step_done: StepDone) -> None:
         """Step until the last, calling `step_done(batch, values)` after each.

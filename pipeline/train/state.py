@@ -48,7 +48,7 @@ class TrainState:
         self.ema = ErA(self.model.config).to(device).eval()
         self.ema.load_state_dict(self.model.state_dict())
         if config.train.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         groups = list(parameter_groups(self.model, config.train.scalar_rate))
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=config.train.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")

@@ -278,9 +278,9 @@ def prepare_torch(config: TrainConfig) -> torch.device:
 
 def open_splits(config: TrainConfig) -> tuple[Split, Split | None]:
     """Open the training and validation data."""
-    cache = {"cache_dir": config.cache.dir, "cache_gb": config.cache.max_gb}
-    train = open_split(storage.absolute(config.data.train), **cache)
-    val = open_split(storage.absolute(config.data.val), **cache) if config.data.val else None
+    cache = config.cache.dir, config.cache.max_gb
+    train = open_split(storage.absolute(config.data.train), *cache)
+    val = open_split(storage.absolute(config.data.val), *cache) if config.data.val else None
     for url, split in ((config.data.train, train), (config.data.val, val)):
         if split is not None and not split.has_sharp:
             raise UserError(f"{url}: has no sharp images; training needs pairs")

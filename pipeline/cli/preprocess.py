@@ -1,0 +1,38 @@
+"""`era preprocess`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.common import JsonFlag, run_verb, show_summary
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("preprocess")(preprocess)
+
+
+def preprocess(
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="dpdd, realdof, rtf, lfdof, cuhk, pixeldp, or folder (or a CSV of pairs)."
+        ),
+    ],
+    source: Annotated[str, typer.Option(help="The data set's folder, local or s3://.")],
+    dest: Annotated[str, typer.Option(help="Where the splits go, local or s3://.")],
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Set bad pairs aside instead of stopping.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Convert a data set to shards; the same command goes on where it stopped."""
+
+    def work() -> dict[str, object]:
+        from pipeline.preprocess import preprocess as convert
+
+        return convert(dataset, source, dest, skip_bad)
+
+    run_verb(work, show_summary, as_json)

@@ -1,0 +1,31 @@
+"""`era verify`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.common import JsonFlag, run_verb, show_summary
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("verify")(verify)
+
+
+def verify(
+    url: Annotated[str, typer.Argument(help="A split, or a destination with several.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only sizes and headers, read by ranges.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check that every shard and every sample is what its manifest promises."""
+
+    def work() -> dict[str, object]:
+        from pipeline.verify import verify as check
+
+        return check(url, quick)
+
+    run_verb(work, show_summary, as_json)

@@ -1,0 +1,145 @@
+"""What can be known before anything is written: headers, checksums, hashes, duplicates."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.preprocess.layouts import Pair, base_of
+from pipeline.progress import track
+from pipeline.spread import spread
+
+
+@dataclass(frozen=True)
+class Header:
+    """A picture file, unread but for its header and its checksums."""
+
+    width: int
+    height: int
+    channels: int
+    bits: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a pair of a split."""
+
+    split: str
+    key: str
+    text: str
+
+
+@dataclass
+class Inspection:
+    """All headers by relative name, and every problem found."""
+
+    headers: dict[str, Header] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Job:
+    base: str
+    name: str
+
+
+def inspect(source: str, splits: dict[str, list[Pair]]) -> Inspection:
+    """Look at every file of every split; all problems are gathered, none is raised."""
+    names = sorted({name for pairs in splits.values() for pair in pairs for name in pair.files})
+    jobs = [_Job(base_of(source), name) for name in names]
+    found = Inspection()
+    unreadable: dict[str, str] = {}
+    for index, result in track(spread(_look, jobs), len(jobs), "inspect"):
+        if isinstance(result, Header):
+            found.headers[names[index]] = result
+        else:
+            unreadable[names[index]] = result
+    for split, pairs in splits.items():
+        found.problems += [
+            Problem(split, pair.key, text)
+            for pair in pairs
+            for text in _wrong_with(pair, found.headers, unreadable)
+        ]
+        found.problems += _equal_keys(split, pairs)
+    found.problems += _duplicates(splits, found.headers)
+    return found
+
+
+def _look(job: _Job) -> Header | str:
+    """A file's header, or what is wrong with it."""
+    from PIL import Image, UnidentifiedImageError
+
+    url = storage.join(job.base, job.name)
+    try:
+        data = storage.read_bytes(url)
+    except UserError as error:
+        return str(error)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            channels, png = len(image.getbands()), image.format == "PNG"
+            image.verify()  # of a PNG: the checksum of every chunk
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        return f"{url}: not an image that can be read, or a damaged one{reason}"
+    bits = data[24] if png else 8
+    return Header(width, height, channels, bits, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _wrong_with(
+    pair: Pair, headers: dict[str, Header], unreadable: dict[str, str]
+) -> Iterable[str]:
+    bad = [unreadable[name] for name in pair.files if name in unreadable]
+    if bad:
+        return bad
+    blur = headers[pair.blur]
+    problems = []
+    for name in pair.files:
+        other = headers[name]
+        if (other.width, other.height) != (blur.width, blur.height):
+            problems.append(
+                f"{name} has {other.width}x{other.height} pixels, {pair.blur} has "
+                f"{blur.width}x{blur.height}: not a pair"
+            )
+        wanted = 1 if name == pair.radius else 3
+        if other.channels != wanted:
+            problems.append(f"{name} has {other.channels} channels instead of {wanted}")
+    if pair.sharp is not None:
+        if headers[pair.sharp].sha256 == blur.sha256:
+            problems.append(f"{pair.sharp} is the same file as {pair.blur}")
+        if headers[pair.sharp].bits != blur.bits:
+            problems.append(f"{pair.sharp} and {pair.blur} have different bit depths")
+    return problems
+
+
+def _equal_keys(split: str, pairs: list[Pair]) -> Iterable[Problem]:
+    seen: dict[str, str] = {}
+    for pair in pairs:
+        if pair.key in seen:
+            text = f"{pair.blur} and {seen[pair.key]} would both be called {pair.key}"
+            yield Problem(split, pair.key, text)
+        seen[pair.key] = pair.blur
+
+
+def _duplicates(splits: dict[str, list[Pair]], headers: dict[str, Header]) -> Iterable[Problem]:
+    """The same picture twice in a split, or in two splits (the later one is the bad one)."""
+    places: dict[str, list[tuple[str, Pair, str]]] = defaultdict(list)
+    for split, pairs in splits.items():
+        for pair in pairs:
+            for name in (pair.blur, pair.sharp):
+                if name in headers:
+                    places[headers[name].sha256].append((split, pair, str(name)))
+    for found in places.values():
+        first_split, _, first_name = found[0]
+        for split, pair, name in found[1:]:
+            # One sharp picture may belong to many blurred ones, but never to two splits.
+            if split != first_split or (name == pair.blur and name != first_name):
+                text = f"{name} ({split}) is the same picture as {first_name} ({first_split})"
+                yield Problem(split, pair.key, text)

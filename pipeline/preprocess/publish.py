@@ -1,0 +1,76 @@
+"""Publishing a split: the contact sheet, the list of skipped pairs, and last the manifest."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.data.manifest import NAME, Manifest, parse_shard
+
+Image = np.ndarray[Any, Any]
+SHEET = 24  # samples on the contact sheet
+COLUMNS = 4
+
+
+def publish(
+    dataset: str,
+    split: str,
+    folder: str,
+    parts: list[dict[str, Any]],
+    fingerprint: str,
+    skipped: list[tuple[str, str]],
+) -> None:
+    """Make a converted split visible.
+
+    Args:
+        folder: URL of the split.
+        parts: the shards' descriptions, in order.
+        fingerprint: of the sources, kept in the manifest.
+        skipped: (key, reason) of the pairs set aside.
+    """
+    shards = [parse_shard(part["shard"]) for part in parts if part["shard"]["samples"]]
+    seen = [one for part in parts for one in part["seen"]]
+    members = [entry.members for shard in shards for entry in shard.samples]
+    manifest = Manifest(
+        dataset=dataset,
+        split=split,
+        bit_depth=16,
+        sharp=all("sharp.npy" in names for names in members),
+        radius=any("radius.npy" in names for names in members),
+        shards=shards,
+        statistics={"fingerprint": fingerprint, **_statistics(seen)},
+    )
+    storage.write_bytes(storage.join(folder, "contact.jpg"), contact_sheet(seen))
+    if skipped:
+        listed = [{"key": key, "reason": reason} for key, reason in skipped]
+        storage.write_json(storage.join(folder, "skipped.json"), listed)
+    storage.write_text(storage.join(folder, NAME), manifest.to_json())
+    storage.delete(storage.join(folder, ".parts"))
+
+
+def _statistics(seen: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the samples: RGB in [0, 1], and the blurred images' PSNR in dB."""
+    values = {"mean_rgb": np.mean([one["mean"] for one in seen], axis=0).round(6).tolist()}
+    psnrs = [one["psnr"] for one in seen if "psnr" in one]
+    return {**values, "psnr_blurred": round(float(np.mean(psnrs)), 4)} if psnrs else values
+
+
+def contact_sheet(seen: list[dict[str, Any]]) -> bytes:
+    """A JPEG of evenly chosen samples, blurred beside sharp."""
+    import cv2
+
+    step = max(1, len(seen) / SHEET)
+    chosen = [seen[int(i * step)] for i in range(min(SHEET, len(seen)))]
+    raw = [np.frombuffer(base64.b64decode(one["thumbnail"]), np.uint8) for one in chosen]
+    pictures: list[Image] = [np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR)) for data in raw]
+    height, width = (max(picture.shape[axis] for picture in pictures) + 4 for axis in (0, 1))
+    rows = -(-len(pictures) // COLUMNS)
+    sheet = np.full((rows * height, COLUMNS * width, 3), 255, np.uint8)
+    for index, picture in enumerate(pictures):
+        y, x = index // COLUMNS * height, index % COLUMNS * width
+        sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+    _, data = cv2.imencode(".jpg", sheet)
+    return bytes(data)

@@ -1,0 +1,208 @@
+"""The verb: inspect everything, convert shard by shard, publish the manifests last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from pipeline import storage
+from pipeline.data.manifest import FORMAT, NAME, load_manifest
+from pipeline.errors import UserError
+from pipeline.preprocess.convert import CLIPPED, ShardJob, convert
+from pipeline.preprocess.inspect import Header, Problem, inspect
+from pipeline.preprocess.layouts import Pair, base_of, read_layout
+from pipeline.preprocess.publish import publish
+from pipeline.progress import track
+from pipeline.spread import spread
+
+log = logging.getLogger("era")
+SHARD_BYTES = 128 << 20
+NEAR_DUPLICATE = 3  # bits of 64
+
+
+def preprocess(
+    dataset: str, source: str, dest: str, skip_bad: bool = False, shard_bytes: int = SHARD_BYTES
+) -> dict[str, Any]:
+    """Convert a data set to shards; the same call again goes on from the finished shards.
+
+    Args:
+        dataset: one of `layouts.DATASETS`.
+        source, dest: URLs.
+        skip_bad: set bad pairs aside (``skipped.json``) instead of stopping.
+        shard_bytes: shards are closed before they would exceed this.
+
+    Returns:
+        `splits`, `samples`, `shards`, `bytes`, `skipped`; `incomplete` if any was skipped.
+
+    Raises:
+        UserError: for anything wrong with the source, or a destination that holds something else.
+    """
+    source, dest = storage.absolute(source), storage.absolute(dest)
+    layout = read_layout(dataset, source)
+    for warning in layout.warnings:
+        log.warning("%s", warning)
+    storage.check_writable(dest)
+    inspection = inspect(source, layout.splits)
+    bad = inspection.problems
+    _stop_if(bad, skip_bad)
+    splits = _without(layout.splits, bad)
+    plans = {
+        split: _plan(dataset, source, dest, split, pairs, inspection.headers, shard_bytes)
+        for split, pairs in splits.items()
+    }
+    todo = {split: plan for split, plan in plans.items() if not _published(*plan)}
+    parts = _convert_all([job for _, jobs in todo.values() for job in jobs])
+    bad = bad + [
+        Problem(split, key, text)
+        for split, (_, jobs) in todo.items()
+        for job in jobs
+        for key, text in parts[job.part_url]["problems"]
+    ]
+    _stop_if(bad, skip_bad)
+    _warn({split: [parts[j.part_url] for j in jobs] for split, (_, jobs) in todo.items()})
+    for split, (fingerprint, jobs) in todo.items():
+        skipped = [(p.key, p.text) for p in bad if p.split == split]
+        found = [parts[job.part_url] for job in jobs]
+        publish(dataset, split, storage.join(dest, split), found, fingerprint, skipped)
+    return _summary(dest, list(splits), len({(p.split, p.key) for p in bad}))
+
+
+def _stop_if(problems: list[Problem], skip_bad: bool) -> None:
+    if not problems:
+        return
+    for problem in problems:
+        log.warning("%s: %s", "skipped" if skip_bad else "bad", problem.text)
+    if not skip_bad:
+        rest = f" (and {len(problems) - 1} more, see above)" if len(problems) > 1 else ""
+        raise UserError(
+            f"{problems[0].text}{rest}; mend it, or set bad pairs aside with --skip-bad"
+        )
+
+
+def _without(splits: dict[str, list[Pair]], problems: list[Problem]) -> dict[str, list[Pair]]:
+    bad = {(problem.split, problem.key) for problem in problems}
+    kept = {s: [p for p in pairs if (s, p.key) not in bad] for s, pairs in splits.items()}
+    empty = [split for split, pairs in kept.items() if not pairs]
+    if empty:
+        raise UserError(f"split {', '.join(empty)}: no sound pair is left")
+    return kept
+
+
+def _plan(
+    dataset: str,
+    source: str,
+    dest: str,
+    split: str,
+    pairs: list[Pair],
+    headers: dict[str, Header],
+    shard_bytes: int,
+) -> tuple[str, list[ShardJob]]:
+    """Which pair goes into which shard: a function of the source alone; and its fingerprint."""
+    groups: list[list[Pair]] = [[]]
+    filled = 0
+    for pair in pairs:
+        size = sum(_raw_bytes(headers[name]) for name in pair.files)
+        if groups[-1] and filled + size > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(pair)
+        filled += size
+    folder = storage.join(dest, split)
+    hashes = {name: header.sha256 for name, header in headers.items()}
+    jobs = [
+        ShardJob(
+            base_of(source),
+            folder,
+            f"shard-{number:05d}.tar",
+            group,
+            {name: hashes[name] for pair in group for name in pair.files},
+        )
+        for number, group in enumerate(groups)
+    ]
+    content = [[pair.key, *(hashes[name] for name in pair.files)] for pair in pairs]
+    text = json.dumps([FORMAT, dataset, split, content, shard_bytes])
+    return hashlib.sha256(text.encode()).hexdigest(), jobs
+
+
+def _raw_bytes(header: Header) -> int:
+    return 2 * header.channels * header.width * header.height
+
+
+def _published(fingerprint: str, jobs: list[ShardJob]) -> bool:
+    """Whether this very split is there already; else claim its folder, or refuse.
+
+    Raises:
+        UserError: if the folder holds something else.
+    """
+    folder = jobs[0].dest
+    claim = storage.join(folder, ".parts", "claim.json")
+    other = UserError(f"{folder}: holds something else; choose another --dest, or empty it")
+    if storage.exists(storage.join(folder, NAME)):
+        if load_manifest(folder)[0].statistics.get("fingerprint") != fingerprint:
+            raise other
+        storage.delete(storage.join(folder, ".parts"))
+        return True
+    if storage.exists(claim):
+        if storage.read_json(claim) != fingerprint:
+            raise other
+    elif storage.list_names(folder):
+        raise other
+    else:
+        storage.write_json(claim, fingerprint)
+    return False
+
+
+def _convert_all(jobs: list[ShardJob]) -> dict[str, Any]:
+    """Convert what is not done yet; returns every shard's description by its URL."""
+    parts = {}
+    for job in jobs:
+        if storage.exists(job.part_url):
+            parts[job.part_url] = storage.read_json(job.part_url)
+    missing = [job for job in jobs if job.part_url not in parts]
+    if len(missing) < len(jobs):
+        log.info("%d of %d shards are there already", len(jobs) - len(missing), len(jobs))
+    for index, part in track(spread(convert, missing), len(missing), "shards"):
+        parts[missing[index].part_url] = part
+    return parts
+
+
+def _warn(parts: dict[str, list[dict[str, Any]]]) -> None:
+    """Say what is odd without being wrong: clipped pictures, near-duplicates over splits."""
+    seen = [(s, one) for s, found in parts.items() for part in found for one in part["seen"]]
+    for split, one in seen:
+        if one["clipped"] > CLIPPED:
+            log.warning("%s %s: %.0f %% is clipped", split, one["key"], 100 * one["clipped"])
+    for (split, one), (other_split, other) in _near(seen):
+        log.warning(
+            "%s %s looks much like %s %s: the splits should share no photograph",
+            split,
+            one["key"],
+            other_split,
+            other["key"],
+        )
+
+
+def _near(seen: list[tuple[str, Any]]) -> Iterable[tuple[tuple[str, Any], tuple[str, Any]]]:
+    import numpy as np
+
+    bits = np.array([list(bytes.fromhex(one["hash"])) for _, one in seen], np.uint8)
+    for index, (split, _) in enumerate(seen):
+        apart = np.unpackbits(bits[index] ^ bits[:index], axis=1).sum(axis=1)
+        for other in np.flatnonzero(apart <= NEAR_DUPLICATE):
+            if seen[int(other)][0] != split:
+                yield seen[index], seen[int(other)]
+
+
+def _summary(dest: str, splits: list[str], skipped: int) -> dict[str, Any]:
+    manifests = [load_manifest(storage.join(dest, split))[0] for split in splits]
+    return {
+        "splits": splits,
+        "samples": sum(manifest.samples for manifest in manifests),
+        "shards": sum(len(manifest.shards) for manifest in manifests),
+        "bytes": sum(manifest.bytes for manifest in manifests),
+        "skipped": skipped,
+        "incomplete": bool(skipped),
+    }

@@ -1,0 +1,164 @@
+"""`era verify`: is every shard and every sample what its manifest promises?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.data.manifest import NAME, Manifest, SampleEntry, Shard, load_manifest
+from pipeline.data.shards import BLUR, META, RADIUS, SHARP, view_member
+from pipeline.errors import UserError
+from pipeline.progress import track
+from pipeline.spread import spread
+
+log = logging.getLogger("era")
+TAR_BLOCK = tarfile.BLOCKSIZE
+HEADER = 256  # bytes of a member that `--quick` looks at: numpy's header fits
+
+
+@dataclass(frozen=True)
+class _Job:
+    url: str
+    shard: Shard
+    quick: bool
+
+
+def verify(url: str, quick: bool = False) -> dict[str, Any]:
+    """Check a split, or every split of a destination.
+
+    Args:
+        url: the folder.
+        quick: read sizes and headers by ranges, not the whole content.
+
+    Returns:
+        `splits`, `samples`, `shards`, `bytes`.
+
+    Raises:
+        UserError: naming the first damage; every broken shard and sample is logged before.
+    """
+    url = storage.absolute(url)
+    manifests = {folder: load_manifest(folder)[0] for folder in _splits(url)}
+    problems = [text for folder, m in manifests.items() for text in _inconsistent(folder, m)]
+    jobs = [
+        _Job(storage.join(folder, shard.name), shard, quick)
+        for folder, manifest in manifests.items()
+        for shard in manifest.shards
+    ]
+    found = dict(track(spread(_check, jobs), len(jobs), "verify"))
+    problems += [text for index in sorted(found) for text in found[index]]
+    for problem in problems:
+        log.warning("damaged: %s", problem)
+    if problems:
+        rest = f" (and {len(problems) - 1} more, see above)" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{rest}; remove the split's folder and preprocess again")
+    return {
+        "splits": [manifest.split for manifest in manifests.values()],
+        "samples": sum(manifest.samples for manifest in manifests.values()),
+        "shards": len(jobs),
+        "bytes": sum(manifest.bytes for manifest in manifests.values()),
+    }
+
+
+def _splits(url: str) -> list[str]:
+    if storage.exists(storage.join(url, NAME)):
+        return [url]
+    if not storage.exists(url):
+        raise UserError(f"{url}: no such folder")
+    below = [storage.join(url, name) for name in storage.list_names(url)]
+    found = [folder for folder in below if storage.exists(storage.join(folder, NAME))]
+    if not found:
+        raise UserError(f"{url}: no {NAME} there nor one folder below; was it preprocessed?")
+    return found
+
+
+def _inconsistent(folder: str, manifest: Manifest) -> Iterator[str]:
+    """What a manifest alone shows."""
+    keys: set[str] = set()
+    for shard in manifest.shards:
+        for entry in shard.samples:
+            where = f"{storage.join(folder, NAME)}: {shard.name}: sample {entry.key}"
+            if entry.key in keys:
+                yield f"{where} is there twice"
+            keys.add(entry.key)
+            wanted = {BLUR, META} | ({SHARP} if manifest.sharp else set())
+            if not wanted <= set(entry.members):
+                yield f"{where} lacks {', '.join(sorted(wanted - set(entry.members)))}"
+            if any(a < 0 or n < 0 or a + n > shard.bytes for a, n in entry.members.values()):
+                yield f"{where} lies outside its shard"
+
+
+def _check(job: _Job) -> list[str]:
+    if not storage.exists(job.url):
+        return [f"{job.url}: missing"]
+    size = storage.size(job.url)
+    if size != job.shard.bytes:
+        return [f"{job.url}: {size} bytes instead of {job.shard.bytes}"]
+    if job.quick:
+        return [text for entry in job.shard.samples for text in _quick(job.url, entry)]
+    if storage.is_local(job.url):
+        return list(_whole(job, storage.local_path(job.url)))
+    with storage.scratch_folder() as folder:
+        path = Path(folder) / job.shard.name
+        storage.download(job.url, path)
+        return list(_whole(job, path))
+
+
+def _whole(job: _Job, path: Path) -> Iterator[str]:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != job.shard.sha256:
+        yield f"{job.url}: its sha256 is not the manifest's"
+    expected = {f"{e.key}.{m}": place for e in job.shard.samples for m, place in e.members.items()}
+    if _members(path) != expected:
+        yield f"{job.url}: its members are not those of the manifest"
+    mapped = np.memmap(path, np.uint8, "r")
+    for entry in job.shard.samples:
+        yield from _sample(job.url, mapped, entry)
+
+
+def _members(path: Path) -> dict[str, tuple[int, int]] | None:
+    try:
+        with tarfile.open(path) as tar:
+            return {member.name: (member.offset_data, member.size) for member in tar}
+    except tarfile.TarError:
+        return None
+
+
+def _sample(url: str, shard: np.ndarray[Any, Any], entry: SampleEntry) -> Iterator[str]:
+    for member in entry.members:
+        try:
+            if member == META:
+                offset, length = entry.members[META]
+                json.loads(shard[offset : offset + length].tobytes())
+            else:
+                view_member(shard, entry, member, url)
+        except ValueError:
+            yield f"{url}: sample {entry.key}: {META} is damaged"
+        except UserError:
+            yield f"{url}: sample {entry.key}: {member} is damaged"
+
+
+def _quick(url: str, entry: SampleEntry) -> Iterator[str]:
+    for member, (offset, length) in entry.members.items():
+        start = offset - TAR_BLOCK
+        data = storage.read_bytes(url, start, offset + min(length, HEADER))
+        try:
+            info = tarfile.TarInfo.frombuf(data[:TAR_BLOCK], "utf-8", "strict")
+            sound = info.name == f"{entry.key}.{member}" and info.size == length
+        except (tarfile.TarError, UnicodeDecodeError):
+            sound = False
+        if sound and member != META:
+            channels = "" if member == RADIUS else ", 3"
+            shape = f"({entry.height}, {entry.width}{channels})"
+            sound = shape.encode() in data[TAR_BLOCK:] and b"'<u2'" in data[TAR_BLOCK:]
+        if not sound:
+            yield f"{url}: sample {entry.key}: {member} is damaged"
