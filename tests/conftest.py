@@ -100,3 +100,47 @@ def _wait_for(endpoint: str, process: subprocess.Popen[bytes]) -> None:
         except OSError:
             time.sleep(0.1)
     raise AssertionError("rclone does not answer")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """A Ray cluster of three nodes on this machine; RAY_ADDRESS names it during the session."""
+    os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "resources": {"trial": 8}}
+    )
+    for _ in range(2):
+        cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes()
+    os.environ["RAY_ADDRESS"] = cluster.address
+    try:
+        yield cluster.address
+    finally:
+        import ray
+
+        del os.environ["RAY_ADDRESS"]
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic set of small pairs in DPDD's layout."""
+    from pipeline.synthesize import synthesize
+
+    folder = tmp_path_factory.mktemp("pairs")
+    synthesize("bundled", str(folder), pairs=12, seed=1, size=(56, 48), radius_max=3.0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as shards."""
+    from pipeline.preprocess import preprocess
+
+    folder = tmp_path_factory.mktemp("shards")
+    preprocess("dpdd", str(tiny_pairs), str(folder), shard_bytes=100_000)
+    return folder

@@ -19,7 +19,7 @@ from pipeline.checkpoint.folder import (
     open_checkpoint,
     write_commit,
 )
-from pipeline.checkpoint.loading import LoadedModel, load_model, resolve
+from pipeline.checkpoint.loading import LoadedModel, load_model, resolve, shipped_models
 from pipeline.checkpoint.ranking import higher_is_better, ranked
 from pipeline.checkpoint.store import CheckpointStore
 
@@ -39,5 +39,6 @@ __all__ = [
     "open_checkpoint",
     "ranked",
     "resolve",
+    "shipped_models",
     "write_commit",
 ]

@@ -126,6 +126,7 @@ class DebugSection:
     """For proofs and searches."""
 
     log_samples: bool = False  # samples.jsonl: which samples every step saw
+    stop_at: int = 0  # end this attempt after that step, with a checkpoint; 0 = at the last
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -41,12 +41,14 @@ class DemoReport:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What `gallery.html` shows: totals, and every case with its scores."""
+    """What `gallery.html` shows: totals, every image's scores, some cases in pictures, and the
+    published figures for the same test set, if there are any."""
 
     title: str
     totals: dict[str, Any]
     rows: list[dict[str, Any]]
     cases: list[Case]
+    published: list[dict[str, Any]] = field(default_factory=list)
 
 
 def write_demo_report(url: str, report: DemoReport) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.images import encode_png, from_float
+from pipeline.images import encode_png, from_float, to_float
 
 Image = np.ndarray[Any, Any]
+JPEG_QUALITY = 92
 MAX_SIDE = 640  # pixels of an embedded picture; larger ones are reduced
 
 
@@ -66,23 +67,34 @@ class Case:
 
 
 def picture(image: Image) -> str:
-    """A float image (H, W) or (H, W, 3) in [0, 1] as a PNG data URI, reduced to MAX_SIDE."""
+    """A float image (H, W) or (H, W, 3) in [0, 1] as a data URI, reduced to MAX_SIDE: colour as
+    JPEG of high quality, the rest as PNG."""
     import cv2
 
     image = np.asarray(image, np.float32)
     scale = MAX_SIDE / max(image.shape[:2])
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    encoded = base64.b64encode(encode_png(from_float(image, np.uint8)))
-    return "data:image/png;base64," + encoded.decode()
+    pixels = from_float(image, np.uint8)
+    if pixels.ndim == 2:
+        return "data:image/png;base64," + base64.b64encode(encode_png(pixels)).decode()
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
+    return "data:image/jpeg;base64," + base64.b64encode(bytes(data)).decode()
 
 
 def heat(values: Image, most: float | None) -> str:
     """A map (H, W) from 0 to `most` (None: its own maximum) in false colours, as a data URI."""
+    return picture(to_float(false_colours(values, most)))
+
+
+def false_colours(values: Image, most: float | None) -> Image:
+    """A map (H, W) from 0 to `most` (None: its own maximum) as uint8 (H, W, 3)."""
     from matplotlib import colormaps
 
     top = float(values.max()) if most is None else most
-    return picture(colormaps["magma"](np.clip(values / max(top, 1e-6), 0, 1))[..., :3])
+    colours = colormaps["magma"](np.clip(values / max(top, 1e-6), 0, 1), bytes=True)
+    return np.ascontiguousarray(colours[..., :3])
 
 
 def tile(maps: Image) -> Image:

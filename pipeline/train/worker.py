@@ -66,6 +66,7 @@ class Worker:
         self.tracker: Tracker | None = None
         self.preempted = False
         self.saved_step = -1
+        self.last_step = min(config.debug.stop_at or config.train.steps, config.train.steps)
 
     def run(self) -> None:
         """Resume, then step to the end."""
@@ -77,7 +78,7 @@ class Worker:
             rank=self.rank,
             world_size=self.world_size,
             start_step=self.state.step,
-            steps=config.train.steps,
+            steps=self.last_step,
             workers=config.loader.workers,
             prefetch=config.loader.prefetch,
             skip_damaged=config.data.skip_damaged,
@@ -137,7 +138,8 @@ class Worker:
         validated = self._validate_now(step)
         metrics = self._validate() if validated else {}
         draining = self._draining()
-        if validated or stopping or draining or step % config.checkpoint.every == 0:
+        due = step == self.last_step or step % config.checkpoint.every == 0
+        if validated or stopping or draining or due:
             self._save(metrics)
         if draining:
             self.store.wait()

@@ -1,0 +1,29 @@
+"""`era demo`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.common import JsonFlag, Overrides, run_verb, show_summary
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("demo")(demo)
+
+
+def demo(
+    overrides: Overrides = None,
+    out: Annotated[str, typer.Option(help="Folder for all that the demo makes.")] = "runs/demo",
+    as_json: JsonFlag = False,
+) -> None:
+    """Run the whole chain on real photographs; ends with report.html."""
+
+    def work() -> dict[str, Any]:
+        from pipeline.demo import demo as run
+
+        return run(out, overrides or [])
+
+    run_verb(work, show_summary, as_json)

@@ -1,0 +1,37 @@
+"""`era evaluate`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.common import JsonFlag, run_verb, show_summary
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("evaluate")(evaluate)
+
+
+def evaluate(
+    checkpoint: Annotated[
+        str, typer.Option(help="A run (its best), a checkpoint, a bundle, or a shipped model.")
+    ],
+    data: Annotated[str, typer.Option(help="URL of a split.")],
+    out: Annotated[str, typer.Option(help="Folder for per_image.csv and gallery.html.")],
+    protocol: Annotated[str, typer.Option(help="standard, or nrknet.")] = "standard",
+    lpips_weights: Annotated[
+        str, typer.Option(help="torchvision's AlexNet weights, for LPIPS; else torch's cache.")
+    ] = "",
+    compare: Annotated[str, typer.Option(help="A second checkpoint, compared by image.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Score restored images against the sharp ones, the blurred ones beside."""
+
+    def work() -> dict[str, Any]:
+        from pipeline.evaluate import evaluate as score
+
+        return score(checkpoint, data, out, protocol, lpips_weights, compare).summary
+
+    run_verb(work, show_summary, as_json)

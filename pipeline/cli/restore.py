@@ -1,0 +1,42 @@
+"""`era restore`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.common import JsonFlag, run_verb, show_summary
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("restore")(restore)
+
+
+def restore(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Photographs, folders, patterns.")
+    ],
+    out: Annotated[str, typer.Option(help="Folder for the restored photographs.")],
+    checkpoint: Annotated[
+        str, typer.Option(help="A run (its best), a checkpoint, a bundle, or a shipped model.")
+    ] = "",
+    working_scale: Annotated[
+        float, typer.Option(help="Below 1 for blur beyond the model's range.")
+    ] = 1.0,
+    memory: Annotated[float, typer.Option(help="GB for the network; decides the tiles.")] = 2.0,
+    compare: Annotated[bool, typer.Option("--compare", help="Write NAME.compare.png too.")] = False,
+    maps: Annotated[
+        bool, typer.Option("--maps", help="Write the blur radius, weight and error maps too.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Restore photographs; each keeps its name, bit depth and metadata."""
+
+    def work() -> dict[str, Any]:
+        from pipeline.restore import restore as restore_all
+
+        return restore_all(inputs, out, checkpoint, working_scale, memory, compare, maps)
+
+    run_verb(work, show_summary, as_json)

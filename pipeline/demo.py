@@ -1,0 +1,121 @@
+"""`era demo`: the whole chain on real photographs, then one page that shows it.
+
+Every step can be run again: a demo that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import TrainConfig, load_train_config, to_plain
+from pipeline.evaluate import Evaluation, evaluate
+from pipeline.preprocess import preprocess
+from pipeline.report import DemoReport, write_demo_report
+from pipeline.restore import restore
+from pipeline.synthesize import synthesize
+from pipeline.train import train
+from pipeline.train.attempts import read_lines
+
+PAIRS, SEED = 100, 0
+PACKAGES = ("torch", "ray", "numpy", "scikit-image", "opencv-python-headless", "webdataset")
+
+
+def demo(out: str, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Synthesise pairs, make shards, train, evaluate, restore and report.
+
+    The network is trained from its initial state; the test pairs come from other photographs than
+    the training pairs.
+
+    Args:
+        out: URL of a folder; everything lands below it.
+        overrides: of the training configuration `tiny`.
+
+    Returns:
+        What `summary.json` holds: `psnr_blurred`, `psnr_restored`, `ssim_blurred`,
+        `ssim_restored`, `images`, `seconds` (of this call).
+    """
+    out = storage.absolute(out)
+    pairs, shards = storage.join(out, "pairs"), storage.join(out, "shards")
+    clock = _Clock()
+    config = _config(out, shards, overrides or [])
+    with clock("synthesize"):
+        synthesize("bundled", pairs, PAIRS, SEED)
+    with clock("preprocess"):
+        preprocess("dpdd", pairs, shards)
+    with clock("train"):
+        run = train(config)
+    with clock("evaluate"):
+        test = storage.join(shards, "test")
+        found = evaluate(run["run"], test, storage.join(out, "evaluation"))
+    with clock("restore"):
+        blurred = storage.join(pairs, "test_c", "source")
+        restore([blurred], storage.join(out, "restored"), checkpoint=run["run"])
+    summary = _summary(found, clock)
+    storage.write_json(storage.join(out, "summary.json"), summary)
+    page = storage.join(out, "report.html")
+    write_demo_report(page, _report(summary, found, run["run"], config, clock))
+    return {**summary, "report": page}
+
+
+class _Clock:
+    """Seconds of each step."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.seconds[step] = time.monotonic() - began
+
+    @property
+    def total(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self.began
+
+
+def _config(out: str, shards: str, overrides: list[str]) -> TrainConfig:
+    places = [
+        "run.name=demo",
+        f"run.root={storage.join(out, 'runs')}",
+        f"data.train={storage.join(shards, 'train')}",
+        f"data.val={storage.join(shards, 'val')}",
+    ]
+    return load_train_config("tiny", [*places, *overrides])
+
+
+def _summary(found: Evaluation, clock: _Clock) -> dict[str, Any]:
+    scores = found.summary
+    return {
+        "psnr_blurred": scores["psnr_blurred"],
+        "psnr_restored": scores["psnr"],
+        "ssim_blurred": scores["ssim_blurred"],
+        "ssim_restored": scores["ssim"],
+        "images": scores["images"],
+        "seconds": clock.total,
+    }
+
+
+def _report(
+    summary: dict[str, Any], found: Evaluation, run: str, config: TrainConfig, clock: _Clock
+) -> DemoReport:
+    settings = to_plain(config)
+    settings["run"].pop("root")
+    for name in ("train", "val"):
+        settings["data"][name] = storage.name_of(settings["data"][name])
+    return DemoReport(
+        summary=summary,
+        cases=found.cases,
+        metrics=read_lines(storage.join(run, "metrics.jsonl")),
+        settings=settings,
+        versions={"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        seconds=clock.seconds,
+    )

@@ -1,0 +1,196 @@
+"""The verb: every image once, spread out; totals with intervals; CSV and gallery."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.checkpoint import resolve
+from pipeline.data.split import Split, open_split
+from pipeline.errors import UserError
+from pipeline.evaluate.published import published_rows
+from pipeline.evaluate.score import ScoreJob, score
+from pipeline.lpips import find_weights
+from pipeline.metrics import protocol_named
+from pipeline.progress import track
+from pipeline.report import Case, Gallery, write_gallery
+from pipeline.spread import spread
+
+log = logging.getLogger("era")
+Row = dict[str, Any]
+MEANS = (
+    "psnr",
+    "ssim",
+    "mae",
+    "lpips",
+    "psnr_blurred",
+    "ssim_blurred",
+    "mae_blurred",
+    "lpips_blurred",
+    "gain",
+    "radius_error",
+)
+INTERVALS = ("psnr", "ssim", "gain")
+PICTURES = 12  # images drawn in the gallery
+LABELS = ("indoor", "outdoor")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found: its summary, a row for each image, some images in pictures."""
+
+    summary: dict[str, Any]
+    rows: list[Row]
+    cases: list[Case]
+
+
+def evaluate(
+    checkpoint: str,
+    data: str,
+    out: str,
+    protocol: str = "standard",
+    lpips_weights: str = "",
+    compare: str = "",
+) -> Evaluation:
+    """Score a checkpoint on a split.
+
+    Args:
+        checkpoint: URL of a run, a checkpoint or a bundle, or the name of a shipped model.
+        data: URL of a split. out: URL of a folder for `per_image.csv` and `gallery.html`.
+        protocol: see `pipeline.metrics`.
+        lpips_weights: URL of AlexNet's weights; empty looks in torch's usual cache.
+        compare: a second checkpoint, compared image by image.
+
+    Returns:
+        Its summary has the means over the images (`psnr`, `ssim`, `mae`, `lpips`, `psnr_blurred`, ...; None where
+        there is no ground truth), 95 % bootstrap intervals, `images`, `protocol`.
+    """
+    protocol_named(protocol)
+    storage.check_writable(out)
+    data = storage.absolute(data)
+    split = open_split(data)
+    weights, reason = find_weights(lpips_weights)
+    job = ScoreJob(resolve(checkpoint).url, data, 0, protocol, weights)
+    rows = _score_all(job, range(len(split)))
+    summary = {
+        **totals(rows),
+        "images": len(rows),
+        "protocol": protocol,
+        "checkpoint": job.checkpoint,
+    }
+    if reason:
+        summary["lpips_note"] = reason
+    summary |= _by_label(data, rows)
+    if compare:
+        other = _score_all(_with(job, checkpoint=resolve(compare).url), range(len(split)))
+        summary["comparison"] = comparison(rows, other)
+    storage.write_text(storage.join(out, "per_image.csv"), _csv(rows))
+    cases = _pictures(job, rows)
+    gallery = Gallery(
+        title=f"{split.manifest.dataset} {split.manifest.split}",
+        totals={k: v for k, v in summary.items() if isinstance(v, (int, float, str))},
+        rows=rows,
+        cases=cases,
+        published=_published(split, summary),
+    )
+    write_gallery(storage.join(out, "gallery.html"), gallery)
+    return Evaluation(summary, rows, cases)
+
+
+def totals(rows: list[Row]) -> dict[str, Any]:
+    """Means over the images, and 95 % percentile bootstrap intervals of the main ones."""
+    means: dict[str, Any] = {
+        name: float(np.mean([row[name] for row in rows])) if name in rows[0] else None
+        for name in MEANS
+    }
+    if len(rows) > 1 and "psnr" in rows[0]:
+        for name in INTERVALS:
+            means[f"{name}_interval"] = interval([row[name] for row in rows])
+    return means
+
+
+def interval(values: list[float]) -> list[float]:
+    """The 95 % percentile bootstrap interval of a mean; the same values give the same interval."""
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
+        (np.asarray(values),),
+        np.mean,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return [float(found.low), float(found.high)]
+
+
+def comparison(rows: list[Row], other: list[Row]) -> dict[str, Any]:
+    """The paired difference in PSNR of two checkpoints (first minus second).
+
+    Raises:
+        UserError: without ground truth.
+    """
+    if "psnr" not in rows[0]:
+        raise UserError("--compare needs sharp images; this split has none")
+    differences = [a["psnr"] - b["psnr"] for a, b in zip(rows, other, strict=True)]
+    return {
+        "psnr_difference": float(np.mean(differences)),
+        "interval": interval(differences) if len(differences) > 1 else None,
+        "better": sum(d > 0 for d in differences),
+        "images": len(differences),
+    }
+
+
+def _score_all(job: ScoreJob, indices: range) -> list[Row]:
+    jobs = [_with(job, index=index) for index in indices]
+    found = dict(track(spread(score, jobs), len(jobs), "evaluate"))
+    return [found[index][0] for index in range(len(jobs))]
+
+
+def _with(job: ScoreJob, **changes: Any) -> ScoreJob:
+    return replace(job, **changes)
+
+
+def _pictures(job: ScoreJob, rows: list[Row]) -> list[Case]:
+    """Draw the best, the worst, the median and some others."""
+    order = sorted(range(len(rows)), key=lambda index: -rows[index].get("gain", 0.0))
+    places = np.linspace(0, len(order) - 1, min(PICTURES, len(order))).round().astype(int)
+    chosen = sorted({order[place] for place in places})
+    jobs = [_with(job, index=index, pictures=True) for index in chosen]
+    found = dict(spread(score, jobs))
+    return [case for index in range(len(jobs)) if (case := found[index][1]) is not None]
+
+
+def _by_label(data: str, rows: list[Row]) -> dict[str, Any]:
+    """Means over DPDD's indoor and outdoor pictures, where the label files lie beside the data."""
+    found = {}
+    for label in LABELS:
+        url = storage.join(data, f"{label}_labels.npy")
+        if storage.exists(url) and "psnr" in rows[0]:
+            places = np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False).ravel()
+            chosen = [rows[int(place) - 1] for place in places if 0 < place <= len(rows)]
+            if chosen:
+                means = totals(chosen)
+                found[label] = {name: means[name] for name in ("psnr", "ssim", "mae", "lpips")}
+    return found
+
+
+def _published(split: Split, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = list(published_rows(split.manifest.dataset, len(split)))
+    if rows and split.manifest.split == "test":
+        mine = {name: summary[name] for name in ("psnr", "ssim", "lpips")}
+        return [*rows, {"method": "this checkpoint", **mine}]
+    return []
+
+
+def _csv(rows: list[Row]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()

@@ -1,0 +1,109 @@
+"""One image: restored and scored; the same figures wherever it is done."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.checkpoint import LoadedModel, load_model
+from pipeline.data.shards import Sample
+from pipeline.data.split import Split, open_split
+from pipeline.images import to_float
+from pipeline.inference import Restoration, restore_array
+from pipeline.lpips import lpips
+from pipeline.metrics import mae, prepare, psnr, ssim
+from pipeline.report import Case
+
+Image = np.ndarray[Any, Any]
+RADIUS_UNITS = 256.0
+_opening = threading.Lock()
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """What scoring one image needs; can be pickled.
+
+    Attributes:
+        checkpoint: URL. data: URL of a split. index: of the image.
+        lpips_weights: URL; empty leaves LPIPS out.
+        pictures: keep the pictures for the gallery.
+    """
+
+    checkpoint: str
+    data: str
+    index: int
+    protocol: str
+    lpips_weights: str = ""
+    pictures: bool = False
+
+
+def score(job: ScoreJob) -> tuple[dict[str, Any], Case | None]:
+    """Restore and score one image, on one thread.
+
+    Returns:
+        A row of per_image.csv (scores are missing without ground truth), and the pictures.
+    """
+    torch.set_num_threads(1)  # the sums of a convolution depend on the number of threads
+    with _opening:
+        loaded, split = _model(job.checkpoint), _split(job.data)
+    sample = split.load(job.index)
+    result = restore_array(loaded.model, sample.blur)
+    blur = to_float(sample.blur)
+    row: dict[str, Any] = {"name": sample.key, "height": blur.shape[0], "width": blur.shape[1]}
+    sharp = None if sample.sharp is None else to_float(sample.sharp)
+    if sharp is not None:
+        row |= _scores(result.restored_float, sharp, job, "")
+        row |= _scores(blur, sharp, job, "_blurred")
+        row["gain"] = row["psnr"] - row["psnr_blurred"]
+    true_radius = None if sample.radius is None else sample.radius / np.float32(RADIUS_UNITS)
+    if true_radius is not None:
+        row["radius_error"] = float(np.abs(result.radius - true_radius).mean())
+    return row, _case(sample, result, sharp, true_radius, row) if job.pictures else None
+
+
+def _scores(image: Image, sharp: Image, job: ScoreJob, suffix: str) -> dict[str, float]:
+    scores = {
+        "psnr": psnr(image, sharp, job.protocol),
+        "ssim": ssim(image, sharp, job.protocol),
+        "mae": mae(image, sharp, job.protocol),
+    }
+    if job.lpips_weights:
+        pair = prepare(image, job.protocol), prepare(sharp, job.protocol)
+        scores["lpips"] = lpips(*pair, job.lpips_weights)
+    return {name + suffix: value for name, value in scores.items()}
+
+
+def _case(
+    sample: Sample,
+    result: Restoration,
+    sharp: Image | None,
+    true_radius: Image | None,
+    row: dict[str, Any],
+) -> Case:
+    return Case(
+        key=sample.key,
+        blur=to_float(sample.blur),
+        restored=result.restored_float,
+        sharp=sharp,
+        kernels=result.kernels,
+        weights=result.weights,
+        radius=result.radius,
+        error=result.error,
+        true_radius=true_radius,
+        scores={k: v for k, v in row.items() if isinstance(v, float)},
+    )
+
+
+@lru_cache(maxsize=2)
+def _model(url: str) -> LoadedModel:
+    return load_model(url)
+
+
+@lru_cache(maxsize=2)
+def _split(url: str) -> Split:
+    return open_split(url)
