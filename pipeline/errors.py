@@ -9,3 +9,7 @@ class UserError(Exception):
     The message is one line that says what is wrong, where, and what to do about it. The command
     line prints it and exits with code 2. Never put a credential into it.
     """
+
+
+class Stopped(Exception):
+    """A run ended early because it was asked to, with a checkpoint saved; says by what."""

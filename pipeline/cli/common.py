@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from pipeline.errors import UserError
+from pipeline.errors import Stopped, UserError
 
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")
@@ -47,6 +47,9 @@ def run_verb(
         summary = work()
     except UserError as error:
         _leave(f"error: {error}", EXIT_USER)
+    except Stopped as stopped:
+        code = EXIT_TERMINATED if str(stopped) == "SIGTERM" else EXIT_INTERRUPTED
+        _leave(f"stopped by {stopped}; the same command goes on", code)
     except KeyboardInterrupt:
         _leave("interrupted", EXIT_INTERRUPTED)
     except Terminated:

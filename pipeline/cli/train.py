@@ -7,8 +7,6 @@ from typing import Any
 import typer
 
 from pipeline.cli.common import (
-    EXIT_INTERRUPTED,
-    EXIT_TERMINATED,
     ConfigName,
     JsonFlag,
     Overrides,
@@ -34,15 +32,9 @@ def train(
 
 def _train(name: str, overrides: list[str]) -> dict[str, Any]:
     from pipeline.config import load_train_config
-    from pipeline.train import Stopped, train
+    from pipeline.train import train
 
-    loaded = load_train_config(name, overrides)
-    try:
-        return train(loaded)
-    except Stopped as stopped:
-        raise typer.Exit(
-            EXIT_TERMINATED if str(stopped) == "SIGTERM" else EXIT_INTERRUPTED
-        ) from None
+    return train(load_train_config(name, overrides))
 
 
 def _show(summary: dict[str, Any]) -> None:

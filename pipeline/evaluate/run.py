@@ -68,8 +68,8 @@ def evaluate(
         compare: a second checkpoint, compared image by image.
 
     Returns:
-        Its summary has the means over the images (`psnr`, `ssim`, `mae`, `lpips`, `psnr_blurred`, ...; None where
-        there is no ground truth), 95 % bootstrap intervals, `images`, `protocol`.
+        Its summary has the means over the images (`psnr`, `ssim`, `mae`, `lpips`, `psnr_blurred`,
+        ...; None where there is no ground truth), 95 % bootstrap intervals, `images`, `protocol`.
     """
     protocol_named(protocol)
     storage.check_writable(out)

@@ -1,5 +1,5 @@
 """`era train`: Ray Train runs that survive anything and change nothing."""
 
-from pipeline.train.driver import Stopped, train
+from pipeline.train.driver import train
 
-__all__ = ["Stopped", "train"]
+__all__ = ["train"]

@@ -13,7 +13,7 @@ from pipeline import storage
 from pipeline.checkpoint import CheckpointStore
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
-from pipeline.errors import UserError
+from pipeline.errors import Stopped, UserError
 from pipeline.train.attempts import Attempts
 from pipeline.train.cluster import connect, require_resources
 from pipeline.train.courier import POLL_SECONDS, start_courier
@@ -24,10 +24,6 @@ from pipeline.train.worker import train_worker
 
 log = logging.getLogger("era")
 TRIES_WITHOUT_PROGRESS = 3
-
-
-class Stopped(Exception):
-    """The run ended early because it was asked to, after saving a checkpoint."""
 
 
 def train(config: TrainConfig, on_event: OnEvent | None = None) -> dict[str, Any]:

@@ -1,0 +1,434 @@
+"""The method against mathematics, in float64: what docs/method.md claims."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from era import ErA, ErAConfig, SpatiallyVaryingBlur, cost, era_loss, named_config
+from era.canvas import Canvas, fast_size
+from era.psf import disk
+from era.updates import (
+    P_FORMS,
+    X_FORMS,
+    Penalties,
+    XProblem,
+    soft_threshold,
+    update_delta,
+    update_e,
+    update_gamma,
+    update_omega,
+    update_p,
+    update_p_paper,
+    update_u,
+    update_x_paper,
+    update_x_pcg,
+    update_z,
+)
+
+LAM = Penalties(0.7, 0.3, 0.4, 0.05)
+SMALL = ErAConfig(
+    stages=3,
+    kernels=3,
+    kernel_size=7,
+    radius_max=3.0,
+    prior_channels=(4, 8),
+    error_channels=(4,),
+    estimator_channels=(4, 8),
+)
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+
+def blur_of(kernels: int = 3, height: int = 12, width: int = 15, size: int = 5, batch: int = 1):
+    h = rand(batch, kernels, size, size, seed=1)
+    w = rand(batch, kernels, height, width, seed=2).add(0.1)
+    return SpatiallyVaryingBlur(h / h.sum((-2, -1), keepdim=True), w / w.sum(1, keepdim=True))
+
+
+def dense(operator, height: int, width: int) -> Tensor:
+    """The matrix of a linear operator on one-channel images."""
+    eye = torch.eye(height * width, dtype=torch.float64).view(-1, 1, 1, height, width)
+    return torch.stack([operator(e).reshape(-1) for e in eye], dim=1)
+
+
+# H
+
+
+def test_adjoint() -> None:
+    H = blur_of(batch=2)
+    x, y = rand(2, 3, 12, 15, seed=3), rand(2, 3, 12, 15, seed=4)
+    left, right = (H.apply(x) * y).sum(), (x * H.adjoint(y)).sum()
+    assert abs(left - right) / abs(left) < 1e-10
+
+
+def test_apply_is_the_sum_of_weighted_circular_convolutions() -> None:
+    H = blur_of(height=8, width=9)
+    x = rand(1, 1, 8, 9, seed=3)
+    h = rand(1, 3, 5, 5, seed=1)
+    h = h / h.sum((-2, -1), keepdim=True)
+    expected = torch.zeros(8, 9, dtype=torch.float64)
+    for k in range(3):
+        for dy in range(-2, 3):
+            for dx in range(-2, 3):
+                shifted = torch.roll(x[0, 0], (dy, dx), (0, 1))
+                expected += H.weights[0, k] * h[0, k, dy + 2, dx + 2] * shifted
+    torch.testing.assert_close(H.apply(x)[0, 0], expected)
+
+
+def test_constants_stay_constant() -> None:
+    grey = torch.full((1, 1, 12, 15), 0.4, dtype=torch.float64)
+    assert (blur_of().apply(grey) - grey).abs().max() < 1e-14
+
+
+def test_identity() -> None:
+    h = torch.zeros(1, 1, 5, 5, dtype=torch.float64)
+    h[..., 2, 2] = 1
+    H = SpatiallyVaryingBlur(h, torch.ones(1, 1, 12, 15, dtype=torch.float64))
+    x = rand(1, 3, 12, 15)
+    torch.testing.assert_close(H.apply(x), x)
+    torch.testing.assert_close(H.adjoint(x), x)
+    torch.testing.assert_close(H.spectrum("mean"), torch.ones_like(H.spectrum("mean")))
+
+
+def test_max_spectrum_majorises() -> None:
+    """No x has more energy after H than S promises (Jensen)."""
+    H = blur_of()
+    matrix = dense(H.apply, 12, 15)
+    bound = dense(lambda e: H.divide(e, 1 / H.spectrum("max")), 12, 15)
+    least = torch.linalg.eigvalsh(bound - matrix.T @ matrix).min()
+    assert least > -1e-12
+
+
+def test_gram_spectrum_is_the_nearest_circulant() -> None:
+    H = blur_of(height=6, width=7)
+    matrix = dense(H.apply, 6, 7)
+    normal = (matrix.T @ matrix).view(6, 7, 6, 7)
+    places = [(y, x) for y in range(6) for x in range(7)]
+    shifted = [torch.roll(normal[:, :, y, x], (-y, -x), (0, 1)) for y, x in places]
+    circulant = torch.stack(shifted).mean(0)
+    torch.testing.assert_close(torch.fft.rfft2(circulant).real, H.spectrum("gram")[0, 0])
+
+
+def test_half_types_are_raised_and_autocast_is_left() -> None:
+    H = SpatiallyVaryingBlur(
+        blur_of().inverse(blur_of().otf)[..., :5, :5].abs().half(), blur_of().weights.half()
+    )
+    x = rand(1, 3, 12, 15).to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert H.apply(x).dtype == torch.float32
+        assert H.adjoint(x).dtype == torch.float32
+
+
+def test_wrong_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="odd"):
+        SpatiallyVaryingBlur(rand(1, 2, 4, 4), rand(1, 2, 8, 8))
+    with pytest.raises(ValueError, match="weights"):
+        SpatiallyVaryingBlur(rand(1, 2, 3, 3), rand(1, 3, 8, 8))
+
+
+# The updates: each closed form zeroes the gradient of the augmented Lagrangian
+
+
+class State:
+    """A random point of the augmented Lagrangian, with quadratic phi and f."""
+
+    def __init__(self) -> None:
+        self.H = blur_of()
+        names = ("X", "Y", "Z", "U", "E", "P", "Gamma", "Omega", "Delta")
+        for seed, name in enumerate(names):
+            setattr(self, name, rand(1, 2, 12, 15, seed=10 + seed) - 0.4)
+        self.M = torch.zeros(1, 1, 12, 15, dtype=torch.float64)
+        self.M[..., 2:10, 3:12] = 1
+
+    def lagrangian(self, **changed: Tensor) -> Tensor:
+        """L without phi, f and the l1 term."""
+        v = {**self.__dict__, **changed}
+        HX = self.H.apply(v["X"])
+        return (
+            0.5 * (v["M"] * (v["U"] - v["Y"] + v["E"]).square()).sum()
+            + (v["Gamma"] * (HX - v["U"])).sum()
+            + LAM.l1 / 2 * (HX - v["U"]).square().sum()
+            + (v["Omega"] * (v["X"] - v["Z"])).sum()
+            + LAM.l2 / 2 * (v["X"] - v["Z"]).square().sum()
+            + (v["Delta"] * (v["E"] - v["P"])).sum()
+            + LAM.l3 / 2 * (v["E"] - v["P"]).square().sum()
+        )
+
+    def gradient(self, name: str, value: Tensor, extra=lambda v: 0.0) -> Tensor:
+        value = value.detach().requires_grad_()
+        total = self.lagrangian(**{name: value}) + extra(value)
+        return torch.autograd.grad(total, value)[0]
+
+
+def test_u_zeroes_its_gradient() -> None:
+    s = State()
+    U = update_u(s.H.apply(s.X), s.Gamma, s.Y, s.E, s.M, LAM)
+    assert s.gradient("U", U).abs().max() < 1e-14
+
+
+def test_z_and_p_are_proximal_points() -> None:
+    """With phi = a/2 |Z|^2 the prox of phi / lambda is v lambda / (lambda + a)."""
+    s, a = State(), 0.8
+    quadratic = lambda v: a / 2 * v.square().sum()  # noqa: E731
+    Z = update_z(s.X, s.Omega, LAM, lambda v: v * LAM.l2 / (LAM.l2 + a))
+    assert s.gradient("Z", Z, quadratic).abs().max() < 1e-14
+    prox = lambda v: v * LAM.l3 / (LAM.l3 + a)  # noqa: E731
+    P = update_p(s.E, s.Delta, s.P, LAM, prox)
+    assert s.gradient("P", P, quadratic).abs().max() < 1e-14
+    printed = update_p_paper(s.E, s.Delta, s.P, LAM, prox)
+    assert s.gradient("P", printed, quadratic).abs().max() > 0.1
+
+
+def test_e_meets_its_optimality_condition() -> None:
+    s = State()
+    s.M = torch.ones_like(s.M)
+    E = update_e(s.Y, s.U, s.Delta, s.P, s.M, LAM)
+    gradient = s.gradient("E", E)
+    zero = E == 0
+    assert 0 < zero.double().mean() < 1
+    assert (gradient[zero].abs() <= LAM.lE + 1e-14).all()
+    torch.testing.assert_close(gradient[~zero], -LAM.lE * E[~zero].sign())
+
+
+def test_e_is_zero_outside_the_photograph() -> None:
+    s = State()
+    assert (update_e(s.Y, s.U, s.Delta, s.P, s.M, LAM) * (1 - s.M) == 0).all()
+
+
+@pytest.mark.parametrize(("form", "steps"), [("pcg", 40), ("majorised", 400)])
+def test_x_forms_reach_the_exact_minimiser(form: str, steps: int) -> None:
+    s = State()
+    X = X_FORMS[form](XProblem(s.H, s.X, s.U, s.Z, s.Gamma, s.Omega, LAM), steps)
+    assert s.gradient("X", X).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("form", ["wiener", "pcg", "majorised", "paper"])
+def test_one_kernel_gives_the_posters_x(form: str) -> None:
+    """K = 1 makes H one circular convolution, for which every form is the printed formula."""
+    s = State()
+    s.H = blur_of(kernels=1)
+    X = X_FORMS[form](XProblem(s.H, s.X, s.U, s.Z, s.Gamma, s.Omega, LAM), 1)
+    assert s.gradient("X", X).abs().max() < 1e-13
+
+
+def test_printed_x_misses_for_varying_blur() -> None:
+    s = State()
+    problem = XProblem(s.H, s.X, s.U, s.Z, s.Gamma, s.Omega, LAM)
+    printed = s.gradient("X", update_x_paper(problem)).abs().max()
+    assert printed > 10 * s.gradient("X", update_x_pcg(problem, 4)).abs().max()
+
+
+def test_multipliers_ascend() -> None:
+    s = State()
+    HX = s.H.apply(s.X)
+    torch.testing.assert_close(update_gamma(s.Gamma, HX, s.U, LAM), s.Gamma + 0.7 * (HX - s.U))
+    torch.testing.assert_close(update_omega(s.Omega, s.X, s.Z, LAM), s.Omega + 0.3 * (s.X - s.Z))
+    torch.testing.assert_close(update_delta(s.Delta, s.E, s.P, LAM), s.Delta + 0.4 * (s.E - s.P))
+
+
+def test_soft_threshold_has_finite_gradients_at_zero() -> None:
+    v = torch.tensor([-1.0, -0.1, 0.0, 0.1, 1.0], requires_grad=True)
+    out = soft_threshold(v, 0.2)
+    out.sum().backward()
+    torch.testing.assert_close(out, torch.tensor([-0.8, 0.0, 0.0, 0.0, 0.8]))
+    assert torch.isfinite(v.grad).all()
+
+
+# The whole loop on a convex problem
+
+
+def admm(p_form: str, steps: int) -> tuple[float, float]:
+    """Error of X against the dense joint minimiser, and of Y, for quadratic phi and f."""
+    a, b, lam = 0.05, 0.5, Penalties(1.0, 0.1, 0.3, 0.0)
+    H = blur_of(height=8, width=9)
+    truth = rand(1, 1, 8, 9, seed=5)
+    Y = H.apply(truth) + 0.1 * rand(1, 1, 8, 9, seed=6)
+    M = torch.ones(1, 1, 8, 9, dtype=torch.float64)
+    # min 1/2 |HX - Y + E|^2 + a/2 |X|^2 + b/2 |E|^2: E = (Y - HX) / (1 + b) in closed form.
+    matrix = dense(H.apply, 8, 9)
+    weight = b / (1 + b)
+    exact = torch.linalg.solve(
+        weight * matrix.T @ matrix + a * torch.eye(72, dtype=torch.float64),
+        weight * matrix.T @ Y.reshape(-1),
+    )
+    X, E, P = Y, torch.zeros_like(Y), torch.zeros_like(Y)
+    Gamma, Omega, Delta = (torch.zeros_like(Y) for _ in range(3))
+    for _ in range(steps):
+        U = update_u(H.apply(X), Gamma, Y, E, M, lam)
+        Z = update_z(X, Omega, lam, lambda v: v * lam.l2 / (lam.l2 + a))
+        X = update_x_pcg(XProblem(H, X, U, Z, Gamma, Omega, lam), 3)
+        E = update_e(Y, U, Delta, P, M, lam)
+        P = P_FORMS[p_form](E, Delta, P, lam, lambda v: v * lam.l3 / (lam.l3 + b))
+        Gamma = update_gamma(Gamma, H.apply(X), U, lam)
+        Omega = update_omega(Omega, X, Z, lam)
+        Delta = update_delta(Delta, E, P, lam)
+    norm = exact.norm()
+    return float((X.reshape(-1) - exact).norm() / norm), float(
+        (Y.reshape(-1) - exact).norm() / norm
+    )
+
+
+def test_loop_reaches_the_dense_minimiser() -> None:
+    error, start = admm("derived", 600)
+    assert error < 1e-6 < start
+
+
+def test_loop_with_the_printed_p_diverges() -> None:
+    assert admm("paper", 100)[0] > 10 * admm("paper", 10)[0]
+
+
+# The canvas
+
+
+def test_fast_sizes_have_small_primes() -> None:
+    assert [fast_size(n) for n in (7, 11, 200, 201)] == [8, 12, 200, 216]
+    assert fast_size(130, 8) == 144
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 40), (33, 17)])
+def test_canvas_holds_and_returns_the_photograph(height: int, width: int) -> None:
+    canvas = Canvas.around(height, width, 10, 4)
+    image = rand(1, 3, height, width)
+    assert torch.equal(canvas.crop(canvas.extend(image)), image)
+    assert canvas.mask(image).sum() == height * width
+    assert all(side % 4 == 0 for side in canvas.size)
+
+
+def test_disk_has_its_radius() -> None:
+    kernel = disk(3.0, 9).double()
+    offsets = torch.arange(9) - 4
+    second = (kernel * (offsets[:, None] ** 2 + offsets**2)).sum()
+    assert abs(kernel.sum() - 1) < 1e-6
+    assert abs(second - 3.0**2 / 2) < 0.3
+
+
+# The network
+
+
+def network(**changes: object) -> ErA:
+    torch.manual_seed(0)
+    return ErA(replace(SMALL, **changes))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (17, 64), (8, 9)])
+def test_any_size(size: tuple[int, int]) -> None:
+    blur = rand(2, 3, *size).float()
+    output = network().eval()(blur)
+    assert output.restored.shape == output.error.shape == blur.shape
+    assert output.weights.shape == (2, 3, *size)
+    assert output.kernels.shape == (2, 3, 7, 7)
+    torch.testing.assert_close(output.weights.sum(1), torch.ones(2, *size))
+    torch.testing.assert_close(output.kernels.sum((-2, -1)), torch.ones(2, 3))
+    assert output.kernels.min() >= 0
+    assert output.restored.min() >= 0 and output.restored.max() <= 1
+
+
+ABLATIONS = [
+    {"error_term": False},
+    {"data_step": False},
+    {"tied_lambda_e": True},
+    {"p_form": "paper"},
+    {"share_priors": False},
+    {"stages": 1},
+    {"kernels": 1},
+    {"kernel_size": 11, "radius_max": 5.0},
+    *({"x_form": form} for form in X_FORMS),
+]
+
+
+@pytest.mark.parametrize("changes", ABLATIONS, ids=str)
+def test_every_ablation_trains(changes: dict[str, object]) -> None:
+    model = network(**changes)
+    blur, sharp = rand(1, 3, 24, 24).float(), rand(1, 3, 24, 24, seed=1).float()
+    loss = era_loss(model(blur), blur, sharp)
+    loss.total.sum().backward()
+    found = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(torch.isfinite(g).all() for g in found)
+    assert sum(float(g.abs().sum()) for g in found) > 0
+
+
+def test_gradients_are_finite_where_e_is_zero() -> None:
+    model = network(lambda_e=5.0)
+    blur = rand(1, 3, 24, 24).float()
+    output = model(blur)
+    assert output.error_share == 0
+    era_loss(output, blur, blur).total.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_e_is_not_zero_at_the_start_unless_tied() -> None:
+    blur = rand(1, 3, 48, 48).float()
+    assert network(lambda_e=0.001).train()(blur).error_share > 0.01
+    assert network(lambda_3=0.9, tied_lambda_e=True).train()(blur).error_share == 0
+
+
+def test_every_part_learns_from_the_third_stage_on() -> None:
+    """E reaches X from the second stage on, and D_f through P from the third on."""
+    model = network(stages=3)
+    starts_at_zero = [unet.tail for unet in (*model.priors, *model.error_priors)]
+    starts_at_zero += [model.estimator.to_weights, model.estimator.to_kernels]
+    for part in starts_at_zero:
+        torch.nn.init.normal_(part.weight, std=0.1)
+    blur, sharp = rand(1, 3, 24, 24).float(), rand(1, 3, 24, 24, seed=1).float()
+    era_loss(model(blur), blur, sharp).total.sum().backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    assert silent == []
+
+
+def test_bf16_is_near_float32() -> None:
+    model = network().eval()
+    blur = rand(1, 3, 32, 32).float()
+    with torch.no_grad():
+        exact = model(blur).restored
+        with torch.autocast("cpu", torch.bfloat16):
+            near = model(blur).restored
+    assert (exact - near.float()).abs().max() < 0.03
+
+
+def test_tile_with_the_whole_estimate_sees_the_same_weights() -> None:
+    model = network().eval()
+    blur = rand(1, 3, 64, 80).float()
+    estimate = model.estimate(blur)
+    whole = estimate.weights(0, 0, 64, 80)
+    torch.testing.assert_close(estimate.weights(13, 22, 30, 41), whole[..., 13:43, 22:63])
+
+
+def test_starts_near_the_blurred_image() -> None:
+    blur = rand(1, 3, 32, 32).float()
+    smooth = torch.nn.functional.avg_pool2d(blur, 9, 1, 4, count_include_pad=False)
+    assert (network().eval()(smooth).restored - smooth).abs().mean() < 0.05
+
+
+def test_clamped_in_eval_mode_only() -> None:
+    model = network()
+    torch.nn.init.constant_(model.priors[0].tail.bias, 3.0)
+    blur = rand(1, 3, 16, 16).float()
+    assert model.train()(blur).restored.max() > 1
+    assert model.eval()(blur).restored.max() <= 1
+
+
+def test_costs_are_counted_without_computing() -> None:
+    tiny = cost(named_config("tiny"), 256, 256)
+    assert tiny.parameters == sum(p.numel() for p in ErA(named_config("tiny")).parameters())
+    twice = cost(named_config("tiny"), 512, 512)
+    assert 3.3 < twice.macs / tiny.macs < 4.5
+    assert cost(named_config("paper"), 720, 1280).convolution_macs > 1e13
+
+
+def test_configuration_refuses_nonsense() -> None:
+    with pytest.raises(ValueError, match="did you mean stages"):
+        named_config("tiny", stage=3)
+    with pytest.raises(ValueError, match="kernel_size"):
+        named_config("tiny", kernel_size=4)
+    with pytest.raises(ValueError, match="at most"):
+        named_config("tiny", radius_max=40.0)
+    with pytest.raises(ValueError, match="unknown size"):
+        named_config("huge")
+    assert ErAConfig.from_dict(SMALL.to_dict()) == SMALL
