@@ -36,7 +36,7 @@ class DataSection:
     val: str = ""  # URL of one split folder; validation is skipped when empty
     crops_per_image: int = 16  # crops of each image in one epoch
     window: int = 0  # shards shuffled together; 0 = all of them
-    min_sharpness_quantile: float = 0.3  # crops are drawn above this quantile of sharpness
+    min_sharpness_quantile: float = 0.3  # the least sharp share of places is passed over
     rotate: bool = True  # quarter turns, besides flips
     skip_damaged: bool = False  # train without a damaged or vanished shard instead of stopping
 

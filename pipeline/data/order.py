@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 U64 = np.ndarray[Any, np.dtype[np.uint64]]
-PROPOSALS = 8  # places looked at for a crop that is sharp enough
+PROPOSALS = 8  # places looked at for a crop
 SHARD, SLOT, PLACE, FLIP = 1, 2, 3, 4  # purposes of random numbers
 
 
@@ -37,7 +37,7 @@ class OrderPlan:
         patch: crop sizes in pixels; the steps are divided evenly among them.
         steps: of the whole run.
         rotate: allow quarter turns too.
-        min_sharpness_quantile: crops are looked for above this quantile of their image.
+        min_sharpness_quantile: this share of places, the least sharp ones, is passed over.
     """
 
     seed: int
@@ -131,17 +131,19 @@ class Order:
     def _sharp(
         self, places: list[tuple[int, int]], image: int, size: int, sharpness: np.ndarray[Any, Any]
     ) -> tuple[int, int]:
-        """The first place that is sharp enough, else the sharpest of those looked at."""
+        """The first place that is not among the least sharp of those looked at."""
         height, width = self.sizes[image]
-        threshold = np.quantile(sharpness, self.plan.min_sharpness_quantile)
-        means = []
-        for top, left in places:
-            rows = _cells(top, size, height, sharpness.shape[0])
-            columns = _cells(left, size, width, sharpness.shape[1])
-            means.append(float(sharpness[rows, columns].mean()))
-            if means[-1] >= threshold:
-                return top, left
-        return places[int(np.argmax(means))]
+        means = [
+            float(
+                sharpness[
+                    _cells(top, size, height, sharpness.shape[0]),
+                    _cells(left, size, width, sharpness.shape[1]),
+                ].mean()
+            )
+            for top, left in places
+        ]
+        threshold = np.quantile(means, self.plan.min_sharpness_quantile)
+        return next(p for p, mean in zip(places, means, strict=True) if mean >= threshold)
 
     def _shard_order(self, epoch: int) -> np.ndarray[Any, Any]:
         shards = np.arange(len(self.shard_counts), dtype=np.uint64)
