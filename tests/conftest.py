@@ -103,8 +103,12 @@ def _wait_for(endpoint: str, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
-    """A Ray cluster of three nodes on this machine; RAY_ADDRESS names it during the session."""
+def ray_cluster(s3_process: S3Server) -> Iterator[str]:
+    """A Ray cluster of three nodes on this machine; RAY_ADDRESS names it during the session.
+
+    Its workers know the S3 server, as pods would: from their environment.
+    """
+    os.environ.update(s3_process.environment)
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
     from ray.cluster_utils import Cluster

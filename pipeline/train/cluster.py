@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
@@ -22,9 +23,26 @@ def connect(config: TrainConfig) -> None:
         return
     # Logical processors as the run needs them: more workers than cores is slow, not wrong.
     most = worker_range(config)[1] * config.scaling.cpus_per_worker
+    start_local(max(most, os.cpu_count() or 1))
+
+
+def start_local(processors: int) -> None:
+    """Start a Ray cluster of this process's own, which ends with it.
+
+    Ray's own helpers look for "the" cluster of a machine and may find another run's, so that one
+    run would take the other's workers away. They find RAY_ADDRESS first, hence the known port.
+    """
+    import ray
+    from ray.util import get_node_ip_address
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = str(probe.getsockname()[1])
+    os.environ["RAY_GCS_SERVER_PORT"] = port
+    os.environ["RAY_ADDRESS"] = f"{get_node_ip_address()}:{port}"
     ray.init(
         address="local",
-        num_cpus=max(most, os.cpu_count() or 1),
+        num_cpus=processors,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

@@ -1,0 +1,277 @@
+"""Preprocess and verify: reproducible, resumable, and nothing wrong gets through unseen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import S3Server
+
+from pipeline import storage
+from pipeline.data.manifest import load_manifest
+from pipeline.data.split import open_split
+from pipeline.errors import UserError
+from pipeline.images import read_image
+from pipeline.preprocess import preprocess
+from pipeline.preprocess import run as preprocess_run
+from pipeline.verify import verify
+
+SMALL_SHARDS = 60_000  # bytes
+
+
+def picture(
+    path: Path, seed: int, dtype: type = np.uint8, size: tuple[int, int] = (40, 48)
+) -> None:
+    """A smooth random photograph."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    image = cv2.resize(rng.random((6, 7, 3)), size[::-1], interpolation=cv2.INTER_CUBIC)
+    image = np.clip(image + 0.03 * rng.random((*size, 3)), 0, 1)
+    cv2.imwrite(str(path), (image * np.iinfo(dtype).max).astype(dtype))
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_same_input_gives_the_same_bytes_after_any_interruption(
+    tiny_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = preprocess("dpdd", str(tiny_pairs), str(tmp_path / "a"), shard_bytes=SMALL_SHARDS)
+    assert done["splits"] == ["train", "val", "test"]
+    assert done["samples"] == 12
+    assert done["shards"] > 3
+    real, count = preprocess_run.convert, 0
+
+    def fails_after_two(job):  # type: ignore[no-untyped-def]
+        nonlocal count
+        count += 1
+        if count > 2:
+            raise KeyboardInterrupt
+        return real(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess_run, "convert", fails_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess("dpdd", str(tiny_pairs), str(tmp_path / "b"), shard_bytes=SMALL_SHARDS)
+    assert not list((tmp_path / "b").glob("*/manifest.json"))
+    again = preprocess("dpdd", str(tiny_pairs), str(tmp_path / "b"), shard_bytes=SMALL_SHARDS)
+    assert again == done
+    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
+    third = preprocess("dpdd", str(tiny_pairs), str(tmp_path / "b"), shard_bytes=SMALL_SHARDS)
+    assert third == done
+
+
+def test_a_cluster_and_a_bucket_give_the_same_bytes(
+    tiny_pairs: Path, tmp_path: Path, s3_server: S3Server, ray_cluster: str
+) -> None:
+    dest = storage.join(s3_server.url, "data")
+    preprocess("dpdd", str(tiny_pairs), str(tmp_path), shard_bytes=SMALL_SHARDS)
+    preprocess("dpdd", str(tiny_pairs), dest, shard_bytes=SMALL_SHARDS)
+    here = bytes_of(tmp_path)
+    assert {e.name for e in storage.find(dest)} == set(here)
+    assert all(storage.read_bytes(storage.join(dest, name)) == data for name, data in here.items())
+    assert verify(dest)["samples"] == verify(dest, quick=True)["samples"] == 12
+
+
+def test_pixels_arrive_unchanged(tiny_pairs: Path, tiny_data: Path) -> None:
+    split = open_split(str(tiny_data / "test"))
+    sample = split.load(0)
+    source = tiny_pairs / "test_c" / "source" / f"{sample.key}.png"
+    assert np.array_equal(sample.blur, read_image(str(source)))
+    assert sample.radius is not None
+    names = list(sample.meta["sources"])
+    assert names[0].startswith("test_c/source/")
+    assert len(sample.meta["sources"][names[0]]) == 64
+    assert np.array(sample.meta["sharpness"]).shape == (2, 2)
+    assert (tiny_data / "test" / "contact.jpg").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("dataset", "files", "splits"),
+    [
+        ("realdof", {"source/01.png": 1, "target/01.png": 1}, {"test": 1}),
+        ("rtf", {"image/0/image_01.png": 1, "GT/sharp_01.png": 1}, {"test": 1}),
+        (
+            "lfdof",
+            {
+                "train_data/input/IMG_1/IMG_1_ap1_01.png": 1,
+                "train_data/input/IMG_1/IMG_1_ap2_01.png": 2,
+                "train_data/ground_truth/IMG_1.png": 1,
+            },
+            {"train": 2},
+        ),
+        ("cuhk", {"out_of_focus0006.jpg": 1, "out_of_focus0007.JPG": 2}, {"test": 2}),
+        ("pixeldp", {"test_c/a.png": 1, "test_c/b.png": 2}, {"test": 2}),
+        ("folder", {"blur/x.y.png": 1, "sharp/x.y.png": 1}, {"train": 1}),
+        ("folder", {"val/blur/x.png": 1, "val/sharp/z.png": 1}, {"val": 1}),
+        (
+            "dpdd",
+            {"train/inputC/1P0A1.png": 1, "train/target/1P0A2.png": 1},
+            {"train": 1},
+        ),
+    ],
+)
+def test_layouts(
+    dataset: str, files: dict[str, int], splits: dict[str, int], tmp_path: Path
+) -> None:
+    for number, (name, seed) in enumerate(files.items()):
+        picture(tmp_path / "in" / name, seed)
+        if "target" in name or "GT" in name or "sharp" in name or "ground_truth" in name:
+            path = tmp_path / "in" / name
+            image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            cv2.imwrite(str(path), cv2.add(image, np.full_like(image, 1 + number)))
+    if dataset == "lfdof":
+        other = tmp_path / "in" / "train_data/input/IMG_1/IMG_1_ap2_01.png"
+        image = cv2.imread(str(tmp_path / "in/train_data/input/IMG_1/IMG_1_ap1_01.png"))
+        cv2.imwrite(str(other), cv2.GaussianBlur(image, (5, 5), 2))
+    done = preprocess(dataset, str(tmp_path / "in"), str(tmp_path / "out"))
+    assert done["samples"] == sum(splits.values())
+    for split, count in splits.items():
+        manifest, _ = load_manifest(str(tmp_path / "out" / split))
+        assert manifest.samples == count
+        assert manifest.sharp == (dataset not in ("cuhk", "pixeldp"))
+        assert all("." not in key for key in open_split(str(tmp_path / "out" / split)).keys)
+    verify(str(tmp_path / "out"))
+
+
+def test_csv_of_pairs(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.png", 1, np.uint16)
+    image = cv2.imread(str(tmp_path / "b.png"), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(tmp_path / "b.png"), cv2.GaussianBlur(image, (3, 3), 1))
+    (tmp_path / "pairs.csv").write_text("split,blur,sharp\nval,a.png,b.png\n")
+    done = preprocess("folder", str(tmp_path / "pairs.csv"), str(tmp_path / "out"))
+    assert done["splits"] == ["val"]
+
+
+def pairs_copy(tiny_pairs: Path, target: Path) -> Path:
+    return Path(shutil.copytree(tiny_pairs, target))
+
+
+def spoil_text(folder: Path) -> str:
+    path = sorted((folder / "train_c" / "source").iterdir())[1]
+    path.write_text("this is no picture")
+    return f"{path.name}: not an image"
+
+
+def spoil_bits(folder: Path) -> str:
+    path = sorted((folder / "train_c" / "target").iterdir())[1]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return f"{path.name}: not an image that can be read, or a damaged one"
+
+
+def spoil_size(folder: Path) -> str:
+    path = sorted((folder / "train_c" / "target").iterdir())[0]
+    picture(path, 1, np.uint16, (30, 30))
+    return "not a pair"
+
+
+def spoil_duplicate(folder: Path) -> str:
+    train = sorted((folder / "train_c" / "source").iterdir())[0]
+    test = sorted((folder / "test_c" / "source").iterdir())[0]
+    shutil.copy(train, test)
+    return "is the same picture as"
+
+
+def spoil_flat(folder: Path) -> str:
+    path = sorted((folder / "train_c" / "source").iterdir())[2]
+    cv2.imwrite(str(path), np.full((48, 56, 3), 30000, np.uint16))
+    return "the picture is flat"
+
+
+def spoil_scene(folder: Path) -> str:
+    path = sorted((folder / "train_c" / "target").iterdir())[2]
+    picture(path, 77, np.uint16, (48, 56))
+    return "not the same scene"
+
+
+SPOILERS = [spoil_text, spoil_bits, spoil_size, spoil_duplicate, spoil_flat, spoil_scene]
+
+
+@pytest.mark.parametrize("spoil", SPOILERS)
+def test_bad_pairs_stop_or_are_set_aside(spoil, tiny_pairs: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = pairs_copy(tiny_pairs, tmp_path / "in")
+    message = spoil(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        preprocess("dpdd", str(folder), str(tmp_path / "out"))
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "out").glob("*/manifest.json"))
+    done = preprocess("dpdd", str(folder), str(tmp_path / "out"), skip_bad=True)
+    assert done["samples"] == 11
+    assert done["skipped"] == 1
+    assert done["incomplete"]
+    listed = [json.loads(p.read_text()) for p in (tmp_path / "out").glob("*/skipped.json")]
+    assert message.split(":")[-1].strip() in listed[0][0]["reason"]
+    verify(str(tmp_path / "out"))
+
+
+def test_all_problems_are_listed_at_once(
+    tiny_pairs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = pairs_copy(tiny_pairs, tmp_path / "in")
+    spoil_text(folder), spoil_size(folder)
+    with pytest.raises(UserError, match="and 1 more"), caplog.at_level("WARNING", "era"):
+        preprocess("dpdd", str(folder), str(tmp_path / "out"))
+
+
+def test_what_cannot_be_a_data_set(tiny_pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no image found"):
+        preprocess("dpdd", str(tmp_path / "empty"), str(tmp_path / "out"))
+    with pytest.raises(UserError, match="no such folder"):
+        preprocess("dpdd", str(tmp_path / "nowhere"), str(tmp_path / "out"))
+    with pytest.raises(UserError, match="unknown; known: dpdd"):
+        preprocess("dppd", str(tiny_pairs), str(tmp_path / "out"))
+    folder = pairs_copy(tiny_pairs, tmp_path / "in")
+    next((folder / "val_c" / "target").iterdir()).unlink()
+    with pytest.raises(UserError, match="counts must be equal"):
+        preprocess("dpdd", str(folder), str(tmp_path / "out"))
+
+
+def test_destination_with_something_else_is_refused(tiny_pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "train").mkdir(parents=True)
+    (tmp_path / "out" / "train" / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="holds something else"):
+        preprocess("dpdd", str(tiny_pairs), str(tmp_path / "out"))
+
+
+def test_verify_names_every_damage(tiny_data: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_data, tmp_path / "data"))
+    manifest, _ = load_manifest(str(folder / "train"))
+    entry = manifest.shards[0].samples[0]
+    path = folder / "train" / manifest.shards[0].name
+    whole = path.read_bytes()
+
+    def spoiled(offset: int) -> None:
+        data = bytearray(whole)
+        data[offset] ^= 255
+        path.write_bytes(data)
+
+    offset, length = entry.members["blur.npy"]
+    spoiled(offset + length - 1)  # a pixel: only the checksum sees it
+    verify(str(folder), quick=True)
+    with pytest.raises(UserError, match=f"{path.name}: its sha256"):
+        verify(str(folder))
+    spoiled(offset + 2)  # the array's header
+    for quick in (False, True):
+        with pytest.raises(UserError, match=manifest.shards[0].name):
+            verify(str(folder / "train"), quick=quick)
+    path.write_bytes(whole[:-512])
+    with pytest.raises(UserError, match=f"{len(whole) - 512} bytes instead of {len(whole)}"):
+        verify(str(folder), quick=True)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{path.name}: missing"):
+        verify(str(folder))
+    with pytest.raises(UserError, match=r"no manifest\.json there"):
+        verify(str(tmp_path))
