@@ -36,7 +36,7 @@ class SpatiallyVaryingBlur:
         """H x = sum_k w_k * (h_k conv x), for x of shape (B, C, H, W)."""
         with _no_autocast(x):
             blurred = self.inverse(self.otf[:, :, None] * rfft2(x)[:, None])  # (B, K, C, H, W)
-            return torch.einsum("bkhw,bkchw->bchw", self.weights, blurred)
+            return (self.weights[:, :, None] * blurred).sum(dim=1)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """H' y = sum_k h_k corr (w_k * y): the weights come before the correlation."""
@@ -54,7 +54,7 @@ class SpatiallyVaryingBlur:
         with _no_autocast(residual):
             filters = self.otf.conj() / (power(self.otf) + ratio)
             filtered = self.inverse(filters[:, :, None] * rfft2(residual)[:, None])
-            return torch.einsum("bkhw,bkchw->bchw", self.weights, filtered)
+            return (self.weights[:, :, None] * filtered).sum(dim=1)
 
     def spectrum(self, bound: SpectrumBound) -> Tensor:
         """A real spectrum S (B, 1, H, W//2+1) that stands for H'H in a division.
