@@ -34,10 +34,11 @@ bench: setup  ## tables of ratios; see benchmarks/README.md
 lock:  ## write both locks anew from pyproject.toml
 	rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
 	.lock-venv/bin/pip install -q .
-	.lock-venv/bin/pip freeze --exclude era-deblurring --exclude pip --exclude setuptools > requirements.lock
+	.lock-venv/bin/pip freeze --exclude era-deblurring --exclude pip --exclude setuptools \
+		| sed 's/+cpu$$//' | grep -v '^nvidia-' > requirements.lock
 	.lock-venv/bin/pip install -q ".[dev]"
 	.lock-venv/bin/pip freeze --exclude era-deblurring --exclude pip --exclude setuptools \
-		| grep -vxFf requirements.lock > requirements-dev.lock
+		| sed 's/+cpu$$//' | grep -v '^nvidia-' | grep -vxFf requirements.lock > requirements-dev.lock
 	rm -rf .lock-venv
 
 clean:

@@ -26,9 +26,16 @@ class Canvas:
 
     @staticmethod
     def around(height: int, width: int, margin: int, multiple: int) -> Canvas:
-        """Return the smallest fast canvas with `margin` extra pixels and sides of `multiple`."""
+        """Return the smallest fast canvas with `margin` extra pixels and sides of `multiple`.
+
+        The photograph starts at a multiple too, so that a tile whose place in the photograph is a
+        multiple meets the strides of the networks as it would in the whole.
+        """
         size = (fast_size(height + margin, multiple), fast_size(width + margin, multiple))
-        return Canvas(height, width, size, (size[0] - height) // 2, (size[1] - width) // 2)
+        top, left = (
+            (s - n) // 2 // multiple * multiple for s, n in zip(size, (height, width), strict=True)
+        )
+        return Canvas(height, width, size, top, left)
 
     def extend(self, image: Tensor) -> Tensor:
         """Lay (B, C, height, width) on the canvas, mirrored over its borders (any size)."""

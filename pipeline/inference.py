@@ -20,6 +20,7 @@ from pipeline.images import from_float, to_float
 
 Image = np.ndarray[Any, Any]
 MAX_PIXELS = 1024 * 1024  # more is cut into tiles
+GRID = 16  # pixels; the strides of every size of network divide it
 OVERLAP = 128  # pixels, blended; more than the priors look around
 
 
@@ -121,14 +122,14 @@ def _tiled(
 
 
 def _spans(length: int, side: int) -> Iterator[tuple[int, int]]:
-    """Equal overlapping spans of at most `side` pixels that cover `length`."""
+    """Overlapping spans of about `side` pixels that cover `length`, starting on the grid."""
     if length <= side:
         yield 0, length
         return
     count = -(-(length - OVERLAP) // (side - OVERLAP))
-    for index in range(count):
-        start = round(index * (length - side) / (count - 1))
-        yield start, start + side
+    starts = [index * (length - side) // (count - 1) // GRID * GRID for index in range(count)]
+    for index, start in enumerate(starts):
+        yield start, length if index == count - 1 else start + side
 
 
 def _window(length: int) -> Image:

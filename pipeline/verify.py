@@ -159,6 +159,7 @@ def _quick(url: str, entry: SampleEntry) -> Iterator[str]:
         if sound and member != META:
             channels = "" if member == RADIUS else ", 3"
             shape = f"({entry.height}, {entry.width}{channels})"
-            sound = shape.encode() in data[TAR_BLOCK:] and b"'<u2'" in data[TAR_BLOCK:]
+            head = data[TAR_BLOCK:]
+            sound = head[:6] == b"\x93NUMPY" and shape.encode() in head and b"'<u2'" in head
         if not sound:
             yield f"{url}: sample {entry.key}: {member} is damaged"

@@ -14,7 +14,6 @@ from pipeline.spread import has_cluster, join_cluster
 
 def connect(config: TrainConfig) -> None:
     """Join the cluster that RAY_ADDRESS names, or start a local one for this process."""
-    import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")

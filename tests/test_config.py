@@ -1,0 +1,96 @@
+"""Configuration: typed, overridable, and never silently wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from pipeline.config import FROZEN_SECTIONS, TrainConfig, load_train_config, to_plain
+from pipeline.errors import UserError
+from pipeline.train.freeze import freeze, frozen_hash
+
+DOCS = Path(__file__).parents[1] / "docs" / "configuration.md"
+
+
+def test_packaged_configurations_load() -> None:
+    for name in ("tiny", "base", "paper"):
+        assert load_train_config(name).model.size == name
+
+
+def test_overrides_and_files(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("train: {steps: 7}\nscaling: {workers: [1, 3]}\n")
+    config = load_train_config(str(path), ["train.patch=[32]", "model.overrides={stages: 1}"])
+    assert (config.train.steps, config.train.patch, config.scaling.workers) == (7, [32], [1, 3])
+    assert config.model.overrides == {"stages": 1}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.step=5", "unknown key train.step; did you mean train.steps"),
+        ("data.trian=x", "did you mean data.train"),
+        ("train.steps=many", "train.steps"),
+        ("train.steps=0", "train.steps must be at least 1"),
+        ("train.steps", "expected key=value"),
+        ("model.size=huge", "unknown size 'huge'"),
+        ("model.overrides={stage: 2}", "did you mean stages"),
+        ("train.precision=int8", "train.precision"),
+        ("train.deterministic=maybe", "train.deterministic"),
+        ("scaling.workers=0", "scaling.workers"),
+        ("scaling.workers=[3, 1]", "scaling.workers"),
+        ("scaling.workers=9", "train.global_batch"),
+        ("run.name=a/b", "run.name"),
+        ("loss.omega=2", "loss.omega"),
+    ],
+)
+def test_wrong_values_are_one_clear_line(override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_train_config("tiny", [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no packaged train config \(base, paper, tiny\)"):
+        load_train_config("small")
+    with pytest.raises(UserError, match="no such file"):
+        load_train_config(str(tmp_path / "none.yaml"))
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_train_config(str(tmp_path / "bad.yaml"))
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(UserError, match="expected a mapping"):
+        load_train_config(str(tmp_path / "list.yaml"))
+
+
+def test_tiny_runs_with_any_steps_and_batch() -> None:
+    for steps in (1, 2, 3):
+        config = load_train_config("tiny", [f"train.steps={steps}", "train.global_batch=2"])
+        assert config.train.steps == steps
+
+
+def test_frozen_keys_are_frozen_and_free_ones_free(tmp_path: Path) -> None:
+    config = load_train_config("tiny")
+    freeze(str(tmp_path), config)
+    freeze(str(tmp_path), load_train_config("tiny", ["scaling.workers=1", "checkpoint.every=7"]))
+    for override in ("train.seed=1", "model.size=base", "loss.omega=0.4", "data.window=2"):
+        with pytest.raises(UserError, match=override.partition("=")[0]):
+            freeze(str(tmp_path), load_train_config("tiny", [override]))
+    assert frozen_hash(config) == frozen_hash(load_train_config("tiny", ["cache.max_gb=1"]))
+
+
+def test_folder_with_something_else_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match=r"holds thesis\.txt but no config\.yaml"):
+        freeze(str(tmp_path), load_train_config("tiny"))
+
+
+def test_documentation_names_every_key_and_default() -> None:
+    text = DOCS.read_text()
+    for section, values in to_plain(OmegaConf.to_object(OmegaConf.structured(TrainConfig))).items():
+        assert f"## `{section}`" + (" (frozen)" if section in FROZEN_SECTIONS else "") in text
+        for key in values:
+            assert f"| `{section}.{key}` |" in text

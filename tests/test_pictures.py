@@ -1,0 +1,301 @@
+"""Restoring and evaluating: files come back as they were, figures are scikit-image's."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image as Pillow
+from PIL import ImageCms
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from era import ErA, named_config
+from pipeline import metrics
+from pipeline.checkpoint import CheckpointStore
+from pipeline.data.split import open_split
+from pipeline.errors import UserError
+from pipeline.evaluate import evaluate
+from pipeline.evaluate.run import interval
+from pipeline.images import to_float
+from pipeline.inference import restore_array
+from pipeline.lpips import Lpips, load_lpips, lpips
+from pipeline.restore import restore
+
+FIELDS: dict[str, Any] = {
+    "stages": 2,
+    "kernels": 3,
+    "kernel_size": 7,
+    "radius_max": 3.0,
+    "prior_channels": (4, 8),
+    "error_channels": (4,),
+    "estimator_channels": (4,),
+}
+
+
+@pytest.fixture(scope="module")
+def network() -> ErA:
+    """A network with random last layers, so that it changes pictures."""
+    torch.manual_seed(1)
+    model = ErA(named_config("tiny", **FIELDS)).eval()
+    for part in (model.priors[0].tail, model.estimator.to_weights):
+        torch.nn.init.normal_(part.weight, std=0.02)
+    return model
+
+
+@pytest.fixture(scope="module")
+def run(network: ErA, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run with that network as its checkpoint."""
+    folder = str(tmp_path_factory.mktemp("run"))
+    store = CheckpointStore(folder)
+    store.save(
+        step=1,
+        model=network.state_dict(),
+        training={},
+        meta={"step": 1, "model": network.config.to_dict()},
+        files={},
+        metrics={"val/psnr": 1.0},
+    )
+    store.wait()
+    return folder
+
+
+def photograph(height: int = 40, width: int = 52, dtype: type = np.uint8) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    image = cv2.resize(rng.random((7, 9, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
+    return (np.clip(image, 0, 1) * np.iinfo(dtype).max).astype(dtype)
+
+
+# Metrics
+
+
+def test_metrics_are_scikit_images() -> None:
+    a, b = to_float(photograph()), np.clip(to_float(photograph()) + 0.05, 0, 1.2)
+    clamped = np.clip(b, 0, 1).astype(np.float64)
+    assert metrics.psnr(b, a) == peak_signal_noise_ratio(
+        a.astype(np.float64), clamped, data_range=1
+    )
+    assert metrics.ssim(b, a) == structural_similarity(
+        a.astype(np.float64), clamped, data_range=1, channel_axis=-1
+    )
+    assert metrics.mae(b, a) == pytest.approx(np.abs(a - clamped).mean())
+    assert metrics.psnr(a, a) == float("inf")
+
+
+def test_nrknet_rounds_to_8_bits_and_weighs_by_a_gaussian() -> None:
+    a = to_float(photograph(dtype=np.uint16))
+    b = np.clip(a + 0.001, 0, 1)
+    rounded = [np.rint(x.astype(np.float64) * 255) / 255 for x in (a, b)]
+    assert metrics.psnr(b, a, "nrknet") == peak_signal_noise_ratio(*rounded, data_range=1)
+    expected = structural_similarity(
+        *rounded,
+        data_range=1,
+        channel_axis=-1,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+    )
+    assert metrics.ssim(b, a, "nrknet") == pytest.approx(expected, abs=1e-12)
+    with pytest.raises(UserError, match="known: standard, nrknet"):
+        metrics.psnr(a, b, "mine")
+
+
+def test_lpips_takes_torchvisions_layout(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = {f"features.{k}": v for k, v in Lpips().features.state_dict().items()}
+    state["classifier.1.weight"] = torch.zeros(2, 2)
+    torch.save(state, tmp_path / "alex.pth")
+    a, b = to_float(photograph(64, 72)), np.clip(to_float(photograph(64, 72)) + 0.2, 0, 1)
+    assert lpips(a, a, str(tmp_path / "alex.pth")) == 0
+    near = lpips(a, np.clip(a + 0.01, 0, 1), str(tmp_path / "alex.pth"))
+    assert 0 < near < lpips(a, b, str(tmp_path / "alex.pth"))
+    (tmp_path / "other.pth").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="not AlexNet's weights"):
+        load_lpips(str(tmp_path / "other.pth"))
+
+
+def test_lpips_equals_torchmetrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchmetrics' own network with our trunk in torchvision's place."""
+    import torchmetrics.functional.image.lpips as reference
+
+    torch.manual_seed(0)
+    state = {f"features.{k}": v for k, v in Lpips().features.state_dict().items()}
+    torch.save(state, tmp_path / "alex.pth")
+    ours = load_lpips(str(tmp_path / "alex.pth"))
+
+    class Trunk(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            layers = []
+            for part in ours.features:
+                x = part(x)
+                if isinstance(part, torch.nn.ReLU):
+                    layers.append(x)
+            return layers
+
+    monkeypatch.setattr(reference, "_LPIPS__unused", None, raising=False)
+    monkeypatch.setattr(reference, "Alexnet", lambda **_: Trunk())
+    theirs = reference._LPIPS(net="alex", pretrained=True)
+    a, b = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(ours(a, b), theirs(a, b, normalize=True).flatten())
+
+
+def test_intervals_hold_the_mean() -> None:
+    low, high = interval([1.0, 2.0, 3.0, 4.0])
+    assert low < 2.5 < high
+    assert interval([1.0, 2.0, 3.0, 4.0]) == [low, high]
+
+
+# Evaluate
+
+
+def test_evaluate_writes_table_and_gallery(run: str, tiny_data: Path, tmp_path: Path) -> None:
+    found = evaluate(run, str(tiny_data / "train"), str(tmp_path), compare=run).summary
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "per_image.csv").read_text())))
+    split = open_split(str(tiny_data / "train"))
+    assert [row["name"] for row in rows] == split.keys
+    assert found["psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in rows]))
+    assert found["images"] == len(split)
+    assert found["lpips"] is None
+    assert "AlexNet" in found["lpips_note"]
+    assert found["comparison"]["psnr_difference"] == 0
+    sample = split.load(0)
+    blurred = metrics.psnr(to_float(sample.blur), to_float(sample.sharp))
+    assert float(rows[0]["psnr_blurred"]) == pytest.approx(blurred)
+    page = (tmp_path / "gallery.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+    assert all(f"case-{key}" in page for key in split.keys)
+
+
+def test_evaluate_without_truth_has_pictures_only(run: str, tmp_path: Path) -> None:
+    from pipeline.preprocess import preprocess
+
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "a.jpg"), photograph())
+    preprocess("cuhk", str(tmp_path / "in"), str(tmp_path / "data"))
+    found = evaluate(run, str(tmp_path / "data" / "test"), str(tmp_path / "out")).summary
+    assert found["psnr"] is None
+    assert "case-a" in (tmp_path / "out" / "gallery.html").read_text()
+
+
+def test_published_table_stands_beside_a_whole_test_set_only() -> None:
+    from pipeline.evaluate.published import published_rows
+
+    assert [row["psnr"] for row in published_rows("dpdd", 76)][-1] == 26.687
+    assert published_rows("dpdd", 75) == published_rows("folder", 76) == []
+
+
+# Restore
+
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def exif() -> Pillow.Exif:
+    values = Pillow.Exif()
+    values[274] = 6  # the orientation
+    values[271] = "Maker"
+    return values
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+def test_profile_exif_and_orientation_survive(kind: str, run: str, tmp_path: Path) -> None:
+    source = tmp_path / f"photo.{kind}"
+    Pillow.fromarray(photograph()).save(source, icc_profile=PROFILE, exif=exif())
+    restore([str(source)], str(tmp_path / "out"), run)
+    before, after = Pillow.open(source), Pillow.open(tmp_path / "out" / source.name)
+    assert after.size == before.size
+    assert after.info["icc_profile"] == PROFILE
+    assert dict(after.getexif()) == dict(before.getexif())
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [source.name]
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_bit_depth_grey_and_alpha_survive(
+    kind: str, dtype: type, channels: int, run: str, tmp_path: Path
+) -> None:
+    image = photograph(dtype=dtype)
+    alpha = photograph(dtype=dtype)[..., :1]
+    image = {1: image[..., 0], 3: image, 4: np.concatenate([image, alpha], axis=2)}[channels]
+    source, target = tmp_path / f"photo.{kind}", tmp_path / "out" / f"photo.{kind}"
+    if kind == "tif":
+        extra = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+        tags = [(274, "H", 1, 8, True), (271, "s", 0, "Maker", True)]
+        photometric = "minisblack" if channels == 1 else "rgb"
+        tifffile.imwrite(
+            source, image, photometric=photometric, iccprofile=PROFILE, extratags=tags, **extra
+        )
+        read = tifffile.imread
+    else:
+        cv2.imwrite(str(source), image)
+        read = lambda path: cv2.imread(str(path), cv2.IMREAD_UNCHANGED)  # noqa: E731
+    restore([str(source)], str(tmp_path / "out"), run)
+    before, after = read(source), read(target)
+    assert (after.dtype, after.shape) == (before.dtype, before.shape)
+    assert not np.array_equal(after, before)
+    if channels == 4:
+        assert np.array_equal(after[..., 3], before[..., 3])
+    if kind == "tif":
+        with tifffile.TiffFile(target) as file:
+            tags = file.pages[0].tags
+            assert (tags[274].value, tags[271].value) == (8, "Maker")
+            assert bytes(tags[34675].value) == PROFILE
+
+
+def test_bad_files_are_reported_and_the_others_go_on(run: str, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "good.png"), photograph())
+    (folder / "text.png").write_text("words")
+    (folder / "cut.tif").write_bytes(b"II*\0")
+    done = restore([str(folder), str(tmp_path / "none*.jpg")], str(tmp_path / "out"), run)
+    assert (done["restored"], done["failed"], done["incomplete"]) == (1, 3, True)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+def test_what_restore_refuses(run: str, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), photograph())
+    (tmp_path / "b").mkdir()
+    cv2.imwrite(str(tmp_path / "b" / "a.png"), photograph())
+    with pytest.raises(UserError, match="never overwritten"):
+        restore([str(tmp_path / "a.png")], str(tmp_path), run)
+    with pytest.raises(UserError, match="two inputs have this name"):
+        restore([str(tmp_path / "a.png"), str(tmp_path / "b")], str(tmp_path / "out"), run)
+    with pytest.raises(UserError, match="working-scale"):
+        restore([str(tmp_path / "a.png")], str(tmp_path / "out"), run, working_scale=2)
+    with pytest.raises(UserError, match="no such run"):
+        restore([str(tmp_path / "a.png")], str(tmp_path / "out"), str(tmp_path / "no"))
+
+
+def test_pictures_on_request(run: str, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), photograph())
+    restore([str(tmp_path / "*.png")], str(tmp_path / "out"), run, compare=True, maps=True)
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    extras = {f"a.{what}.png" for what in ("compare", "radius", "weights", "error")}
+    assert names == {"a.png"} | extras
+    assert cv2.imread(str(tmp_path / "out" / "a.compare.png")).shape == (40, 104, 3)
+
+
+def test_working_scale_keeps_the_size(run: str, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), photograph(80, 101))
+    restore([str(tmp_path / "a.png")], str(tmp_path / "out"), run, working_scale=0.5)
+    assert cv2.imread(str(tmp_path / "out" / "a.png")).shape == (80, 101, 3)
+
+
+def test_tiles_agree_with_the_whole(network: ErA) -> None:
+    """Invisible inside; near the photograph's border the canvas closes on another far side."""
+    image = photograph(403, 521, np.uint16)
+    whole = restore_array(network, image, max_pixels=10**9)
+    tiled = restore_array(network, image, max_pixels=300 * 300)
+    difference = np.abs(whole.restored_float - tiled.restored_float)
+    assert difference[40:-40, 40:-40].max() < 0.1 / 255
+    assert difference.max() < 4 / 255
+    assert np.array_equal(whole.weights, tiled.weights)

@@ -1,0 +1,105 @@
+"""Synthetic defocus: deterministic, in DPDD's layout, and true to its radius map."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import S3Server
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.images import read_image, to_float
+from pipeline.metrics import psnr
+from pipeline.synthesize import synthesize
+from pipeline.synthesize.photos import BUNDLED
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    found = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
+
+
+def test_same_seed_same_bytes_another_seed_others(tmp_path: Path) -> None:
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        synthesize("bundled", str(tmp_path / name), 4, seed, (64, 48))
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert files(tmp_path / "a") != files(tmp_path / "c")
+
+
+def test_layout_is_dpdds(tiny_pairs: Path) -> None:
+    for split in ("train", "val", "test"):
+        names = [
+            sorted(p.name for p in (tiny_pairs / f"{split}_c" / kind).iterdir())
+            for kind in ("source", "target", "radius")
+        ]
+        assert names[0] == names[2]
+        assert len(names[0]) == len(names[1])
+        assert not set(names[0]) & set(names[1])  # as in the real set, names differ
+    source = next((tiny_pairs / "train_c" / "source").iterdir())
+    assert read_image(str(source)).dtype == np.uint16
+
+
+def test_blur_can_be_seen_and_grows_with_the_radius(tmp_path: Path) -> None:
+    synthesize("bundled", str(tmp_path), 30, 0, (96, 96))
+    found = []
+    for blur in sorted((tmp_path / "train_c" / "source").iterdir()):
+        sharp = sorted((tmp_path / "train_c" / "target").iterdir())[len(found)]
+        import cv2
+
+        radius = cv2.imread(str(tmp_path / "train_c" / "radius" / blur.name), cv2.IMREAD_UNCHANGED)
+        score = psnr(to_float(read_image(str(blur))), to_float(read_image(str(sharp))))
+        found.append((float(radius.mean()) / 256, score))
+    radii, scores = np.array(found).T
+    assert radii.min() > 0.2 and radii.max() <= 7
+    assert 18 < scores.mean() < 34
+    assert np.corrcoef(radii, scores)[0, 1] < -0.3
+
+
+def test_no_photograph_is_in_two_splits() -> None:
+    names = [name for photos in BUNDLED.values() for name in photos]
+    assert len(names) == len(set(names))
+    assert {"motorcycle_left.png", "motorcycle_right.png"} <= set(BUNDLED["test"])
+
+
+def test_goes_on_and_refuses_other_settings(tmp_path: Path) -> None:
+    synthesize("bundled", str(tmp_path), 3, 0, (48, 48))
+    before = files(tmp_path)
+    next((tmp_path / "test_c" / "source").iterdir()).unlink()
+    synthesize("bundled", str(tmp_path), 3, 0, (48, 48))
+    assert files(tmp_path) == before
+    assert json.loads((tmp_path / "synthesis.json").read_text())["complete"]
+    with pytest.raises(UserError, match="other settings"):
+        synthesize("bundled", str(tmp_path), 3, 1, (48, 48))
+
+
+def test_on_s3(s3_server: S3Server) -> None:
+    synthesize("bundled", storage.join(s3_server.url, "set"), 3, 0, (48, 48))
+    assert len(storage.find(storage.join(s3_server.url, "set"))) == 3 * 3 + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bundled", 2, (64, 64)), "at least 3"),
+        (("bundled", 4, (16, 64)), "at least 32x32"),
+        (("bundled", 4, (4000, 64)), "smaller than the pairs"),
+        (("/nowhere", 4, (64, 64)), "no such folder"),
+    ],
+)
+def test_wrong_inputs(arguments: tuple, message: str, tmp_path: Path) -> None:
+    photos, pairs, size = arguments
+    with pytest.raises(UserError, match=message):
+        synthesize(photos, str(tmp_path), pairs, 0, size)
+
+
+def test_folder_of_photographs_must_hold_photographs(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(UserError, match="no image in this folder"):
+        synthesize(str(tmp_path / "in"), str(tmp_path / "out"), 4)
+    for name in ("a", "b", "c"):
+        (tmp_path / "in" / f"{name}.png").write_text("words")
+    with pytest.raises(UserError, match="not an image"):
+        synthesize(str(tmp_path / "in"), str(tmp_path / "out"), 4)
