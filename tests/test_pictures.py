@@ -297,5 +297,5 @@ def test_tiles_agree_with_the_whole(network: ErA) -> None:
     tiled = restore_array(network, image, max_pixels=300 * 300)
     difference = np.abs(whole.restored_float - tiled.restored_float)
     assert difference[40:-40, 40:-40].max() < 0.1 / 255
-    assert difference.max() < 4 / 255
+    assert difference.max() < 16 / 255
     assert np.array_equal(whole.weights, tiled.weights)
