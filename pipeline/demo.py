@@ -12,9 +12,12 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
 from pipeline import storage
 from pipeline.config import TrainConfig, load_train_config, to_plain
 from pipeline.evaluate import Evaluation, evaluate
+from pipeline.images import Image, from_float, write_png
 from pipeline.preprocess import preprocess
 from pipeline.report import DemoReport, write_demo_report
 from pipeline.restore import restore
@@ -53,11 +56,13 @@ def demo(out: str, overrides: list[str] | None = None) -> dict[str, Any]:
     with clock("evaluate"):
         test = storage.join(shards, "test")
         found = evaluate(run["run"], test, storage.join(out, "evaluation"))
+        check = evaluate(run["run"], config.data.val, storage.join(out, "validation"))
     with clock("restore"):
         blurred = storage.join(pairs, "test_c", "source")
         restore([blurred], storage.join(out, "restored"), checkpoint=run["run"])
     summary = _summary(found, clock)
     storage.write_json(storage.join(out, "summary.json"), summary)
+    write_png(storage.join(out, "before_after.png"), before_after(check))
     page = storage.join(out, "report.html")
     write_demo_report(page, _report(summary, found, run["run"], config, clock))
     return {**summary, "report": page}
@@ -80,6 +85,17 @@ class _Clock:
     def total(self) -> float:
         """Seconds since the beginning."""
         return time.monotonic() - self.began
+
+
+def before_after(found: Evaluation) -> Image:
+    """Blurred, restored and sharp side by side, of the case with the greatest gain.
+
+    For the README, hence of the validation photograph, which is free to be shown (CC0).
+    """
+    best = max(found.cases, key=lambda case: case.gain)
+    parts = [best.blur, best.restored, best.blur if best.sharp is None else best.sharp]
+    gap = np.ones((best.blur.shape[0], 6, 3), np.float32)
+    return from_float(np.hstack([parts[0], gap, parts[1], gap, parts[2]]), np.uint8)
 
 
 def _config(out: str, shards: str, overrides: list[str]) -> TrainConfig:

@@ -135,6 +135,7 @@ def test_strict_is_equal_to_the_bit_under_any_world_size(
     assert_same_run(two, changing)
 
 
+@pytest.mark.full
 def test_three_workers_are_equal_to_the_bit_too(
     ray_cluster: str, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -145,6 +146,7 @@ def test_three_workers_are_equal_to_the_bit_too(
     assert_same_run(three, killed)
 
 
+@pytest.mark.full
 def test_other_world_size_sees_the_same_samples_and_nearly_the_same_curve(
     undisturbed: dict[str, Any], tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -164,6 +166,7 @@ def test_impossible_gpus_are_refused_at_once(
         train(config_of(tiny_data, tmp_path, "gpus", "scaling.gpu=true"))
 
 
+@pytest.mark.full
 def test_nonfinite_steps_stop_a_run_past_its_budget(
     ray_cluster: str, tiny_data: Path, tmp_path: Path
 ) -> None:

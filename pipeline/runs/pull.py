@@ -46,8 +46,10 @@ def pull(url: str, to: str, metric: str = "val/psnr") -> dict[str, Any]:
     Raises:
         UserError: if there is nothing to pull, a checksum does not hold, or `to` holds other files.
     """
+    if not storage.is_local(to):
+        raise UserError(f"--to {to}: give a local folder")
     checkpoint = _chosen(url, metric)
-    target = Path(to)
+    target = storage.local_path(to)
     _require_free(target, checkpoint)
     summary = {"bundle": str(target), "checkpoint": checkpoint.url, "step": checkpoint.step}
     if (target / COMMIT).exists():
@@ -79,8 +81,6 @@ def _chosen(url: str, metric: str) -> Checkpoint:
 
 def _require_free(target: Path, checkpoint: Checkpoint) -> None:
     """Refuse a folder with other content."""
-    if not storage.is_local(str(target)):
-        raise UserError(f"--to {target}: give a local folder")
     names = set(storage.list_names(str(target)))
     if COMMIT in names:
         there = open_checkpoint(str(target))

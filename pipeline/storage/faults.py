@@ -40,12 +40,13 @@ def is_transient(error: BaseException) -> bool:
     if code or status:
         return code in _PASSING_CODES or status in _PASSING_STATUS or status >= 500
     from botocore.exceptions import BotoCoreError, HTTPClientError
+    from botocore.exceptions import ConnectionError as BotoConnectionError
     from botocore.parsers import ResponseParserError
 
     if isinstance(error, (FileNotFoundError, PermissionError, FileExistsError)):
         return False
     if isinstance(error, BotoCoreError):
-        return isinstance(error, HTTPClientError)
+        return isinstance(error, (HTTPClientError, BotoConnectionError))
     return isinstance(error, (OSError, TimeoutError, ResponseParserError)) or _is_aiohttp(error)
 
 

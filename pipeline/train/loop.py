@@ -55,10 +55,12 @@ class Loop:
             UserError: when more steps than `train.nonfinite_budget` had a non-finite gradient.
         """
         self.state.model.train()
+        before = time.monotonic()
         for batch, waited in _timed(self.loader):
-            began = time.monotonic()
             values = self.step(batch)
-            values["time/step"] = waited + time.monotonic() - began
+            now = time.monotonic()
+            values["time/step"] = now - before  # with all that hung on the step before
+            before = now
             values["time/data_share"] = waited / values["time/step"]
             self.state.step += 1
             step_done(batch, values)

@@ -1,0 +1,90 @@
+"""Run by benchmarks.loader in the peers' own environment: one peer's rate, printed as JSON.
+
+Each writes the same pictures as raw uint16 tiles of 512 pixels, its usual preparation, and reads
+random crops of 256 pixels by random access.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+CROP, TILE = 256, 512
+
+
+def tiles(folder: Path):  # type: ignore[no-untyped-def]
+    """Pairs of raw tiles."""
+    for path in sorted((folder / "blur").iterdir()):
+        pair = [
+            cv2.imread(str(folder / kind / path.name), cv2.IMREAD_UNCHANGED)
+            for kind in ("blur", "sharp")
+        ]
+        for top in range(0, pair[0].shape[0] - TILE + 1, TILE):
+            for left in range(0, pair[0].shape[1] - TILE + 1, TILE):
+                place = slice(top, top + TILE), slice(left, left + TILE)
+                yield [np.ascontiguousarray(image[place]) for image in pair]
+
+
+def crop(image, rng):  # type: ignore[no-untyped-def]
+    """A random crop, copied."""
+    top, left = rng.integers(TILE - CROP + 1, size=2)
+    return image[top : top + CROP, left : left + CROP].copy()
+
+
+def mosaicml(folder: Path, out: Path):  # type: ignore[no-untyped-def]
+    """MDS shards of raw bytes."""
+    from streaming import MDSWriter, StreamingDataset
+
+    columns = {
+        "blur": f"ndarray:uint16:{TILE},{TILE},3",
+        "sharp": f"ndarray:uint16:{TILE},{TILE},3",
+    }
+    with MDSWriter(out=str(out), columns=columns) as writer:
+        for blur, sharp in tiles(folder):
+            writer.write({"blur": blur, "sharp": sharp})
+    return StreamingDataset(local=str(out), shuffle=False, batch_size=1)
+
+
+def litdata(folder: Path, out: Path):  # type: ignore[no-untyped-def]
+    """LitData's optimised chunks of raw arrays."""
+    from litdata import StreamingDataset, optimize
+
+    pairs = list(tiles(folder))
+    optimize(
+        fn=lambda index: {"blur": pairs[index][0], "sharp": pairs[index][1]},
+        inputs=list(range(len(pairs))),
+        output_dir=str(out),
+        num_workers=1,
+        chunk_bytes="64MB",
+    )
+    return StreamingDataset(str(out))
+
+
+def main() -> None:
+    """Measure the peer that the command line names."""
+    name, folder, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    data = {"mosaicml-streaming": mosaicml, "litdata": litdata}[name](folder, out)
+    rng = np.random.default_rng(0)
+
+    def make() -> None:
+        sample = data[int(rng.integers(len(data)))]
+        crop(np.asarray(sample["blur"]), rng)
+        crop(np.asarray(sample["sharp"]), rng)
+
+    for _ in range(50):
+        make()
+    cpu, wall, count = time.process_time(), time.perf_counter(), 0
+    while time.perf_counter() - wall < 3:
+        make()
+        count += 1
+    rates = count / (time.process_time() - cpu), count / (time.perf_counter() - wall)
+    print(json.dumps(rates))
+
+
+if __name__ == "__main__":
+    main()

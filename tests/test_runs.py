@@ -1,0 +1,139 @@
+"""Looking at runs, and taking the best one home; locally and on S3, without a cluster."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import S3Server
+
+from era import ErA, named_config
+from pipeline import storage
+from pipeline.checkpoint import CheckpointStore, load_model
+from pipeline.config import load_train_config
+from pipeline.errors import UserError
+from pipeline.restore import restore
+from pipeline.runs import best_run, compare_runs, list_runs, pull, show_run
+from pipeline.train.freeze import freeze, frozen_hash
+
+SMALL = (
+    "model.overrides={stages: 1, kernels: 2, kernel_size: 5, radius_max: 2.0,"
+    " prior_channels: [4], error_channels: [4], estimator_channels: [4]}"
+)
+
+
+def make_run(root: str, name: str, scores: list[float], rate: float) -> str:
+    """A run as training leaves it: config.yaml, metrics.jsonl and checkpoints."""
+    config = load_train_config("tiny", [SMALL, f"train.learning_rate={rate}", "train.steps=30"])
+    url = storage.join(root, name)
+    freeze(url, config)
+    store = CheckpointStore(url)
+    lines: list[str] = []
+    for number, score in enumerate(scores, start=1):
+        torch.manual_seed(number)
+        model = ErA(named_config("tiny", **config.model.overrides))
+        lines.append(json.dumps({"step": 10 * number, "val/psnr": score}) + "\n")
+        store.save(
+            step=10 * number,
+            model=model.state_dict(),
+            training={},
+            meta={
+                "step": 10 * number,
+                "model": model.config.to_dict(),
+                "frozen_sha256": frozen_hash(config),
+                "data_manifest_sha256": "f" * 64,
+            },
+            files={"metrics.jsonl": "".join(lines).encode()},
+            metrics={"val/psnr": score, "train/loss": 1 / score},
+            keep_best=3,
+        )
+    store.wait()
+    return url
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Two runs below one root."""
+    place = str(tmp_path / "runs")
+    if request.param == "s3":
+        place = storage.join(request.getfixturevalue("s3_server").url, "runs")
+    make_run(place, "good", [20.0, 27.0, 26.0], 1e-3)
+    make_run(place, "poor", [21.0], 1e-2)
+    return place
+
+
+def test_list_show_best_and_compare(root: str) -> None:
+    rows = list_runs(root)["runs"]
+    assert [(row["name"], row["value"], row["step"]) for row in rows] == [
+        ("good", 27.0, 30),
+        ("poor", 21.0, 10),
+    ]
+    assert best_run(root)["step"] == 20
+    assert best_run(root, "train/loss")["value"] == pytest.approx(1 / 27)
+    shown = show_run(storage.join(root, "good"))
+    names = [storage.name_of(row["checkpoint"]) for row in shown["checkpoints"]]
+    assert names == [f"step-{step:08d}" for step in (10, 20, 30)]
+    differences = compare_runs([root])["differences"]
+    assert differences == {"train.learning_rate": [1e-3, 1e-2]}
+    with pytest.raises(UserError, match="val/lpips"):
+        best_run(root, "val/lpips")
+
+
+def test_pulled_bundle_restores_a_photograph(root: str, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    assert pull(root, str(bundle))["step"] == 20
+    assert pull(root, str(bundle))["step"] == 20  # complete already
+    card = (bundle / "README.md").read_text()
+    assert "27.0000" in card
+    assert "apache-2.0" in card
+    assert load_model(str(bundle)).meta["step"] == 20
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((20, 24, 3), 90, np.uint8))
+    assert restore([str(tmp_path / "a.png")], str(tmp_path / "out"), str(bundle))["restored"] == 1
+
+
+def test_broken_download_goes_on(tmp_path: Path, s3_server: S3Server, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    run = make_run(storage.join(s3_server.url, "runs"), "one", [25.0], 1e-3)
+    monkeypatch.setattr(sys.modules["pipeline.runs.pull"], "PART", 1000)
+    real, read = storage.read_bytes, []
+
+    def cut(url: str, start: int | None = None, end: int | None = None) -> bytes:
+        if url.endswith("model.safetensors") and start is not None:
+            read.append(start)
+            if len(read) == 3:
+                raise UserError("the network is gone")
+        return real(url, start, end)
+
+    monkeypatch.setattr(storage, "read_bytes", cut)
+    with pytest.raises(UserError, match="network is gone"):
+        pull(run, str(tmp_path / "bundle"))
+    assert not (tmp_path / "bundle" / "COMMIT").exists()
+    pull(run, str(tmp_path / "bundle"))
+    assert read[3] == 2000  # what was there is not fetched again
+    load_model(str(tmp_path / "bundle"))
+
+
+def test_damage_is_found(tmp_path: Path) -> None:
+    run = make_run(str(tmp_path), "one", [25.0], 1e-3)
+    weights = Path(run) / "checkpoints" / "step-00000010" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(UserError, match="damaged"):
+        pull(storage.join(run, "checkpoints", "step-00000010"), str(tmp_path / "bundle"))
+
+
+def test_what_pull_refuses(tmp_path: Path) -> None:
+    run = make_run(str(tmp_path), "one", [25.0], 1e-3)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match=r"holds thesis\.txt"):
+        pull(run, str(tmp_path / "full"))
+    with pytest.raises(UserError, match="local folder"):
+        pull(run, "s3://bucket/x")
+    with pytest.raises(UserError, match="no run there"):
+        pull(str(tmp_path / "full"), str(tmp_path / "bundle"))
