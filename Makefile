@@ -28,7 +28,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## tables of ratios; see benchmarks/README.md
+bench: setup  ## tables of ratios, kept in benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
 
 lock:  ## write both locks anew from pyproject.toml

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -44,7 +45,8 @@ def run_verb(
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        summary = work()
+        with redirect_stdout(sys.stderr):  # libraries print; standard output is for the summary
+            summary = work()
     except UserError as error:
         _leave(f"error: {error}", EXIT_USER)
     except Stopped as stopped:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from pipeline import storage
-from pipeline.report.pictures import Case, curves
+from pipeline.report.pictures import Case, curves, svg
 
 CURVES = {
     "train/loss": "training loss",
@@ -49,6 +49,31 @@ class Gallery:
     rows: list[dict[str, Any]]
     cases: list[Case]
     published: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SweepPage:
+    """What `sweep.html` shows.
+
+    Attributes:
+        metric: what best means. rows: of the table of trials, the same keys in each.
+        curves: trial -> points (step, metric).
+        best: URL of the best checkpoint. value: its metric. config: the best trial's.
+    """
+
+    title: str
+    metric: str
+    rows: list[dict[str, Any]]
+    curves: dict[str, list[tuple[float, float]]]
+    best: str
+    value: float
+    config: dict[str, Any]
+
+
+def write_sweep_page(url: str, page: SweepPage) -> None:
+    """Write a sweep's page: one file that needs nothing else."""
+    chart = svg(page.curves, legend=len(page.curves) <= 10, size=(8.0, 3.2))
+    storage.write_text(url, _template("sweep.html").render(page=page, chart=chart))
 
 
 def write_demo_report(url: str, report: DemoReport) -> None:

@@ -121,27 +121,36 @@ def curves(lines: list[dict[str, float]], names: dict[str, str]) -> dict[str, st
     for name, title in names.items():
         points = [(line["step"], line[name]) for line in lines if name in line]
         if points:
-            found[title] = _svg(points)
+            found[title] = svg({name: points})
     return found
 
 
-def _svg(points: list[tuple[float, float]]) -> str:
+def svg(
+    lines: dict[str, list[tuple[float, float]]],
+    legend: bool = False,
+    size: tuple[float, float] = (4.2, 2.4),
+) -> str:
+    """Lines (name -> points) over the step as inline SVG in the page's own colours."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.hashsalt": "era", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(4.2, 2.4), layout="constrained")
+    style: Any = {"svg.hashsalt": "era", "svg.fonttype": "none", "font.size": 9}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
-        axes.plot(
-            *zip(*points, strict=True), color="#d9480f", marker="o" if len(points) < 30 else ""
-        )
+        colours = ["#d9480f"] if len(lines) == 1 else [None] * len(lines)
+        for colour, (name, points) in zip(colours, lines.items(), strict=True):
+            marker = "o" if len(points) < 30 else ""
+            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=4, label=name)
         axes.set_xlabel("step")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+        if legend:
+            axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    svg = stream.getvalue()
+    drawn = stream.getvalue()
     # Text and axes take the page's colour, so that they show in light and dark.
-    return svg[svg.index("<svg") :].replace("#000000", "currentColor")
+    return drawn[drawn.index("<svg") :].replace("#000000", "currentColor")

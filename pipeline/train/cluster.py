@@ -25,7 +25,7 @@ def connect(config: TrainConfig) -> None:
     start_local(max(most, os.cpu_count() or 1))
 
 
-def start_local(processors: int) -> None:
+def start_local(processors: int, resources: dict[str, float] | None = None) -> None:
     """Start a Ray cluster of this process's own, which ends with it.
 
     Ray's own helpers look for "the" cluster of a machine and may find another run's, so that one
@@ -42,6 +42,7 @@ def start_local(processors: int) -> None:
     ray.init(
         address="local",
         num_cpus=processors,
+        resources=resources,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

@@ -1,0 +1,98 @@
+"""The search space: parsing, grid and random points (pure functions), and Tune's own form."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import TrainConfig
+from pipeline.errors import UserError
+
+Space = dict[str, dict[str, list[Any]]]
+Point = dict[str, Any]
+RANGES = ("uniform", "loguniform", "int")
+
+
+def check_space(space: Space, training: Callable[[Sequence[str]], TrainConfig]) -> None:
+    """Check every key against the training schema, at both ends of its range.
+
+    Raises:
+        UserError: for an unknown key, a bad range, or a value that training would refuse.
+    """
+    for key, domain in space.items():
+        if not isinstance(domain, dict) or len(domain) != 1:
+            raise UserError(f"space.{key}: expected one of choice, {', '.join(RANGES)}")
+        ((kind, values),) = domain.items()
+        if not isinstance(values, list) or not values:
+            raise UserError(f"space.{key}: {kind} needs a list of values")
+        if kind in RANGES:
+            _check_range(key, kind, values)
+        elif kind != "choice":
+            raise UserError(f"space.{key}: {kind!r} is not one of choice, {', '.join(RANGES)}")
+        for value in values:
+            training(overrides_of({key: value}))
+
+
+def _check_range(key: str, kind: str, values: list[Any]) -> None:
+    if len(values) != 2 or not all(isinstance(v, (int, float)) for v in values):
+        raise UserError(f"space.{key}: {kind} needs two numbers, the least and the greatest")
+    if values[0] >= values[1] or (kind == "loguniform" and values[0] <= 0):
+        raise UserError(
+            f"space.{key}: {kind} {values}: the least must be below the greatest"
+            + (" and above 0" if kind == "loguniform" else "")
+        )
+
+
+def sizes(space: Space) -> int | None:
+    """The number of points of a grid; None where a key has no choices."""
+    if any("choice" not in domain for domain in space.values()):
+        return None
+    return math.prod(len(domain["choice"]) for domain in space.values())
+
+
+def grid(space: Space) -> list[Point]:
+    """All combinations of the choices, the last key changing fastest."""
+    choices = [domain["choice"] for domain in space.values()]
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*choices)]
+
+
+def random_points(space: Space, count: int, seed: int) -> list[Point]:
+    """Points by a keyed generator: point i is the same whatever `count` is."""
+    return [{k: _draw(d, f"{seed}/{i}/{k}") for k, d in space.items()} for i in range(count)]
+
+
+def _draw(domain: dict[str, list[Any]], key: str) -> Any:
+    digest = hashlib.sha256(f"era/tune/{key}".encode()).digest()
+    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+    ((kind, values),) = domain.items()
+    if kind == "choice":
+        return values[int(rng.integers(len(values)))]
+    if kind == "int":
+        return int(rng.integers(values[0], values[1] + 1))
+    if kind == "uniform":
+        return float(rng.uniform(*values))
+    return float(math.exp(rng.uniform(math.log(values[0]), math.log(values[1]))))
+
+
+def overrides_of(point: Point) -> list[str]:
+    """A point as overrides of the training configuration."""
+    return [f"{key}={json.dumps(value)}" for key, value in point.items()]
+
+
+def for_tune(space: Space) -> dict[str, Any]:
+    """The space in Tune's own form, for searchers that choose points themselves."""
+    from ray import tune
+
+    forms: dict[str, Callable[[list[Any]], Any]] = {
+        "choice": tune.choice,
+        "uniform": lambda v: tune.uniform(*v),
+        "loguniform": lambda v: tune.loguniform(*v),
+        "int": lambda v: tune.randint(v[0], v[1] + 1),
+    }
+    return {key: forms[kind](v) for key, domain in space.items() for kind, v in domain.items()}
