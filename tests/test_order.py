@@ -128,3 +128,14 @@ def test_random_numbers_never_change() -> None:
 
 GOLDEN_MIX = 12421565313168862949
 GOLDEN_IDS = ["k@11,4,8,5", "k@13,1,8,5", "k@3,11,8,5", "k@13,7,8,1"]
+
+
+@given(SHARDS, st.integers(0, 4), st.integers(0, 60))
+def test_windows_name_the_shards_that_their_positions_read(
+    shards: list[int], window: int, position: int
+) -> None:
+    order = order_of(shards, window=window)
+    owner = np.repeat(np.arange(len(shards)), shards)
+    epoch, number = order.window(position)
+    assert epoch == position // order.per_epoch
+    assert int(owner[order.image(position)]) in order.window_shards(epoch, number)

@@ -40,6 +40,8 @@ def test_locks_meet_the_requirements() -> None:
     ]
     for locked, line in wanted:
         requirement = Requirement(line)
+        if requirement.name == PROJECT["name"]:
+            continue
         assert requirement.specifier.contains(locked[canonical(requirement.name)]), line
     assert runtime["torch"] == "2.13.0"
 

@@ -18,7 +18,8 @@ SMALL_NETWORK = (
     "model.overrides={stages: 3, kernels: 3, kernel_size: 7, radius_max: 3.0,"
     " prior_channels: [4, 8], error_channels: [4], estimator_channels: [4]}"
 )
-STEPS = 12
+STEPS = 20
+GOLDEN = Path(__file__).with_name("golden_curve.json")
 
 
 def config_of(data: Path, root: Path, name: str, *overrides: str) -> TrainConfig:
@@ -90,10 +91,16 @@ def test_run_leaves_what_the_contract_says(undisturbed: dict[str, Any]) -> None:
     assert (Path(undisturbed["best"]) / "COMMIT").exists()
 
 
+def test_curve_is_the_golden_one(undisturbed: dict[str, Any]) -> None:
+    """A change of the method, the order or the optimiser shows here first."""
+    found = [line["train/loss"] for line in curve(undisturbed) if "train/loss" in line]
+    assert found == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-3)
+
+
 def test_killed_workers_change_nothing(
     undisturbed: dict[str, Any], tiny_data: Path, tmp_path: Path
 ) -> None:
-    killed = train(config_of(tiny_data, tmp_path, "killed", "chaos.kill_every=5"))
+    killed = train(config_of(tiny_data, tmp_path, "killed", "chaos.kill_every=7"))
     assert len((Path(killed["run"]) / "chaos.jsonl").read_text().splitlines()) == 2
     assert_same_run(undisturbed, killed)
 
@@ -122,7 +129,7 @@ def test_strict_is_equal_to_the_bit_under_any_world_size(
 ) -> None:
     strict = "train.deterministic=strict"
     two = train(config_of(tiny_data, tmp_path, "two", strict))
-    for workers, step in ((1, 2), (3, 7)):
+    for workers, step in ((1, 2), (3, 9)):
         part = f"scaling.workers={workers}", f"debug.stop_at={step}"
         stopped = train(config_of(tiny_data, tmp_path, "changing", strict, *part))
         assert stopped["step"] == step

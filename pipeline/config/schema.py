@@ -18,6 +18,7 @@ class RunSection:
 
     name: str = "run"
     root: str = "runs"
+    revision: str = ""  # of the code, kept with each checkpoint; default: what git says
 
 
 @dataclass

@@ -89,6 +89,7 @@ class TrainLoader:
         self._pool = ThreadPoolExecutor(workers) if workers else None
         self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(prefetch)
         self._stopping = threading.Event()
+        self._ahead = _Ahead(split, self.order) if split.is_remote else None
         self._thread = threading.Thread(target=self._work, name="era-loader", daemon=True)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -115,10 +116,14 @@ class TrainLoader:
                 continue
         if self._pool is not None:
             self._pool.shutdown()
+        if self._ahead is not None:
+            self._ahead.close()
 
     def batch(self, step: int) -> Batch:
         """Make this rank's share of a step."""
         first = step * self.plan.global_batch
+        if self._ahead is not None:
+            self._ahead.reach(first + self.share[0])
         crops = [self._crop(first + p) for p in range(*self.share)]
         count, size = len(crops), crops[0].size
         images = [np.empty((count, size, size, 3), np.uint16) for _ in (BLUR, SHARP)]
@@ -193,3 +198,36 @@ class TrainLoader:
             return False
         np.copyto(radius[index], source[place])
         return True
+
+
+class _Ahead:
+    """Fetches shards before they are asked for: this window's, then the next one's."""
+
+    def __init__(self, split: Split, order: Order) -> None:
+        self.split, self.order = split, order
+        self.reached = (-1, -1)
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="era-fetch")
+
+    def reach(self, position: int) -> None:
+        """Say which position is read; fetches in the background when its window is new."""
+        window = self.order.window(position)
+        if window == self.reached:
+            return
+        self.reached = window
+        epoch, number = window
+        wanted = self.order.window_shards(epoch, number)
+        following = self.order.window_shards(epoch, number + 1)
+        together = list(dict.fromkeys([*wanted, *following]))
+        for shards in (together, wanted):
+            if self.split.fits_cache(shards):
+                for shard in shards:
+                    self.pool.submit(self._fetch, shard)
+                return
+
+    def _fetch(self, shard: int) -> None:
+        with suppress(UserError):  # whoever reads it is told
+            self.split.prepare(shard)
+
+    def close(self) -> None:
+        """Finish the download in hand and drop the rest."""
+        self.pool.shutdown(cancel_futures=True)

@@ -121,6 +121,28 @@ class Order:
         """Shards in the order in which the epoch of a position reads them."""
         return [int(shard) for shard in self._shard_order(position // self.per_epoch)]
 
+    def window(self, position: int) -> tuple[int, int]:
+        """(epoch, window) of a position."""
+        epoch, place = divmod(position, self.per_epoch)
+        size = self.plan.window or len(self.shard_counts)
+        for number, first in enumerate(range(0, len(self.shard_counts), size)):
+            images = sum(self.shard_counts[s] for s in self._shards_of(epoch, first))
+            place -= images * self.plan.crops_per_image
+            if place < 0:
+                return epoch, number
+        raise AssertionError("an epoch's windows hold all of its positions")
+
+    def window_shards(self, epoch: int, number: int) -> list[int]:
+        """The shards of a window; of the first one of the next epoch after an epoch's last."""
+        size = self.plan.window or len(self.shard_counts)
+        if number * size >= len(self.shard_counts):
+            epoch, number = epoch + 1, 0
+        return self._shards_of(epoch, number * size)
+
+    def _shards_of(self, epoch: int, first: int) -> list[int]:
+        size = self.plan.window or len(self.shard_counts)
+        return [int(shard) for shard in self._shard_order(epoch)[first : first + size]]
+
     def _places(self, position: int, image: int, size: int) -> list[tuple[int, int]]:
         height, width = self.sizes[image]
         random = mix(self.plan.seed, PLACE, position, np.arange(2 * PROPOSALS, dtype=np.uint64))

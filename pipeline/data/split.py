@@ -109,6 +109,15 @@ class Split:
         """The number of the shard that holds a sample."""
         return self._entries[index][0]
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether shards are copied to the cache before they are read."""
+        return not storage.is_local(self.url)
+
+    def fits_cache(self, shards: list[int]) -> bool:
+        """Whether the cache can hold these shards at once."""
+        return sum(self.manifest.shards[shard].bytes for shard in shards) <= self._cache.limit
+
     def prepare(self, shard: int) -> None:
         """Make sure that a shard is at hand, downloading it where needed."""
         self._map(shard)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import signal
+import subprocess
 import tempfile
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -42,6 +44,7 @@ def train(config: TrainConfig, on_event: OnEvent | None = None) -> dict[str, Any
         Stopped: after SIGTERM, Ctrl-C or `on_event`'s request, with a checkpoint saved.
     """
     _require_data(config)
+    config.run.revision = config.run.revision or git_revision()
     run_url = storage.absolute(storage.join(config.run.root, config.run.name))
     freeze(run_url, config)
     store = CheckpointStore(run_url)
@@ -53,6 +56,17 @@ def train(config: TrainConfig, on_event: OnEvent | None = None) -> dict[str, Any
     require_resources(config)
     _retry(config, run_url, store, on_event)
     return _summary(run_url, store)
+
+
+def git_revision() -> str:
+    """The revision of the working tree that this code is in; empty where there is none."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _require_data(config: TrainConfig) -> None:

@@ -214,6 +214,7 @@ class Worker:
             "world_size": self.world_size,
             "threads": self.config.scaling.threads,
             "machine": platform.machine(),
+            "git": self.config.run.revision or None,
             "versions": {
                 "era": __version__,
                 "torch": torch.__version__,
