@@ -50,14 +50,23 @@ def mosaicml(folder: Path, out: Path):  # type: ignore[no-untyped-def]
     return StreamingDataset(local=str(out), shuffle=False, batch_size=1)
 
 
+def load_pair(path: str) -> dict[str, np.ndarray]:
+    """A pair of raw tiles; at the module's top, since LitData sends it to its workers."""
+    blur, sharp = np.load(path)
+    return {"blur": blur, "sharp": sharp}
+
+
 def litdata(folder: Path, out: Path):  # type: ignore[no-untyped-def]
     """LitData's optimised chunks of raw arrays."""
     from litdata import StreamingDataset, optimize
 
-    pairs = list(tiles(folder))
+    raw = out.with_name("litdata-tiles")
+    raw.mkdir()
+    for index, pair in enumerate(tiles(folder)):
+        np.save(raw / f"{index:05d}.npy", np.stack(pair))
     optimize(
-        fn=lambda index: {"blur": pairs[index][0], "sharp": pairs[index][1]},
-        inputs=list(range(len(pairs))),
+        fn=load_pair,
+        inputs=[str(path) for path in sorted(raw.iterdir())],
         output_dir=str(out),
         num_workers=1,
         chunk_bytes="64MB",

@@ -9,7 +9,15 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.order import Order, OrderPlan, evaluation_indices, mix, rank_slice
+from pipeline.data.order import (
+    Order,
+    OrderPlan,
+    evaluation_indices,
+    mix,
+    mix_one,
+    rank_slice,
+    table,
+)
 
 PLAN = OrderPlan(
     seed=3,
@@ -107,7 +115,7 @@ def test_sharp_places_are_preferred() -> None:
     sharpness = np.zeros((4, 4), np.float32)
     sharpness[:, 2:] = 1.0
     order = Order(replace(PLAN, patch=(16,)), [1], [(64, 64)])
-    lefts = [order.crop(p, sharpness).left for p in range(200)]
+    lefts = [order.crop(p, table(sharpness.tolist())).left for p in range(200)]
     blind = [order.crop(p).left for p in range(200)]
     assert np.mean(lefts) > np.mean(blind)
 
@@ -117,6 +125,11 @@ def test_evaluation_covers_every_image_once(count: int, world: int) -> None:
     parts = [evaluation_indices(count, rank, world) for rank in range(world)]
     assert sorted(i for part in parts for i in part) == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4))
+def test_both_forms_of_the_hash_agree(parts: list[int]) -> None:
+    assert mix_one(*parts) == int(mix(*(np.uint64(part) for part in parts))[0])
 
 
 def test_random_numbers_never_change() -> None:

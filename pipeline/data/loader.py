@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.order import Crop, Order, OrderPlan, rank_slice
+from pipeline.data.order import Crop, Order, OrderPlan, Table, rank_slice, table
 from pipeline.data.shards import BLUR, RADIUS, SHARP
 from pipeline.data.split import Split
 from pipeline.errors import UserError
@@ -180,11 +180,11 @@ class TrainLoader:
             self.split.member(image, name)
         return self.order.crop_of(position, image, self._sharpness(image))
 
-    def _read_sharpness(self, image: int) -> Image | None:
+    def _read_sharpness(self, image: int) -> Table | None:
         if not self.plan.min_sharpness_quantile:
             return None
         values = self.split.meta(image).get("sharpness")
-        return None if values is None else np.asarray(values, np.float32)
+        return table(values) if values else None
 
     def _cut(self, job: tuple[int, Crop, list[Image], Image | None]) -> bool:
         index, crop, images, radius = job

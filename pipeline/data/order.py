@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 U64 = np.ndarray[Any, np.dtype[np.uint64]]
+Table = list[list[float]]
 PROPOSALS = 8  # places looked at for a crop
 SHARD, SLOT, PLACE, FLIP = 1, 2, 3, 4  # purposes of random numbers
 
@@ -98,23 +99,21 @@ class Order:
         """The image of a position."""
         return int(self._slots(position // self.per_epoch)[position % self.per_epoch])
 
-    def crop(self, position: int, sharpness: np.ndarray[Any, Any] | None = None) -> Crop:
+    def crop(self, position: int, sharpness: Table | None = None) -> Crop:
         """The sample of a position.
 
         Args:
-            sharpness: the image's coarse map (rows, columns), if crops are chosen by it.
+            sharpness: `table` of the image's coarse map, if crops are chosen by it.
         """
         return self.crop_of(position, self.image(position), sharpness)
 
-    def crop_of(
-        self, position: int, image: int, sharpness: np.ndarray[Any, Any] | None = None
-    ) -> Crop:
+    def crop_of(self, position: int, image: int, sharpness: Table | None = None) -> Crop:
         """The sample of a position, were it of this image (in the place of a damaged one)."""
         size = self.patch(position)
         places = self._places(position, image, size)
         top, left = places[0] if sharpness is None else self._sharp(places, image, size, sharpness)
         flips = 8 if self.plan.rotate else 4
-        flip = int(mix(self.plan.seed, FLIP, position)[0] % np.uint64(flips))
+        flip = mix_one(self.plan.seed, FLIP, position) % flips
         return Crop(image, top, left, size, flip)
 
     def shards(self, position: int) -> list[int]:
@@ -145,26 +144,25 @@ class Order:
 
     def _places(self, position: int, image: int, size: int) -> list[tuple[int, int]]:
         height, width = self.sizes[image]
-        random = mix(self.plan.seed, PLACE, position, np.arange(2 * PROPOSALS, dtype=np.uint64))
-        tops = random[::2] % np.uint64(height - size + 1)
-        lefts = random[1::2] % np.uint64(width - size + 1)
-        return [(int(top), int(left)) for top, left in zip(tops, lefts, strict=True)]
+        state = mix_one(self.plan.seed, PLACE, position)
+        random = [_split_one(state ^ part) for part in _PARTS]
+        tops, lefts = random[::2], random[1::2]
+        rows, columns = height - size + 1, width - size + 1
+        return [(top % rows, left % columns) for top, left in zip(tops, lefts, strict=True)]
 
     def _sharp(
-        self, places: list[tuple[int, int]], image: int, size: int, sharpness: np.ndarray[Any, Any]
+        self, places: list[tuple[int, int]], image: int, size: int, sharpness: Table
     ) -> tuple[int, int]:
         """The first place that is not among the least sharp of those looked at."""
         height, width = self.sizes[image]
-        means = [
-            float(
-                sharpness[
-                    _cells(top, size, height, sharpness.shape[0]),
-                    _cells(left, size, width, sharpness.shape[1]),
-                ].mean()
-            )
-            for top, left in places
-        ]
-        threshold = np.quantile(means, self.plan.min_sharpness_quantile)
+        rows, columns = len(sharpness) - 1, len(sharpness[0]) - 1
+        means = []
+        for top, left in places:
+            a, b = _cells(top, size, height, rows)
+            c, d = _cells(left, size, width, columns)
+            total = sharpness[b][d] - sharpness[a][d] - sharpness[b][c] + sharpness[a][c]
+            means.append(total / ((b - a) * (d - c)))
+        threshold = sorted(means)[int(self.plan.min_sharpness_quantile * len(means))]
         return next(p for p, mean in zip(places, means, strict=True) if mean >= threshold)
 
     def _shard_order(self, epoch: int) -> np.ndarray[Any, Any]:
@@ -204,12 +202,27 @@ def evaluation_indices(count: int, rank: int, world_size: int) -> list[int]:
     return list(range(rank, count, world_size))
 
 
+def table(sharpness: Sequence[Sequence[float]]) -> Table:
+    """Sums of a map over all rectangles from its corner: the mean of any crop in four look-ups."""
+    sums = np.zeros((len(sharpness) + 1, len(sharpness[0]) + 1))
+    sums[1:, 1:] = np.cumsum(np.cumsum(np.asarray(sharpness, np.float64), axis=0), axis=1)
+    return [[float(value) for value in row] for row in sums]
+
+
 def mix(*parts: int | U64) -> U64:
     """Random 64-bit numbers from a key, by chained splitmix64; array parts are broadcast."""
     state: U64 = np.zeros(1, np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
             state = _splitmix(state ^ _splitmix(np.atleast_1d(np.asarray(part, np.uint64))))
+    return state
+
+
+def mix_one(*parts: int) -> int:
+    """`mix` of integers, without numpy: much quicker for one number."""
+    state = 0
+    for part in parts:
+        state = _split_one(state ^ _split_one(part))
     return state
 
 
@@ -220,6 +233,17 @@ def _splitmix(x: U64) -> U64:
     return x ^ (x >> np.uint64(31))
 
 
-def _cells(start: int, size: int, length: int, cells: int) -> slice:
+def _split_one(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+_MASK = 2**64 - 1
+_PARTS = [_split_one(number) for number in range(2 * PROPOSALS)]
+
+
+def _cells(start: int, size: int, length: int, cells: int) -> tuple[int, int]:
     first = start * cells // length
-    return slice(first, max(first + 1, -(-(start + size) * cells // length)))
+    return first, max(first + 1, -(-(start + size) * cells // length))

@@ -16,7 +16,7 @@ from pipeline.data.shards import BLUR, META, RADIUS, SHARP, Sample, view_member
 from pipeline.errors import UserError
 
 Image = np.ndarray[Any, Any]
-OPEN_SHARDS = 256  # memory maps held at once
+OPEN_SHARDS, OPEN_VIEWS = 256, 50_000  # memory maps and members of them held at once
 
 
 def open_split(url: str, cache_dir: str = "", cache_gb: float = 100.0) -> Split:
@@ -41,6 +41,7 @@ class Split:
             (index, entry) for index, shard in enumerate(manifest.shards) for entry in shard.samples
         ]
         self._maps: OrderedDict[int, Image] = OrderedDict()
+        self._views: dict[tuple[int, str], Image] = {}  # checked once, then only looked up
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -77,10 +78,17 @@ class Split:
 
     def member(self, index: int, name: str) -> Image | None:
         """A member as an array on the memory map, not copied; None where the sample lacks it."""
-        shard, entry = self._entries[index]
-        if name not in entry.members:
-            return None
-        return view_member(self._map(shard), entry, name, self._where(shard))
+        key = index, name
+        view = self._views.get(key)
+        if view is None:
+            shard, entry = self._entries[index]
+            if name not in entry.members:
+                return None
+            view = view_member(self._map(shard), entry, name, self._where(shard))
+            if len(self._views) >= OPEN_VIEWS:
+                self._views.clear()
+            self._views[key] = view
+        return view
 
     def meta(self, index: int) -> dict[str, Any]:
         """The content of a sample's KEY.json."""
@@ -149,4 +157,4 @@ class Split:
                 f"{url}: damaged: {path.stat().st_size} bytes instead of {described.bytes}; "
                 "preprocess again"
             )
-        return np.memmap(path, np.uint8, "r")
+        return np.asarray(np.memmap(path, np.uint8, "r"))
