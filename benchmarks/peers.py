@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import cv2
 import numpy as np
@@ -38,6 +40,11 @@ def crop(image, rng):  # type: ignore[no-untyped-def]
 
 def mosaicml(folder: Path, out: Path):  # type: ignore[no-untyped-def]
     """MDS shards of raw bytes."""
+    # Its vision data sets import torchvision, which does not load beside a CPU build of torch;
+    # nothing that is measured here uses it.
+    for name in ("torchvision", "torchvision.datasets", "torchvision.transforms.functional"):
+        sys.modules[name] = MagicMock(__spec__=ModuleSpec(name, None))
+    sys.modules["torchvision.datasets"].VisionDataset = object
     from streaming import MDSWriter, StreamingDataset
 
     columns = {

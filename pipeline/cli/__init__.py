@@ -8,7 +8,18 @@ from __future__ import annotations
 
 import typer
 
-from pipeline.cli import demo, evaluate, preprocess, restore, runs, synthesize, train, tune, verify
+from pipeline.cli import (
+    demo,
+    doctor,
+    evaluate,
+    preprocess,
+    restore,
+    runs,
+    synthesize,
+    train,
+    tune,
+    verify,
+)
 from pipeline.cli.common import set_up_logging
 
 app = typer.Typer(
@@ -26,7 +37,7 @@ def _main() -> None:
     set_up_logging()
 
 
-for verb in (demo, synthesize, preprocess, verify, train, tune, evaluate, restore, runs):
+for verb in (demo, synthesize, preprocess, verify, train, tune, evaluate, restore, runs, doctor):
     verb.register(app)
 
 
