@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import loader, restore, training
+from benchmarks import loader, preprocess, restore, training
 
-for part in (loader, training, restore):
+for part in (preprocess, loader, training, restore):
     part.main()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from pipeline.data.manifest import SampleEntry, Shard
 from pipeline.errors import UserError
 
 Image = np.ndarray[Any, Any]
+COPY_PART = 8 << 20  # bytes
 BLUR, SHARP, RADIUS, META = "blur.npy", "sharp.npy", "radius.npy", "json"
 
 
@@ -35,7 +37,7 @@ class Sample:
 
 
 class ShardWriter:
-    """Writes one shard to a local file.
+    """Writes one shard to a local file, hashing it as it goes.
 
     Args:
         path: the file.
@@ -44,7 +46,13 @@ class ShardWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.samples: list[SampleEntry] = []
-        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115  closed by close
+        self._file = _Hashed(path)
+        self._tar = tarfile.TarFile(
+            fileobj=cast(IO[bytes], self._file),
+            mode="w",
+            format=tarfile.USTAR_FORMAT,
+            copybufsize=COPY_PART,
+        )
 
     def add(self, sample: Sample) -> None:
         """Append a sample."""
@@ -58,14 +66,13 @@ class ShardWriter:
     def close(self) -> Shard:
         """Finish the file and describe it."""
         self._tar.close()
-        with self.path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return Shard(self.path.name, self.path.stat().st_size, digest, self.samples)
+        self._file.close()
+        return Shard(self.path.name, self._file.size, self._file.hash.hexdigest(), self.samples)
 
-    def _put(self, key: str, member: str, data: bytes) -> tuple[int, int]:
+    def _put(self, key: str, member: str, data: bytes | bytearray) -> tuple[int, int]:
         info = tarfile.TarInfo(f"{key}.{member}")  # its defaults: mtime 0, uid 0, mode 0644
         info.size = len(data)
-        self._tar.addfile(info, io.BytesIO(data))
+        self._tar.addfile(info, cast(IO[bytes], _Slices(data)))
         blocks = -(-len(data) // tarfile.BLOCKSIZE)
         return self._tar.offset - blocks * tarfile.BLOCKSIZE, len(data)
 
@@ -90,7 +97,46 @@ def view_member(shard: Image, entry: SampleEntry, member: str, where: str) -> Im
     return raw[header:].view("<u2").reshape(shape)
 
 
-def _npy(array: Image) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, np.ascontiguousarray(array, "<u2"), allow_pickle=False)
-    return stream.getvalue()
+class _Slices:
+    """Reads bytes piece by piece without a copy."""
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self.rest = memoryview(data)
+
+    def read(self, count: int) -> memoryview:
+        piece, self.rest = self.rest[:count], self.rest[count:]
+        return piece
+
+
+class _Hashed:
+    """A file that is only appended to, its size and sha256 at hand."""
+
+    def __init__(self, path: Path) -> None:
+        self.stream = path.open("wb")
+        self.hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.hash.update(data)
+        self.size += len(data)
+        return self.stream.write(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def close(self) -> None:
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+        self.stream.close()
+
+
+def _npy(array: Image) -> bytearray:
+    head = io.BytesIO()
+    plain = np.ascontiguousarray(array, "<u2")
+    description = np.lib.format.header_data_from_array_1_0(plain)
+    np.lib.format.write_array_header_1_0(head, description)
+    start = head.getbuffer().nbytes
+    data = bytearray(start + plain.nbytes)
+    data[:start] = head.getvalue()
+    np.frombuffer(data, "<u2", offset=start)[:] = plain.ravel()
+    return data

@@ -53,8 +53,8 @@ def convert(job: ShardJob) -> dict[str, Any]:
     """
     described: list[dict[str, Any]] = []
     problems: list[list[str]] = []
-    with storage.scratch_folder() as scratch:
-        path = storage.local_path(scratch) / job.name
+    with storage.folder_beside(job.dest) as scratch:
+        path = scratch / job.name
         writer = ShardWriter(path)
         for pair in job.pairs:
             try:
@@ -66,7 +66,7 @@ def convert(job: ShardJob) -> dict[str, Any]:
             described.append(seen)
         shard = writer.close()
         if shard.samples:
-            storage.upload(path, storage.join(job.dest, job.name))
+            storage.move_in(path, storage.join(job.dest, job.name))
     part = {"shard": asdict(shard), "seen": described, "problems": problems}
     storage.write_json(job.part_url, part)
     return part
@@ -77,7 +77,8 @@ def _load(job: ShardJob, pair: Pair) -> tuple[Sample, dict[str, Any]]:
     sharp = _read(job.base, pair.sharp) if pair.sharp else None
     radius = _read_radius(job.base, pair.radius) if pair.radius else None
     bits = 16 if blur.dtype == np.uint16 else 8
-    _refuse_bad(pair, blur, sharp)
+    small = [_reduced(image) for image in (blur, sharp) if image is not None]
+    _refuse_bad(pair, small, blur.shape[1])
     blur16, sharp16 = _to_16_bits(blur), None if sharp is None else _to_16_bits(sharp)
     meta = {
         "height": blur.shape[0],
@@ -86,17 +87,19 @@ def _load(job: ShardJob, pair: Pair) -> tuple[Sample, dict[str, Any]]:
         "sources": {name: job.hashes[name] for name in pair.files},
         "sharpness": sharpness_map(blur if sharp is None else sharp),
     }
-    return Sample(pair.key, blur16, sharp16, radius, meta), _seen(pair, blur16, sharp16)
+    return Sample(pair.key, blur16, sharp16, radius, meta), _seen(pair, blur16, sharp16, small)
 
 
 def sharpness_map(image: Image) -> list[list[float]]:
-    """The mean gradient of the luminance in cells of about 32 pixels, in shares of the range."""
+    """The mean gradient of the luminance at half size in cells of about 32 pixels, in shares of
+    the range."""
     import cv2
 
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    half = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    grey = cv2.cvtColor(half, cv2.COLOR_RGB2GRAY).astype(np.float32)
     grey /= np.float32(np.iinfo(image.dtype).max)
     gradient = cv2.magnitude(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
-    rows, columns = (-(-side // SHARPNESS_CELL) for side in grey.shape)
+    rows, columns = (-(-side // SHARPNESS_CELL) for side in image.shape[:2])
     cells = cv2.resize(gradient, (columns, rows), interpolation=cv2.INTER_AREA)
     return [[round(float(value), 5) for value in row] for row in cells]
 
@@ -118,29 +121,29 @@ def _to_16_bits(image: Image) -> Image:
     return image if image.dtype == np.uint16 else image.astype(np.uint16) * np.uint16(257)
 
 
-def _refuse_bad(pair: Pair, blur: Image, sharp: Image | None) -> None:
-    """What only decoding shows.
+def _refuse_bad(pair: Pair, small: list[Image], width: int) -> None:
+    """What only decoding shows, seen on the reduced pictures; `width` is of the whole ones.
 
     Raises:
         UserError: for a flat picture, a pair of two scenes, or one shifted against the other.
     """
     import cv2
 
-    small = [_reduced(image) for image in (blur, sharp) if image is not None]
-    for name, image in zip((pair.blur, pair.sharp), small, strict=False):
+    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in small]
+    for name, image in zip((pair.blur, pair.sharp), grey, strict=False):
         if float(image.std()) < FLAT:
             raise UserError(f"{name}: the picture is flat: nothing can be learned from it")
-    if len(small) < 2:
+    if len(grey) < 2:
         return
-    correlation = float(np.corrcoef(small[0].ravel(), small[1].ravel())[0, 1])
+    correlation = float(np.corrcoef(grey[0].ravel(), grey[1].ravel())[0, 1])
     if correlation < SAME_SCENE:
         raise UserError(
             f"{pair.blur} and {pair.sharp}: not the same scene (correlation {correlation:.2f})"
         )
-    window = cv2.createHanningWindow(small[0].shape[::-1], cv2.CV_32F)
-    shift, response = cv2.phaseCorrelate(small[0], small[1], window)
-    if response > 0.1 and max(map(abs, shift)) > MOST_SHIFT * max(small[0].shape):
-        factor = blur.shape[1] / small[0].shape[1]
+    window = cv2.createHanningWindow(grey[0].shape[::-1], cv2.CV_32F)
+    shift, response = cv2.phaseCorrelate(grey[0], grey[1], window)
+    if response > 0.1 and max(map(abs, shift)) > MOST_SHIFT * max(grey[0].shape):
+        factor = width / grey[0].shape[1]
         raise UserError(
             f"{pair.blur} and {pair.sharp}: shifted against each other by "
             f"{shift[0] * factor:.0f}, {shift[1] * factor:.0f} pixels"
@@ -148,36 +151,35 @@ def _refuse_bad(pair: Pair, blur: Image, sharp: Image | None) -> None:
 
 
 def _reduced(image: Image) -> Image:
-    """The luminance, its longest side at most SMALL, float32 in [0, 1]."""
+    """RGB, its longest side at most SMALL, float32 in [0, 1]."""
     import cv2
 
     scale = min(1.0, SMALL / max(image.shape[:2]))
     size = tuple(max(8, round(side * scale)) for side in image.shape[1::-1])
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return grey / np.float32(np.iinfo(image.dtype).max)
+    return small.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
 
 
-def _seen(pair: Pair, blur: Image, sharp: Image | None) -> dict[str, Any]:
+def _seen(pair: Pair, blur: Image, sharp: Image | None, small: list[Image]) -> dict[str, Any]:
     """What the manifest and the contact sheet tell about a sample."""
     import cv2
 
-    seen: dict[str, Any] = {"key": pair.key, "hash": _difference_hash(blur)}
-    seen["mean"] = [round(value / 65535, 6) for value in cv2.mean(blur)[:3]]
+    seen: dict[str, Any] = {"key": pair.key, "hash": _difference_hash(small[0])}
+    seen["mean"] = [round(value, 6) for value in cv2.mean(small[0])[:3]]
     ends = np.count_nonzero((blur[::4, ::4] == 0) | (blur[::4, ::4] == 65535))
     seen["clipped"] = round(ends / blur[::4, ::4].size, 4)
     if sharp is not None:
         mse = float(cv2.norm(blur, sharp, cv2.NORM_L2)) ** 2 / blur.size / 65535.0**2
         seen["psnr"] = round(-10 * float(np.log10(max(mse, 1e-12))), 4)
-    seen["thumbnail"] = _thumbnail(blur if sharp is None else np.hstack([blur, sharp]))
+    seen["thumbnail"] = _thumbnail(np.hstack(small))
     return seen
 
 
-def _difference_hash(image: Image) -> str:
+def _difference_hash(small: Image) -> str:
     """64 bits that nearly equal pictures share: is each cell brighter than its neighbour?"""
     import cv2
 
-    grey = cv2.cvtColor(cv2.resize(image, (9, 8), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+    grey = cv2.cvtColor(cv2.resize(small, (9, 8), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
     return np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes().hex()
 
 
@@ -186,6 +188,7 @@ def _thumbnail(image: Image) -> str:
 
     height = 120
     size = (max(1, round(image.shape[1] * height / image.shape[0])), height)
-    small: Image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    _, data = cv2.imencode(".jpg", cv2.cvtColor((small >> 8).astype(np.uint8), cv2.COLOR_RGB2BGR))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    bgr = cv2.cvtColor((small * 255).astype(np.uint8), cv2.COLOR_RGB2BGR)
+    _, data = cv2.imencode(".jpg", bgr)
     return base64.b64encode(bytes(data)).decode()

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.errors import UserError
-from pipeline.storage.entry import Entry, Kind
+from pipeline.storage.entry import UNFINISHED, Entry, Kind
 
 __all__ = [
     "Entry",
@@ -27,11 +29,13 @@ __all__ = [
     "download",
     "exists",
     "find",
+    "folder_beside",
     "is_dir",
     "is_local",
     "join",
     "list_names",
     "local_path",
+    "move_in",
     "name_of",
     "read_bytes",
     "read_json",
@@ -176,6 +180,34 @@ def delete(url: str) -> None:
 def check_writable(url: str) -> None:
     """Raise a `UserError` unless files can be written below this folder; leaves nothing there."""
     _files(url).check_writable(url)
+
+
+@contextmanager
+def folder_beside(url: str) -> Iterator[Path]:
+    """A local folder for files that `move_in` will put below `url`: beside it where it is local."""
+    if not is_local(url):
+        with scratch_folder() as name:
+            yield Path(name)
+        return
+    from pipeline.storage.local import explained
+
+    target = local_path(url)
+    with explained(target):
+        target.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=".", suffix=UNFINISHED, dir=target)
+    with folder as name, explained(target):
+        yield Path(name)
+
+
+def move_in(path: Path, url: str) -> None:
+    """Put a finished local file at a URL: renamed where both are on one disk, else copied."""
+    if is_local(url) and path.parent.parent == local_path(url).parent:
+        from pipeline.storage.local import explained
+
+        with explained(local_path(url)):
+            path.replace(local_path(url))
+        return
+    upload(path, url)
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:

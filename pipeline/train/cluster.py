@@ -28,25 +28,32 @@ def connect(config: TrainConfig) -> None:
 def start_local(processors: int, resources: dict[str, float] | None = None) -> None:
     """Start a Ray cluster of this process's own, which ends with it.
 
-    Ray's own helpers look for "the" cluster of a machine and may find another run's, so that one
-    run would take the other's workers away. They find RAY_ADDRESS first, hence the known port.
+    Ray's own helpers look for "the" cluster of a machine, and for its dashboard at the usual port.
+    They may find another run's there, hold this run's driver for dead, and take its workers away.
+    Hence the known address, and a dashboard port that nobody serves.
     """
     import ray
     from ray.util import get_node_ip_address
 
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = str(probe.getsockname()[1])
-    os.environ["RAY_GCS_SERVER_PORT"] = port
+    port, dashboard = _free_ports()
+    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
     os.environ["RAY_ADDRESS"] = f"{get_node_ip_address()}:{port}"
     ray.init(
         address="local",
         num_cpus=processors,
         resources=resources,
         include_dashboard=False,
+        dashboard_port=dashboard,
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+
+
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as one, socket.socket() as other:
+        for probe in (one, other):
+            probe.bind(("", 0))
+        return one.getsockname()[1], other.getsockname()[1]
 
 
 def require_resources(config: TrainConfig) -> None:
