@@ -1,0 +1,32 @@
+# One image for processors and GPUs: torch's own wheels bring CUDA where the registry has them.
+# docker build -t era .        docker run --rm -v "$PWD/runs:/work/runs" era era demo
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS dependencies
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python3 -m venv /opt/era
+COPY requirements.lock /tmp/requirements.lock
+RUN /opt/era/bin/pip install -r /tmp/requirements.lock
+
+FROM dependencies AS code
+COPY . /src
+RUN python3 -m venv /opt/build \
+    && /opt/build/bin/pip wheel --no-deps -w /wheels /src
+
+FROM ${BASE}
+LABEL org.opencontainers.image.title="era" \
+      org.opencontainers.image.description="ErA: error-aware deep unrolling for defocus deblurring" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# The dependencies change seldom, the code often: two layers.
+COPY --from=dependencies /opt/era /opt/era
+RUN --mount=type=bind,from=code,source=/wheels,target=/wheels \
+    /opt/era/bin/pip install --no-cache-dir --no-deps --no-index /wheels/*.whl \
+    && useradd --uid 1000 --create-home era \
+    && install -d -o era /work
+ENV PATH=/opt/era/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    OMP_NUM_THREADS=1 \
+    RAY_USAGE_STATS_ENABLED=0
+USER 1000
+WORKDIR /work
+CMD ["era", "--help"]
