@@ -25,7 +25,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Configuration overrides.")
 ]
 
-EXIT_OURS, EXIT_USER, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+EXIT_USER, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
 
 
 class Terminated(BaseException):

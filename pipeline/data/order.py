@@ -116,10 +116,6 @@ class Order:
         flip = mix_one(self.plan.seed, FLIP, position) % flips
         return Crop(image, top, left, size, flip)
 
-    def shards(self, position: int) -> list[int]:
-        """Shards in the order in which the epoch of a position reads them."""
-        return [int(shard) for shard in self._shard_order(position // self.per_epoch)]
-
     def window(self, position: int) -> tuple[int, int]:
         """(epoch, window) of a position."""
         epoch, place = divmod(position, self.per_epoch)

@@ -113,10 +113,6 @@ class Split:
             self.meta(index),
         )
 
-    def shard_of(self, index: int) -> int:
-        """The number of the shard that holds a sample."""
-        return self._entries[index][0]
-
     @property
     def is_remote(self) -> bool:
         """Whether shards are copied to the cache before they are read."""

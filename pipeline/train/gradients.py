@@ -109,9 +109,6 @@ class IntegerReduction:
         return mean[self.count :]
 
 
-Reduction = FloatReduction | IntegerReduction
-
-
 def sum_over_ranks(values: Tensor) -> Tensor:
     """The sum of a CPU tensor over all ranks, on every rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
