@@ -164,12 +164,14 @@ def test_asha_stops_a_trial_that_learns_nothing(
         concurrent=2,
         space={"train.learning_rate": {"choice": [4e-3, 3e-3, 2e-3, 0.0]}},
     )
-    overrides = ["train.steps=200", "train.validate_every=20", "train.global_batch=4"]
-    found = tune(path, [*overrides, "checkpoint.every=20"])
+    # So little regularisation that the network starts at 7 dB: who learns nothing stays there.
+    overrides = ["model.overrides.lambda_2=1.0e-06", "train.prior_share=0", "train.ema=0.5"]
+    overrides += ["train.estimator_share=0", "train.steps=80", "train.validate_every=10"]
+    found = tune(path, [*overrides, "train.global_batch=4", "checkpoint.every=20"])
     rows = {row["name"]: row for row in list_runs(found["sweep"])["runs"]}
-    assert rows["trial-003"]["step"] < 200
+    assert rows["trial-003"]["step"] < 80
     assert "trial-003" not in found["best"]
-    assert max(row["step"] for row in rows.values()) == 200
+    assert max(row["step"] for row in rows.values()) == 80
 
 
 @pytest.mark.full
@@ -192,5 +194,5 @@ def test_tpe_and_a_failing_trial_set_aside(
     assert found["trials"] == 4
     rows = list_runs(found["sweep"])["runs"]
     assert sum(row["step"] == 12 for row in rows) == 4 - found["failed"]
-    with pytest.raises(UserError, match="began with another trials"):
+    with pytest.raises(UserError, match="began with another"):
         tune(sweep_file(tmp_path, str(tiny_data), str(tmp_path), trials=9), overrides)
