@@ -30,7 +30,7 @@ from pipeline.train.gradients import FloatReduction
 from pipeline.train.objective import Objective
 from pipeline.train.state import TrainState
 
-STEPS, WARM, BATCH, PATCH, ROUNDS = 30, 10, 4, 128, 1
+STEPS, WARM, BATCH, PATCH, ROUNDS = 40, 10, 4, 128, 3
 
 
 def config_of(data: str, root: Path, name: str, *overrides: str) -> TrainConfig:
