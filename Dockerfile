@@ -1,5 +1,5 @@
 # One image for processors and GPUs: torch's own wheels bring CUDA where the registry has them.
-# docker build -t era .        docker run --rm -v "$PWD/runs:/work/runs" era era demo
+# docker build -t era . && docker run --rm era era demo
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS dependencies
@@ -22,11 +22,11 @@ COPY --from=dependencies /opt/era /opt/era
 RUN --mount=type=bind,from=code,source=/wheels,target=/wheels \
     /opt/era/bin/pip install --no-cache-dir --no-deps --no-index /wheels/*.whl \
     && useradd --uid 1000 --create-home era \
-    && install -d -o era /work
+    && install -d -o era /era
 ENV PATH=/opt/era/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     OMP_NUM_THREADS=1 \
     RAY_USAGE_STATS_ENABLED=0
 USER 1000
-WORKDIR /work
+WORKDIR /era
 CMD ["era", "--help"]

@@ -77,8 +77,8 @@ def restore_array(
 def pixels_for(config: ErAConfig, memory_gb: float) -> int:
     """The largest number of pixels that the network may work on at once in so much memory.
 
-    A model fitted to measurements (benchmarks/restore.py): real and complex arrays for each kernel
-    and colour, and the features of the prior's finest level.
+    A rough count, not a measurement: real and complex arrays for each kernel and colour, and the
+    features of the prior's finest level.
     """
     per_pixel = 4 * (14 * config.kernels + 10 * config.prior_channels[0] + 100)
     return max((2 * OVERLAP) ** 2, int(memory_gb * 1e9 / per_pixel))
