@@ -115,6 +115,7 @@ class WandbMirror:
                 break
             self._publish(PUBLISH_SECONDS)
         run.finish()
+        _end_service()  # `finish` returns before the last rows are in the offline file
         self._publish(0.0)
 
     def _start(self) -> tuple[Any, int]:
@@ -125,7 +126,7 @@ class WandbMirror:
                 return run, int(run.starting_step) - 1
             except Exception as error:
                 log.warning("W&B does not answer (%s); going on offline", type(error).__name__)
-                _forget_failed_start()
+                _end_service()  # it still holds the run id for the start that failed
                 self.mode = "offline"
         sent = mirrored_step(self.run_url, run_id(self.run_url))
         return self._init("offline"), sent
@@ -189,8 +190,8 @@ class WandbMirror:
         self._published_at = time.monotonic()
 
 
-def _forget_failed_start() -> None:
-    """Let go of the run id, which W&B's service still holds for the start that failed."""
+def _end_service() -> None:
+    """End W&B's service process and wait for it; a later start gets a new one."""
     import wandb
 
     wandb.teardown()
