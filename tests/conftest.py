@@ -13,9 +13,13 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import s3fs
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 ACCESS_KEY, SECRET_KEY = "era-tests", "era-tests-secret"  # of a server that lives for one session
 
@@ -103,7 +107,7 @@ def _wait_for(endpoint: str, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(s3_process: S3Server) -> Iterator[str]:
+def ray_nodes(s3_process: S3Server) -> Iterator[Cluster]:
     """A Ray cluster of three nodes on this machine; RAY_ADDRESS names it during the session.
 
     Its workers know the S3 server, as pods would: from their environment.
@@ -121,13 +125,19 @@ def ray_cluster(s3_process: S3Server) -> Iterator[str]:
     cluster.wait_for_nodes()
     os.environ["RAY_ADDRESS"] = cluster.address
     try:
-        yield cluster.address
+        yield cluster
     finally:
         import ray
 
         del os.environ["RAY_ADDRESS"]
         ray.shutdown()
         cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(ray_nodes: Cluster) -> str:
+    """The address of the session's cluster."""
+    return str(ray_nodes.address)
 
 
 @pytest.fixture(scope="session")
@@ -148,3 +158,15 @@ def tiny_data(tiny_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("shards")
     preprocess("dpdd", str(tiny_pairs), str(folder), shard_bytes=100_000)
     return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    ray_cluster: str, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """The small run on two workers that nothing happened to."""
+    from small_run import config_of
+
+    from pipeline.train import train
+
+    return train(config_of(tiny_data, tmp_path_factory.mktemp("runs"), "undisturbed"))

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import S3Server
-from test_train import STEPS, assert_same_run, config_of
+from faulty_proxy import faulty_proxy
+from small_run import STEPS, assert_same_run, config_of
 
 from pipeline import storage
 from pipeline.checkpoint import CheckpointStore
@@ -52,8 +55,8 @@ def test_whole_chain_on_s3(ray_cluster: str, s3_server: S3Server, tmp_path: Path
         assert secret not in storage.read_bytes(entry.url)
 
 
-def start(config: TrainConfig, folder: Path) -> subprocess.Popen[str]:
-    """`era train` in a process of its own, on the cluster that RAY_ADDRESS names."""
+def start(config: TrainConfig, folder: Path, **environment: str) -> subprocess.Popen[str]:
+    """`era train` in a process of its own, on the cluster that RAY_ADDRESS names, if any."""
     path = folder / "config.yaml"
     folder.mkdir(exist_ok=True)
     path.write_text(json.dumps(to_plain(config)))
@@ -62,7 +65,7 @@ def start(config: TrainConfig, folder: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
     )
 
 
@@ -103,13 +106,40 @@ def test_sigterm_saves_and_the_same_command_goes_on(
 
 
 @pytest.mark.full
+def test_a_bucket_that_fails_for_a_while_changes_nothing(
+    undisturbed: dict[str, Any], s3_server: S3Server, tiny_data: Path, tmp_path: Path
+) -> None:
+    """A whole `era train` on a cluster of its own, its bucket out of order for 40 seconds."""
+    outage = threading.Event()
+    shutil.copytree(tiny_data, s3_server.folder / s3_server.bucket / "shards")
+    with faulty_proxy(
+        s3_server.endpoint, lambda *_: "slowdown" if outage.is_set() else ""
+    ) as proxy:
+        config = config_of(tiny_data, Path("unused"), "outage")
+        shards, config.run.root = storage.join(s3_server.url, "shards"), f"{s3_server.url}/runs"
+        config.data.train, config.data.val = f"{shards}/train", f"{shards}/val"
+        config.cache.dir = str(tmp_path / "cache")
+        process = start(config, tmp_path, AWS_ENDPOINT_URL=proxy.endpoint, RAY_ADDRESS="")
+        run = s3_server.folder / s3_server.bucket / "runs" / "outage"
+        wait_for_step(run, 3, process)
+        outage.set()
+        time.sleep(40)
+        assert process.poll() is None
+        outage.clear()
+        out, log = process.communicate(timeout=300)
+        assert process.returncode == 0, log
+        assert proxy.faults() > 3
+    assert len((run / "attempts.jsonl").read_text().splitlines()) == 1, log
+    assert_same_run(undisturbed, {**json.loads(out), "run": str(run)})
+
+
+@pytest.mark.full
 def test_random_kills_of_drivers_and_workers_change_nothing(
-    ray_cluster: str, tiny_data: Path, tmp_path: Path
+    undisturbed: dict[str, Any], tiny_data: Path, tmp_path: Path
 ) -> None:
     seed = int(os.environ.get("ERA_TEST_SEED", random.SystemRandom().randrange(10**6)))
     print(f"ERA_TEST_SEED={seed}")
     rng = random.Random(seed)
-    calm: dict[str, Any] = train(config_of(tiny_data, tmp_path, "calm"))
     for attempt in range(3):
         process = start(config_of(tiny_data, tmp_path, "struck"), tmp_path / f"try{attempt}")
         time.sleep(rng.uniform(8, 16))
@@ -121,7 +151,7 @@ def test_random_kills_of_drivers_and_workers_change_nothing(
         process.wait(timeout=60)
     struck = train(config_of(tiny_data, tmp_path, "struck"))
     assert struck["step"] == STEPS
-    assert_same_run(calm, struck)
+    assert_same_run(undisturbed, struck)
 
 
 def workers_of(run: Path) -> list[int]:

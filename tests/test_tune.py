@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import S3Server
-from test_train import SMALL_NETWORK
+from small_run import SMALL_NETWORK
 
 from pipeline import storage
 from pipeline.config import load_train_config

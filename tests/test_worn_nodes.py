@@ -1,4 +1,4 @@
-"""Nodes that come and go. Last of all tests: it takes a node of the session's cluster away."""
+"""Nodes that come and go. Last of all tests: it takes nodes of the session's cluster away."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from small_run import assert_same_run, config_of
 from test_chain import start
-from test_train import config_of
 
 from pipeline.checkpoint import CheckpointStore
 from pipeline.train import train
 from pipeline.train.courier import Event
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+THREE = "scaling.workers=3"  # on nodes of two processors: no node holds them all
 
 
 @pytest.mark.full
@@ -30,11 +36,29 @@ def test_elastic_run_takes_what_there_is(ray_cluster: str, tiny_data: Path, tmp_
 
 
 @pytest.mark.full
+def test_killed_node_changes_nothing(ray_nodes: Cluster, tiny_data: Path, tmp_path: Path) -> None:
+    calm = train(config_of(tiny_data, tmp_path, "calm", THREE))
+    struck: list[str] = []
+
+    def strike(event: Event) -> None:
+        if event.step >= 6 and not struck:
+            struck.append(node_of_a_worker())
+            victim = next(n for n in ray_nodes.worker_nodes if n.node_id == struck[0])
+            ray_nodes.remove_node(victim, allow_graceful=False)  # kill -9 of all that is on it
+
+    lost = train(config_of(tiny_data, tmp_path, "lost", THREE), on_event=strike)
+    ray_nodes.add_node(num_cpus=2)
+    assert struck
+    assert len((tmp_path / "lost" / "attempts.jsonl").read_text().splitlines()) == 2
+    assert_same_run(calm, lost)
+
+
+@pytest.mark.full
 def test_drained_node_leaves_a_checkpoint_in_time(
     ray_cluster: str, tiny_data: Path, tmp_path: Path
 ) -> None:
     long = "train.steps=4000", "checkpoint.every=4000", "train.global_batch=16", "train.patch=[48]"
-    config = config_of(tiny_data, tmp_path, "drained", *long, "train.validate_every=0")
+    config = config_of(tiny_data, tmp_path, "drained", *long, "train.validate_every=0", THREE)
     process = start(config, tmp_path / "driver")
     try:
         assert process.stderr is not None
@@ -56,12 +80,13 @@ def test_drained_node_leaves_a_checkpoint_in_time(
 
 
 def node_of_a_worker() -> str:
-    """The node of a living training process."""
+    """A node, not the head, with a living training process."""
+    import ray
     from ray.util.state import list_actors
 
+    head = next(n["NodeID"] for n in ray.nodes() if "node:__internal_head__" in n["Resources"])
     actors = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
-    assert actors
-    return str(actors[-1].node_id)
+    return next(str(actor.node_id) for actor in actors if actor.node_id != head)
 
 
 def drain(address: str, node: str) -> None:

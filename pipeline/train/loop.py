@@ -76,7 +76,7 @@ class Loop:
                 parts, phase, config.train.global_batch, self._backward
             )
         norm = state.apply_gradients()
-        if not math.isfinite(norm) and not state.scaler.is_enabled():
+        if not math.isfinite(norm) and not self._scale_too_large(terms):
             self._skip(batch)
         values = {f"train/{name}": float(value) for name, value in zip(TERMS, terms, strict=True)}
         if phase in (ESTIMATOR, PRIOR):
@@ -93,6 +93,12 @@ class Loop:
         types = {"bf16": torch.bfloat16, "fp16": torch.float16}
         dtype = types.get(self.config.train.precision)
         return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
+
+    def _scale_too_large(self, terms: torch.Tensor) -> bool:
+        """Whether fp16's loss scale, and no sample, is to blame: it is lowered by itself."""
+        scaler = self.state.scaler
+        finite = bool(terms.isfinite().all())
+        return scaler.is_enabled() and finite and scaler.get_scale() >= 1.0
 
     def _skip(self, batch: Batch) -> None:
         self.state.skipped += 1

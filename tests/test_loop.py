@@ -1,0 +1,76 @@
+"""The loop of one rank by itself: precisions, options, and steps that are not finite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import config_of
+
+from pipeline.data.loader import TrainLoader
+from pipeline.data.split import open_split
+from pipeline.errors import UserError
+from pipeline.train.loop import Loop
+from pipeline.train.state import TrainState
+from pipeline.train.worker import order_plan
+
+JOINT = "train.estimator_share=0", "train.prior_share=0"
+
+
+def loop_of(data: Path, *overrides: str, steps: int = 4) -> Loop:
+    """A loop over the first steps of a small run, in this process."""
+    config = config_of(data, Path("unused"), "loop", *JOINT, *overrides)
+    split = open_split(str(data / "train"), "", 1.0)
+    loader = TrainLoader(split, order_plan(config), rank=0, world_size=1, start_step=0, steps=steps)
+    cpu = torch.device("cpu")
+    return Loop(config, TrainState(config, cpu), loader, cpu, split.has_radius)
+
+
+def losses(loop: Loop) -> list[float]:
+    """The losses of all steps of a loop."""
+    found: list[float] = []
+    loop.run(lambda _, values: found.append(values["train/loss"]))
+    loop.loader.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("override", "tolerance"),
+    [
+        ("train.precision=bf16", 0.02),
+        ("train.precision=fp16", 0.02),
+        ("train.channels_last=true", 1e-3),
+        ("scaling.micro_batch=2", 1e-3),
+        pytest.param("train.compile=true", 1e-3, marks=pytest.mark.full),
+    ],
+)
+def test_options_of_speed_give_nearly_the_same_curve(
+    override: str, tolerance: float, tiny_data: Path
+) -> None:
+    plain, fast = losses(loop_of(tiny_data)), losses(loop_of(tiny_data, override))
+    assert fast == pytest.approx(plain, rel=tolerance)
+    if "precision" in override:
+        assert fast != plain  # something else was computed
+
+
+def test_fp16_lowers_its_scale_instead_of_blaming_samples(tiny_data: Path) -> None:
+    loop = loop_of(tiny_data, "train.precision=fp16", "train.nonfinite_budget=0", steps=12)
+    loop.state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    before = loop.state.weights()
+    assert len(losses(loop)) == 12
+    assert loop.state.skipped == 0
+    assert loop.state.scaler.get_scale() < 2.0**20
+    assert any(not torch.equal(before[k], v) for k, v in loop.state.weights().items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_loss_that_is_not_finite_uses_up_the_budget(precision: str, tiny_data: Path) -> None:
+    loop = loop_of(tiny_data, f"train.precision={precision}", "train.nonfinite_budget=1")
+    next(loop.state.model.priors.parameters()).data.fill_(float("nan"))
+    noted: list[list[str]] = []
+    loop.loader_note = lambda step, ids: noted.append(ids)  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"more than train\.nonfinite_budget=1"):
+        losses(loop)
+    loop.loader.close()
+    assert [len(ids) for ids in noted] == [5]
