@@ -89,7 +89,7 @@ def pipeline(config: TrainConfig) -> tuple[float, float]:
     return statistics.median(rates[WARM:]), first - began
 
 
-def two_at_once(config: TrainConfig) -> float:
+def two_at_once() -> float:
     """Samples per second of two bare loops side by side, each one thread, together."""
     program = (
         "import sys; from benchmarks.training import *;"
@@ -169,7 +169,7 @@ def on_cpu(data: str, scratch: Path) -> None:
             two, _ = pipeline(
                 config_of(data, root, "two", "scaling.workers=2", f"train.global_batch={2 * BATCH}")
             )
-            pair = two_at_once(config_of(data, root, "bare"))
+            pair = two_at_once()
             add("bare loop, samples/s", plain)
             add("era train, local shards / bare loop", local / plain)
             add("era train, warm S3 cache / bare loop", remote / plain)

@@ -11,5 +11,13 @@ class UserError(Exception):
     """
 
 
+class StorageDown(UserError):
+    """A storage gave no good answer for some twenty seconds; trying again later may help."""
+
+
+class DamagedError(UserError):
+    """What was read is not what was written, or has vanished; trying again is useless."""
+
+
 class Stopped(Exception):
     """A run ended early because it was asked to, with a checkpoint saved; says by what."""

@@ -180,13 +180,14 @@ def test_training_does_not_wait_for_a_silent_bucket(
     s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "WAITS", (0.5,) * 20)
+    monkeypatch.setattr("pipeline.storage.bucket.RETRY_FOR", 0.5)  # seconds, then it is "down"
     failing = [True]
-    with faulty_proxy(s3_server.endpoint, lambda *_: "AccessDenied" if failing[0] else "") as proxy:
+    with faulty_proxy(s3_server.endpoint, lambda *_: "slowdown" if failing[0] else "") as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         store = CheckpointStore(storage.join(s3_server.url, "r"))
         monkeypatch.setattr(store, "wait", lambda: None)
-        save(store, 1)  # returns while the bucket refuses everything
-        while proxy.faults() < 2:
+        save(store, 1)  # returns while the bucket answers nothing
+        while proxy.faults() < 20:  # more than one round of tries
             time.sleep(0.05)
         failing[0] = False
         CheckpointStore.wait(store)

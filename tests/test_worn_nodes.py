@@ -73,7 +73,6 @@ def test_drained_node_leaves_a_checkpoint_in_time(
         step = store.latest_step()
         assert step is not None
         assert 0 < step < 4000
-        assert step % 20 == 0
     finally:
         process.kill()
         process.wait()

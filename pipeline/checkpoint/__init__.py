@@ -13,7 +13,6 @@ from pipeline.checkpoint.folder import (
     MODEL,
     TRAINING,
     Checkpoint,
-    DamagedError,
     checkpoint_name,
     fingerprint,
     open_checkpoint,
@@ -22,6 +21,7 @@ from pipeline.checkpoint.folder import (
 from pipeline.checkpoint.loading import LoadedModel, load_model, resolve, shipped_models
 from pipeline.checkpoint.ranking import higher_is_better, ranked
 from pipeline.checkpoint.store import CheckpointStore
+from pipeline.errors import DamagedError
 
 __all__ = [
     "COMMIT",

@@ -14,15 +14,11 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import DamagedError, UserError
 
 FORMAT = "era-checkpoint/1"
 MODEL, TRAINING, META, COMMIT = "model.safetensors", "training.pt", "meta.json", "COMMIT"
 PREFIX = "step-"
-
-
-class DamagedError(UserError):
-    """The checkpoint itself is bad; trying again is useless, as it is not with a silent bucket."""
 
 
 def checkpoint_name(step: int) -> str:

@@ -24,14 +24,13 @@ from pipeline.checkpoint.folder import (
     PREFIX,
     TRAINING,
     Checkpoint,
-    DamagedError,
     checkpoint_name,
     fingerprint,
     open_checkpoint,
     write_commit,
 )
 from pipeline.checkpoint.ranking import ranked
-from pipeline.errors import UserError
+from pipeline.errors import DamagedError, StorageDown
 
 log = logging.getLogger("era")
 WAITS = (5.0, 10.0, 20.0, 40.0, 60.0)  # seconds between tries: a bucket may fail for a minute
@@ -234,7 +233,7 @@ def patiently(work: Callable[[], None], what: str) -> None:
     """Do storage work, again and again for over two minutes: an outage of a minute loses nothing.
 
     Raises:
-        UserError: the last one.
+        StorageDown: if the outage lasts. UserError: at once, for what no patience cures.
     """
     import tenacity
 
@@ -245,7 +244,7 @@ def patiently(work: Callable[[], None], what: str) -> None:
     tenacity.Retrying(
         stop=tenacity.stop_after_attempt(len(WAITS) + 1),
         wait=tenacity.wait_chain(*(tenacity.wait_fixed(seconds) for seconds in WAITS)),
-        retry=tenacity.retry_if_exception_type(UserError),
+        retry=tenacity.retry_if_exception_type(StorageDown),
         before_sleep=announce,
         reraise=True,
     )(work)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from pipeline.errors import UserError
+from pipeline.errors import StorageDown, UserError
 from pipeline.storage.entry import Entry, Kind
 from pipeline.storage.faults import ShortBody, explain, is_transient
 
@@ -159,7 +159,8 @@ class BucketFiles:
         except (FileNotFoundError, UserError):
             raise
         except Exception as error:
-            raise UserError(explain(url, error)) from None
+            kind = StorageDown if is_transient(error) else UserError
+            raise kind(explain(url, error)) from None
 
 
 def _given_up(state: RetryCallState) -> bool:

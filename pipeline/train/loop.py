@@ -125,9 +125,9 @@ def gather_lists(items: list[str]) -> list[str]:
     return [item for part in parts for item in part]
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any rank; every rank must ask."""
-    return bool(sum_over_ranks(torch.tensor([int(flag)]))[0] > 0)
+def any_rank(*flags: bool) -> list[bool]:
+    """For each flag, whether it is set on any rank; every rank must ask."""
+    return [count > 0 for count in sum_over_ranks(torch.tensor(flags, dtype=torch.int64)).tolist()]
 
 
 def _timed(loader: TrainLoader) -> Iterator[tuple[Batch, float]]:

@@ -7,6 +7,7 @@ import platform
 import resource
 import signal
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from pipeline.train.loop import Loop, any_rank, gather_lists
 from pipeline.train.state import TrainState
 from pipeline.train.validate import validate
 
-PREEMPTION_CHECK_STEPS = 20
+PREEMPTION_CHECK_SECONDS = 5.0
 
 
 def train_worker(payload: dict[str, Any]) -> None:
@@ -64,7 +65,7 @@ class Worker:
         self.store = CheckpointStore(run_url)
         self.spool = tempfile.TemporaryDirectory(prefix="era-spool-")
         self.tracker: Tracker | None = None
-        self.preempted = False
+        self.preempted, self.looked = False, time.monotonic()
         self.saved_step = -1
         self.last_step = min(config.debug.stop_at or config.train.steps, config.train.steps)
 
@@ -134,10 +135,10 @@ class Worker:
             self._log_samples(batch)
         if step % config.tracking.log_every == 0 or step == config.train.steps:
             self._log_step()
-        stopping = self._asked_to_stop()
+        stopping, look = self._agreed()
         validated = self._validate_now(step)
         metrics = self._validate() if validated else {}
-        draining = self._draining()
+        draining = look and self._draining()
         due = step == self.last_step or step % config.checkpoint.every == 0
         if validated or stopping or draining or due:
             self._save(metrics)
@@ -222,16 +223,21 @@ class Worker:
             },
         }
 
-    def _asked_to_stop(self) -> bool:
-        wanted = self.rank == 0 and self.courier.should_stop()
-        return any_rank(wanted) and self.state.step < self.config.train.steps
+    def _agreed(self) -> tuple[bool, bool]:
+        """Whether to stop, and whether to ask for preemptions; rank 0 says, all do the same."""
+        wanted = due = False
+        if self.rank == 0:
+            wanted = self.courier.should_stop() and self.state.step < self.config.train.steps
+            due = time.monotonic() - self.looked >= PREEMPTION_CHECK_SECONDS
+        wanted, due = any_rank(wanted, due)
+        if due:
+            self.looked = time.monotonic()
+        return wanted, due and not self.preempted
 
     def _draining(self) -> bool:
-        """Whether Ray has just said that a node is being taken away (asked now and then)."""
+        """Whether Ray has just said that a node is being taken away; every rank must ask."""
         import ray.train
 
-        if self.preempted or self.state.step % PREEMPTION_CHECK_STEPS:
-            return False
         self.preempted = ray.train.get_preemption_info() is not None
         return self.preempted
 
