@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_network import SMALL, blur_of, dense, rand
 from torch import Tensor
 
 from era import ErA, ErAConfig, SpatiallyVaryingBlur, cost, era_loss, named_config
 from era.canvas import Canvas, fast_size
 from era.psf import disk
 from era.updates import (
-    P_FORMS,
     X_FORMS,
     Penalties,
     XProblem,
@@ -30,32 +30,6 @@ from era.updates import (
 )
 
 LAM = Penalties(0.7, 0.3, 0.4, 0.05)
-SMALL = ErAConfig(
-    stages=3,
-    kernels=3,
-    kernel_size=7,
-    radius_max=3.0,
-    prior_channels=(4, 8),
-    error_channels=(4,),
-    estimator_channels=(4, 8),
-)
-
-
-def rand(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(*shape, generator=generator, dtype=torch.float64)
-
-
-def blur_of(kernels: int = 3, height: int = 12, width: int = 15, size: int = 5, batch: int = 1):
-    h = rand(batch, kernels, size, size, seed=1)
-    w = rand(batch, kernels, height, width, seed=2).add(0.1)
-    return SpatiallyVaryingBlur(h / h.sum((-2, -1), keepdim=True), w / w.sum(1, keepdim=True))
-
-
-def dense(operator, height: int, width: int) -> Tensor:
-    """The matrix of a linear operator on one-channel images."""
-    eye = torch.eye(height * width, dtype=torch.float64).view(-1, 1, 1, height, width)
-    return torch.stack([operator(e).reshape(-1) for e in eye], dim=1)
 
 
 # H
@@ -239,49 +213,6 @@ def test_soft_threshold_has_finite_gradients_at_zero() -> None:
     out.sum().backward()
     torch.testing.assert_close(out, torch.tensor([-0.8, 0.0, 0.0, 0.0, 0.8]))
     assert torch.isfinite(v.grad).all()
-
-
-# The whole loop on a convex problem
-
-
-def admm(p_form: str, steps: int) -> tuple[float, float]:
-    """Error of X against the dense joint minimiser, and of Y, for quadratic phi and f."""
-    a, b, lam = 0.05, 0.5, Penalties(1.0, 0.1, 0.3, 0.0)
-    H = blur_of(height=8, width=9)
-    truth = rand(1, 1, 8, 9, seed=5)
-    Y = H.apply(truth) + 0.1 * rand(1, 1, 8, 9, seed=6)
-    M = torch.ones(1, 1, 8, 9, dtype=torch.float64)
-    # min 1/2 |HX - Y + E|^2 + a/2 |X|^2 + b/2 |E|^2: E = (Y - HX) / (1 + b) in closed form.
-    matrix = dense(H.apply, 8, 9)
-    weight = b / (1 + b)
-    exact = torch.linalg.solve(
-        weight * matrix.T @ matrix + a * torch.eye(72, dtype=torch.float64),
-        weight * matrix.T @ Y.reshape(-1),
-    )
-    X, E, P = Y, torch.zeros_like(Y), torch.zeros_like(Y)
-    Gamma, Omega, Delta = (torch.zeros_like(Y) for _ in range(3))
-    for _ in range(steps):
-        U = update_u(H.apply(X), Gamma, Y, E, M, lam)
-        Z = update_z(X, Omega, lam, lambda v: v * lam.l2 / (lam.l2 + a))
-        X = update_x_pcg(XProblem(H, X, U, Z, Gamma, Omega, lam), 3)
-        E = update_e(Y, U, Delta, P, M, lam)
-        P = P_FORMS[p_form](E, Delta, P, lam, lambda v: v * lam.l3 / (lam.l3 + b))
-        Gamma = update_gamma(Gamma, H.apply(X), U, lam)
-        Omega = update_omega(Omega, X, Z, lam)
-        Delta = update_delta(Delta, E, P, lam)
-    norm = exact.norm()
-    return float((X.reshape(-1) - exact).norm() / norm), float(
-        (Y.reshape(-1) - exact).norm() / norm
-    )
-
-
-def test_loop_reaches_the_dense_minimiser() -> None:
-    error, start = admm("derived", 600)
-    assert error < 1e-6 < start
-
-
-def test_loop_with_the_printed_p_diverges() -> None:
-    assert admm("paper", 100)[0] > 10 * admm("paper", 10)[0]
 
 
 # The canvas
