@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from era import ErA, ErAConfig, Estimate
+from pipeline.errors import UserError
 from pipeline.images import from_float, to_float
 
 Image = np.ndarray[Any, Any]
@@ -79,7 +80,12 @@ def pixels_for(config: ErAConfig, memory_gb: float) -> int:
 
     A rough count, not a measurement: real and complex arrays for each kernel and colour, and the
     features of the prior's finest level.
+
+    Raises:
+        UserError: for a memory that is no positive number.
     """
+    if not 0 < memory_gb < math.inf:
+        raise UserError(f"--memory {memory_gb}: expected a number of GB above 0")
     per_pixel = 4 * (14 * config.kernels + 10 * config.prior_channels[0] + 100)
     return max((2 * OVERLAP) ** 2, int(memory_gb * 1e9 / per_pixel))
 

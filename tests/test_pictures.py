@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
 from pipeline.evaluate.run import interval
 from pipeline.images import to_float
-from pipeline.inference import restore_array
+from pipeline.inference import pixels_for, restore_array
 from pipeline.lpips import Lpips, load_lpips, lpips
 from pipeline.restore import restore
 
@@ -299,3 +299,10 @@ def test_tiles_agree_with_the_whole(network: ErA) -> None:
     assert difference[40:-40, 40:-40].max() < 0.1 / 255
     assert difference.max() < 16 / 255
     assert np.array_equal(whole.weights, tiled.weights)
+
+
+@pytest.mark.parametrize("memory", [float("nan"), float("inf"), 0.0, -1.0])
+def test_memory_must_be_some(memory: float) -> None:
+    with pytest.raises(UserError, match="--memory"):
+        pixels_for(named_config("tiny"), memory)
+    assert pixels_for(named_config("tiny"), 2.0) > pixels_for(named_config("tiny"), 1.0)
