@@ -11,7 +11,8 @@ from torch import Tensor
 
 from era import ErA, ErAConfig, SpatiallyVaryingBlur, cost, era_loss, named_config
 from era.canvas import Canvas, fast_size
-from era.psf import disk
+from era.estimator import blur_features
+from era.psf import PsfBank, corrected, disk
 from era.updates import (
     X_FORMS,
     Penalties,
@@ -313,14 +314,40 @@ def test_every_part_learns_from_the_third_stage_on() -> None:
     assert silent == []
 
 
+def awake(model: ErA) -> ErA:
+    """The network with weights where it starts with zeros: as if it had learned."""
+    for unet in (*model.priors, *model.error_priors):
+        torch.nn.init.normal_(unet.tail.weight, std=0.02)
+    torch.nn.init.normal_(model.estimator.to_weights.weight, std=0.3)
+    torch.nn.init.normal_(model.estimator.to_kernels.weight, std=0.3)
+    return model
+
+
 def test_bf16_is_near_float32() -> None:
-    model = network().eval()
-    blur = rand(1, 3, 32, 32).float()
+    model, blur = awake(network()).eval(), rand(1, 3, 48, 48).float()
     with torch.no_grad():
-        exact = model(blur).restored
+        exact = model(blur)
         with torch.autocast("cpu", torch.bfloat16):
-            near = model(blur).restored
-    assert (exact - near.float()).abs().max() < 0.03
+            near = model(blur)
+    assert (exact.weights - exact.weights.mean((-2, -1), keepdim=True)).abs().max() > 0.1
+    assert (exact.restored - blur).abs().max() > 0.1
+    assert (exact.restored - near.restored).abs().max() < 0.01
+    assert (exact.weights - near.weights).abs().max() < 0.005
+    assert (exact.kernels - near.kernels).abs().max() < 0.0005
+
+
+def test_features_and_kernels_leave_autocast() -> None:
+    """After an 18 pixel disk the finest band holds less than bfloat16 can tell."""
+    scene = torch.nn.functional.pad(rand(1, 3, 64, 64).float(), (18, 18, 18, 18), mode="reflect")
+    blur = torch.nn.functional.conv2d(
+        scene, disk(18.0, 37)[None, None].expand(3, 1, 37, 37), groups=3
+    )
+    bank = PsfBank(3, 7, 3.0)
+    parts = bank.disks, bank.gaussians, bank.bases, 4 * rand(1, 3, 4).float()
+    features, kernels = blur_features(blur, 5), corrected(*parts)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(blur_features(blur, 5), features)
+        assert torch.equal(corrected(*parts), kernels)
 
 
 def test_tile_with_the_whole_estimate_sees_the_same_weights() -> None:
