@@ -350,6 +350,18 @@ def test_features_and_kernels_leave_autocast() -> None:
         assert torch.equal(corrected(*parts), kernels)
 
 
+def test_weight_map_has_no_checkerboard() -> None:
+    """Where an image is the same everywhere, so is the map, away from the border."""
+    model = awake(network()).eval()
+    torch.nn.init.normal_(model.estimator.network.head.bias)
+    with torch.no_grad():
+        coarse = model.estimate(torch.full((1, 3, 256, 256), 0.3)).coarse
+    inside = coarse[..., 20:-20, 20:-20]
+    assert inside.shape[-1] == 24
+    assert (inside - inside[..., :1, :1]).abs().max() < 1e-5
+    assert (coarse - inside[..., :1, :1]).abs().max() > 1e-3  # the border is another matter
+
+
 def test_tile_with_the_whole_estimate_sees_the_same_weights() -> None:
     model = network().eval()
     blur = rand(1, 3, 64, 80).float()
