@@ -318,7 +318,7 @@ def awake(model: ErA) -> ErA:
     """The network with weights where it starts with zeros: as if it had learned."""
     for unet in (*model.priors, *model.error_priors):
         torch.nn.init.normal_(unet.tail.weight, std=0.02)
-    torch.nn.init.normal_(model.estimator.to_weights.weight, std=0.3)
+    torch.nn.init.normal_(model.estimator.to_weights.weight, std=0.5)
     torch.nn.init.normal_(model.estimator.to_kernels.weight, std=0.3)
     return model
 
