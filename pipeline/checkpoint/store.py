@@ -9,7 +9,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save as save_safetensors
@@ -33,6 +33,7 @@ from pipeline.checkpoint.ranking import ranked
 from pipeline.errors import DamagedError, StorageDown
 
 log = logging.getLogger("era")
+T = TypeVar("T")
 WAITS = (5.0, 10.0, 20.0, 40.0, 60.0)  # seconds between tries: a bucket may fail for a minute
 
 
@@ -52,10 +53,11 @@ class CheckpointStore:
 
     Args:
         run_url: the run's folder, local or s3://.
+        guard: called before anything is written or removed; raises where the run is not ours.
     """
 
-    def __init__(self, run_url: str) -> None:
-        self.run_url = run_url
+    def __init__(self, run_url: str, guard: Callable[[], None] = lambda: None) -> None:
+        self.run_url, self.guard = run_url, guard
         self.folder = storage.join(run_url, "checkpoints")
         self._queue: queue.Queue[_Job] = queue.Queue(maxsize=1)
         self._thread: threading.Thread | None = None
@@ -206,10 +208,12 @@ class CheckpointStore:
         patiently(lambda: self.prune(job.keep_best, job.step), "removal of old checkpoints")
 
     def _put(self, job: _Job, files: dict[str, bytes]) -> None:
+        self.guard()
         url = self.url_of(job.step)
         storage.delete(storage.join(url, COMMIT))  # what was there is not whole any more
         for name, data in files.items():
             storage.write_bytes(storage.join(url, name), data)
+        self.guard()
         for name, data in job.files.items():
             storage.write_bytes(storage.join(self.run_url, name), data)
         prints = {name: fingerprint(data) for name, data in files.items()}
@@ -229,7 +233,7 @@ def serialised(
     }
 
 
-def patiently(work: Callable[[], None], what: str) -> None:
+def patiently(work: Callable[[], T], what: str) -> T:
     """Do storage work, again and again for over two minutes: an outage of a minute loses nothing.
 
     Raises:
@@ -241,7 +245,7 @@ def patiently(work: Callable[[], None], what: str) -> None:
         error = state.outcome.exception() if state.outcome else None
         log.warning("%s: try %d failed (%s); again", what, state.attempt_number, error)
 
-    tenacity.Retrying(
+    return tenacity.Retrying(
         stop=tenacity.stop_after_attempt(len(WAITS) + 1),
         wait=tenacity.wait_chain(*(tenacity.wait_fixed(seconds) for seconds in WAITS)),
         retry=tenacity.retry_if_exception_type(StorageDown),
