@@ -111,6 +111,8 @@ def ray_cluster(s3_process: S3Server) -> Iterator[str]:
     os.environ.update(s3_process.environment)
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    # As in an activated environment: jobs on the cluster call `era`.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(
