@@ -80,7 +80,13 @@ def tables(args: argparse.Namespace) -> str:
         cpu = PREPROCESS_S * pairs * width * height / (1680 * 1120)
         fill = size / 1e6 / BUCKET_MB
         rows.append([name, pairs, f"{size / 1e9:.1f} GB", f"{cpu / 60:.0f}", f"{fill / 60:.1f}"])
-    columns = ["data set", "pairs", "shards", "CPU minutes to preprocess", "minutes to fill a cache"]
+    columns = [
+        "data set",
+        "pairs",
+        "shards",
+        "CPU minutes to preprocess",
+        "minutes to fill a cache",
+    ]
     data = markdown(columns, rows)
     rows = []
     for name, (patch, batch) in RUNS.items():
