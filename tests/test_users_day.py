@@ -54,8 +54,6 @@ class Day:
         script = found[1]
         for placeholder, value in self.replaced.items():
             script = script.replace(placeholder, value)
-            r"era submit (\w+) --address (\S+)", r"ray job submit --address \2 -- era \1", script
-        )
         return subprocess.Popen(
             ["bash", "-euo", "pipefail", "-c", script],
             cwd=self.folder,
