@@ -100,6 +100,19 @@ def test_cluster_and_its_all_reduce(ray_cluster: str) -> None:
     assert "3 workers on 3 nodes, 19.9 MB in" in text and "GB/s through each worker" in text
 
 
+def test_another_ray_is_named(ray_cluster: str) -> None:
+    script = (
+        "import ray; ray.__version__ = '2.59.0'\n"
+        "from pipeline.doctor import diagnose\n"
+        f"print([f.text for f in diagnose({ray_cluster!r}) if f.state == 'failure'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.count("Ray: 2.59.0") == 1
+    assert "Version mismatch" in done.stdout and "Use the cluster's image" in done.stdout
+
+
 def test_all_reduce_that_measured_nothing_is_never_ok(ray_cluster: str) -> None:
     finding = next(check_all_reduce(cpus=1, gpus=0, nodes=1, workers=0))
     assert finding.state == "warning"
