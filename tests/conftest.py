@@ -115,9 +115,9 @@ def ray_cluster(s3_process: S3Server) -> Iterator[str]:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "resources": {"trial": 8}}
-    )
+    # Jobs are started by the head's agent; its usual port may be another session's.
+    head = {"num_cpus": 2, "resources": {"trial": 8}, "dashboard_agent_listen_port": _free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         cluster.add_node(num_cpus=2)
     cluster.wait_for_nodes()

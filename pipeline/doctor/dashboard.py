@@ -34,7 +34,13 @@ def check_dashboard(address: str, bucket: str, data: str, workers: int) -> Itera
     for option, value in (("--bucket", bucket), ("--data", data)):
         command += [option, value] if value else []
     command += ["--workers", str(workers)] if workers else []
-    job = client.submit_job(entrypoint=shlex.join(command))
+    try:
+        job = client.submit_job(entrypoint=shlex.join(command))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        cure = "see dashboard.log and dashboard_agent.log on the head; is its disk or memory full?"
+        yield Finding("cluster", FAILURE, f"no job can be started there ({reason}); {cure}")
+        return
     yield from _findings(client, job)
 
 
