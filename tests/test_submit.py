@@ -55,12 +55,12 @@ def test_local_paths_are_refused_where_they_mean_nothing() -> None:
     refuse_local_paths(train_command("run.root=/mnt/runs"), False, ())
     with pytest.raises(UserError, match=r"run.root=/mnt/runs .* several nodes.*storage.shared"):
         refuse_local_paths(train_command("run.root=/mnt/runs"), True, ())
-    with pytest.raises(UserError, match="data.val=val is relative"):
+    with pytest.raises(UserError, match=r"data.val=val is relative"):
         refuse_local_paths(train_command("data.val=val", shared=True), True, ())
     values = {"inputs": ["photos/a.png"], "out": "s3://b/out", "checkpoint": "tiny"}
     restore = urls_command("restore", ["photos/a.png"], values, False)
     refuse_local_paths(restore, True, {"photos/a.png"})
-    with pytest.raises(UserError, match="inputs=photos/a.png"):
+    with pytest.raises(UserError, match=r"inputs=photos/a.png"):
         refuse_local_paths(restore, True, ())
 
 
