@@ -16,6 +16,7 @@ from pipeline import storage
 from pipeline.doctor import diagnose
 from pipeline.doctor.cluster import check_cluster, gpu_of_a_node
 from pipeline.doctor.finding import Finding
+from pipeline.doctor.machine import wandb
 from pipeline.doctor.run import guarded
 from pipeline.doctor.store import check_bucket, check_data
 
@@ -76,6 +77,15 @@ def test_bucket_failures_are_one_line_without_the_secret(
     refused = line(s3_server.url)
     assert "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in refused
     assert "wrong-but-secret" not in refused
+
+
+def test_wandb_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a-secret-key")
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://{DEAD}")
+    (finding,) = wandb()
+    assert finding.state == "warning"
+    assert "is silent; check WANDB_BASE_URL" in finding.text
+    assert "a-secret-key" not in finding.text
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import socket
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from email.message import Message
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pipeline.doctor.finding import FAILURE, OK, WARNING, Finding, judged
 
@@ -95,12 +96,20 @@ def wandb() -> Iterator[Finding]:
     if not os.environ.get("WANDB_API_KEY"):
         yield Finding("wandb", OK, "no WANDB_API_KEY: runs stay offline (`wandb sync` sends them)")
         return
-    parts = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
-    host, port = parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)
+    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    answers = answer_of(server) is not None
+    text = f"a key is set; {server} {'answers (the key: not tried)' if answers else 'is silent'}"
     cure = "check WANDB_BASE_URL and the network, or set tracking.wandb=offline"
+    yield judged("wandb", answers, text, cure)
+
+
+def answer_of(url: str) -> Message | None:
+    """The headers of a server's answer, refusals included; None where there is none."""
     try:
-        socket.create_connection((host, port), ANSWER).close()
-    except OSError:
-        yield Finding("wandb", WARNING, f"a key is set, but {host}:{port} does not answer; {cure}")
-    else:
-        yield Finding("wandb", OK, f"a key is set, and {host}:{port} answers (the key: not tried)")
+        with urllib.request.urlopen(url, timeout=ANSWER) as answer:
+            headers: Message = answer.headers
+            return headers
+    except urllib.error.HTTPError as refusal:
+        return refusal.headers
+    except (OSError, ValueError):
+        return None

@@ -6,8 +6,6 @@ import hashlib
 import os
 import secrets
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 from pipeline import storage
 from pipeline.data.manifest import Manifest, Shard, load_manifest
 from pipeline.doctor.finding import FAILURE, OK, Finding, judged
-from pipeline.doctor.machine import ANSWER
+from pipeline.doctor.machine import answer_of
 
 MULTIPART = 48 << 20  # bytes: more than one part of an upload
 SKEW = 300  # seconds; S3 refuses 900
@@ -55,11 +53,8 @@ def check_bucket(url: str) -> Iterator[Finding]:
 def _server_clock() -> Iterator[Finding]:
     """S3 refuses requests whose time is 15 minutes off."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    try:
-        with urllib.request.urlopen(endpoint or "https://s3.amazonaws.com", timeout=ANSWER) as r:
-            date = r.headers.get("Date")
-    except urllib.error.HTTPError as answer:
-        date = answer.headers.get("Date")  # it answers: no key was shown to it
+    headers = answer_of(endpoint or "https://s3.amazonaws.com")
+    date = headers.get("Date") if headers else None
     if date:
         skew = abs(time.time() - parsedate_to_datetime(date).timestamp())
         text = f"{max(0.0, skew - 1):.0f} s from the S3 server's"  # its date has whole seconds
