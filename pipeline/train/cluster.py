@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Iterable
 
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
@@ -74,6 +75,14 @@ def require_resources(config: TrainConfig) -> None:
                 f"{has.get(name, 0):g} and cannot grow to it; lower scaling.workers"
                 + (" or set scaling.gpu=false" if name == "GPU" else "")
             )
+
+
+def can_grow(needs: Iterable[str]) -> bool:
+    """Whether the cluster's autoscaler could add any of these resources."""
+    import ray
+
+    has = ray.cluster_resources()
+    return any(_growth_limit(name) > has.get(name, 0) for name in needs)
 
 
 def _growth_limit(resource: str) -> float:
