@@ -12,8 +12,10 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ import torch
 from benchmarks.plain import NafNet
 from benchmarks.table import machine, markdown, record
 from era import ErA, SpatiallyVaryingBlur, named_config, parameter_count
+from pipeline.checkpoint import CheckpointStore
+from pipeline.images import write_png
 from pipeline.inference import MAX_PIXELS, restore_array
 
 MEGAPIXELS = {1: (1024, 1024), 4: (2048, 2048), 24: (4000, 6000)}
@@ -110,21 +114,51 @@ def shares() -> dict[str, float]:
     return {**found, "the rest": 1 - sum(found.values())}
 
 
+def command_line(megapixels: int) -> dict[str, float]:
+    """`era restore` on a PNG file with its own defaults, everything included."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model, store = ErA(named_config("tiny")), CheckpointStore(f"{scratch}/run")
+        store.save(
+            step=1,
+            model=model.state_dict(),
+            training={},
+            meta={"step": 1, "model": model.config.to_dict()},
+            files={},
+            metrics={},
+        )
+        store.wait()
+        write_png(f"{scratch}/photo.png", photograph(megapixels))
+        command = [sys.executable, "-m", "pipeline", "restore", f"{scratch}/photo.png"]
+        command += ["--out", f"{scratch}/out", "--checkpoint", f"{scratch}/run"]
+        subprocess.run(command, check=True, capture_output=True)
+        assert Path(f"{scratch}/out/photo.png").stat().st_size
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = (used.ru_utime + used.ru_stime) / megapixels
+    return {"seconds": seconds, "peak": used.ru_maxrss / 2**20}
+
+
 def main() -> None:
     """Measure and record."""
     if len(sys.argv) > 1:
         network, megapixels, tiled, bf16 = json.loads(sys.argv[1])
-        print(json.dumps(one(network, megapixels, tiled, bf16)))
+        found = (
+            command_line(megapixels)
+            if network == "command"
+            else one(network, megapixels, tiled, bf16)
+        )
+        print(json.dumps(found))
         return
     rows = []
     for megapixels, tiled, bf16 in CASES:
         how = "tiles" if tiled else "whole", "bf16" if bf16 else "float32"
         ours = measure("era", megapixels, tiled, bf16)
         row: list[object] = [megapixels, *how, ours["seconds"], "-", ours["peak"], "-"]
-        if megapixels <= NAF_LIMIT:  # minutes beyond
+        if megapixels <= NAF_LIMIT and (tiled or megapixels == 1):  # minutes beyond
             naf = measure("naf", megapixels, tiled, bf16)
             row[4], row[6] = ours["seconds"] / naf["seconds"], naf["peak"]
         rows.append(row)
+    whole = measure("command", 24, True, False)
+    rows.append([24, "`era restore`", "float32", whole["seconds"], "-", whole["peak"], "-"])
     columns = (
         "megapixels",
         "",

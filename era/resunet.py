@@ -26,7 +26,8 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return x + self.conv2(F.leaky_relu(self.conv1(x), SLOPE))
+        inner = F.leaky_relu(self.conv1(x), SLOPE, inplace=True)
+        return self.conv2(inner).add_(x)
 
 
 class ResUNet(nn.Module):

@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from conftest import S3Server
 from PIL import Image as Pillow
 from PIL import ImageCms, TiffImagePlugin
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from era import ErA, named_config
-from pipeline import metrics
+from pipeline import metrics, spread, storage
 from pipeline.checkpoint import CheckpointStore
 from pipeline.data.split import open_split
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
 from pipeline.evaluate.run import by_label, comparison, interval, published
-from pipeline.images import to_float
+from pipeline.images import encode_png, to_float
 from pipeline.inference import restore_array
 from pipeline.lpips import Lpips, load_lpips, lpips
 from pipeline.restore import restore
@@ -426,3 +427,35 @@ def test_tiles_agree_with_the_whole(network: ErA) -> None:
     assert difference[40:-40, 40:-40].max() < 0.1 / 255
     assert difference.max() < 16 / 255
     assert np.array_equal(whole.weights, tiled.weights)
+
+
+@pytest.mark.full
+def test_a_cluster_gives_the_same_figures_and_pictures(
+    ray_cluster: str,
+    s3_server: S3Server,
+    run: str,
+    tiny_data: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Spread over nodes, with S3 between them, or in threads of this process."""
+    urls = [storage.join(s3_server.url, "album", f"{n}.png") for n in range(5)]
+    for number, url in enumerate(urls):
+        storage.write_bytes(url, encode_png(photograph(40 + number, 52)))
+    album = storage.join(s3_server.url, "album")
+    monkeypatch.setattr(logging.getLogger("era"), "propagate", True)
+    found, written = [], []
+    for place in ("cluster", "threads"):
+        if place == "threads":
+            monkeypatch.setattr(spread, "has_cluster", lambda: False)
+        out = storage.join(s3_server.url, place)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="era"):
+            assert restore([album], out, run)["restored"] == 5
+        assert "restore: 5 of 5" in caplog.text
+        written.append([storage.read_bytes(f"{out}/{n}.png") for n in range(5)])
+        found.append(evaluate(run, str(tiny_data / "train"), str(tmp_path / place)))
+    assert written[0] == written[1]
+    assert found[0].rows == found[1].rows
+    assert found[0].summary == found[1].summary

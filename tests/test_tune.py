@@ -190,16 +190,16 @@ def test_sweep_on_s3_is_killed_and_goes_on(
 ) -> None:
     """No trial is lost or run twice; all are as planned, and as if nothing had happened."""
     root = storage.join(s3_server.url, "sweeps")
-    path = sweep_file(tmp_path, str(tiny_data), root, concurrent=2)
+    path = sweep_file(tmp_path, str(tiny_data), root, trials=2)
     command, url = command_for(path), storage.join(root, "sweep")
     log = kill_when(command, lambda: any("COMMIT" in e.relative for e in storage.find(url)))
-    assert "3 trials, 2 at once; each has 1 worker of 1 CPU" in log
+    assert "2 trials, 2 at once; each has 1 worker of 1 CPU" in log
     found = finish(command)
-    assert (found["trials"], found["failed"]) == (3, 0)
+    assert (found["trials"], found["failed"]) == (2, 0)
     rows = list_runs(url)["runs"]
-    assert sorted(row["name"] for row in rows) == ["trial-000", "trial-001", "trial-002"]
+    assert sorted(row["name"] for row in rows) == ["trial-000", "trial-001"]
     assert all(row["step"] == 8 for row in rows)
-    for index, point in enumerate(random_points(SPACE, 3, 0)):
+    for index, point in enumerate(random_points(SPACE, 2, 0)):
         trial = f"trial-{index:03d}"
         config = yaml.safe_load(storage.read_text(f"{url}/{trial}/config.yaml"))
         assert config["train"]["learning_rate"] == pytest.approx(point["train.learning_rate"])
@@ -212,7 +212,7 @@ def test_sweep_on_s3_is_killed_and_goes_on(
     assert rows_of(str(tmp_path), struck["name"]) == rows_of(url, struck["name"])
     assert found["best"].startswith(rows[0]["url"])
     page = storage.read_text(storage.join(url, "sweep.html"))
-    assert all(f"trial-00{index}" in page for index in range(3))
+    assert all(f"trial-00{index}" in page for index in range(2))
     assert finish(command)["best"] == found["best"]
 
 
@@ -220,7 +220,7 @@ def test_sweep_on_s3_is_killed_and_goes_on(
 def test_killed_tpe_sweep_keeps_its_trials_and_what_it_learned(
     ray_cluster: str, tiny_data: Path, tmp_path: Path
 ) -> None:
-    path = sweep_file(tmp_path, str(tiny_data), str(tmp_path), search="tpe", concurrent=2, trials=4)
+    path = sweep_file(tmp_path, str(tiny_data), str(tmp_path), search="tpe", concurrent=2)
     command = command_for(path, "tracking.wandb=offline")
     url = tmp_path / "sweep"
 
@@ -232,15 +232,15 @@ def test_killed_tpe_sweep_keeps_its_trials_and_what_it_learned(
             if name.startswith("trial")
         }
 
-    kill_when(command, lambda: (url / "trial-002" / "config.yaml").exists())
+    kill_when(command, lambda: (url / "trial-001" / "config.yaml").exists())
     before = points()
     found = finish(command)
-    assert (found["trials"], found["failed"]) == (4, 0)
+    assert (found["trials"], found["failed"]) == (3, 0)
     after = points()
-    assert sorted(after) == [f"trial-00{index}" for index in range(4)]
+    assert sorted(after) == [f"trial-00{index}" for index in range(3)]
     assert {name: after[name] for name in before} == before
     # A search that has forgotten starts from its seed, with the same points again.
-    assert len({tuple(point) for point in after.values()}) == 4
+    assert len({tuple(point) for point in after.values()}) == 3
     rows = list_runs(str(url))["runs"]
     assert all(row["step"] == 8 for row in rows)
     for row in rows:

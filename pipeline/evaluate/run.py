@@ -114,7 +114,7 @@ def totals(rows: list[Row]) -> dict[str, Any]:
         for name in MEANS
     }
     if len(rows) > 1 and "psnr" in rows[0]:
-        for name in set(INTERVALS) & set(rows[0]):
+        for name in (name for name in INTERVALS if name in rows[0]):
             means[f"{name}_interval"] = interval([row[name] for row in rows])
     return means
 

@@ -12,12 +12,13 @@ import yaml
 
 from pipeline import storage
 from pipeline.config.check import worker_range
-from pipeline.errors import UserError
+from pipeline.errors import Stopped, UserError
 from pipeline.runs import best_run
 from pipeline.runs.search import find_runs
 from pipeline.spread import has_cluster, join_cluster
 from pipeline.train.cluster import start_local
 from pipeline.train.failures import root_cause
+from pipeline.train.freeze import frozen_hash
 from pipeline.tune.config import SweepConfig, load_sweep
 from pipeline.tune.page import write_page
 from pipeline.tune.plan import Plan, make_plan
@@ -39,17 +40,23 @@ def tune(name: str, overrides: list[str]) -> dict[str, Any]:
 
     Raises:
         UserError: for a configuration that cannot work, or a cluster that can never hold a trial.
+        Stopped: after Ctrl-C.
     """
     sweep = load_sweep(name, overrides)
     training = sweep.training()
     url = storage.absolute(storage.join(training.run.root, training.run.name))
     storage.check_writable(url)
-    _freeze(url, sweep)
+    _refuse_another(url, sweep)
     _connect(sweep)
     plan = make_plan(sweep)
     log.info("%s", plan)
+    if not storage.exists(storage.join(url, FILE)):
+        storage.write_text(storage.join(url, FILE), yaml.safe_dump(asdict(sweep), sort_keys=False))
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", SNAPSHOT_SECONDS)
     results = _tuner(sweep, url, plan).fit()
+    ended = [r for r in results if r.error is not None or (r.metrics or {}).get("done")]
+    if len(ended) < plan.trials:  # Tune takes Ctrl-C for itself, and returns what there is
+        raise Stopped("SIGINT")
     failed = {
         trial_name(result.config): (point_of(sweep, result.config), _reason(result.error))
         for result in results
@@ -72,22 +79,26 @@ def tune(name: str, overrides: list[str]) -> dict[str, Any]:
     }
 
 
-def _freeze(url: str, sweep: SweepConfig) -> None:
-    """Write `sweep.yaml` at the first start; refuse another sweep under the same name."""
-    place, values = storage.join(url, FILE), asdict(sweep)
-    free = ("concurrent", "retries")
-    if storage.exists(place):
-        before = yaml.safe_load(storage.read_text(place))
-        changed = [k for k in values if k not in free and before.get(k) != values[k]]
-        if changed:
-            raise UserError(
-                f"sweep {url}: it began with another {', '.join(changed)}; choose another run.name"
-            )
+def _refuse_another(url: str, sweep: SweepConfig) -> None:
+    """Refuse a folder with another sweep, or with something else.
+
+    What does not define the results (retries, workers, tracking, ...) may change on the way.
+    """
+    place = storage.join(url, FILE)
+    if not storage.exists(place):
+        names = storage.list_names(url)
+        if names:
+            raise UserError(f"sweep {url}: the folder holds {names[0]}; choose another run.name")
         return
-    names = storage.list_names(url)
-    if names:
-        raise UserError(f"sweep {url}: the folder holds {names[0]}; choose another run.name")
-    storage.write_text(place, yaml.safe_dump(values, sort_keys=False))
+    before = SweepConfig(**yaml.safe_load(storage.read_text(place)))
+    free = ("concurrent", "retries", "config", "overrides")
+    changed = [k for k, v in vars(sweep).items() if k not in free and getattr(before, k) != v]
+    if frozen_hash(before.training()) != frozen_hash(sweep.training()):
+        changed.append("training configuration")
+    if changed:
+        raise UserError(
+            f"sweep {url}: it began with another {', '.join(changed)}; choose another run.name"
+        )
 
 
 def _connect(sweep: SweepConfig) -> None:
