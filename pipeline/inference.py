@@ -25,7 +25,7 @@ Image = np.ndarray[Any, Any]
 MAX_PIXELS = 1024 * 1024  # more is cut into tiles
 GRID = 16  # pixels; the strides of every size of network divide it
 OVERLAP = 128  # pixels, blended; more than the priors look around
-FRAME = 64  # pixels around a large photograph; on the grid
+FRAME = 32  # pixels around a large photograph, at least
 FRAMED_FROM = 512 * 512  # pixels; below, the frame would cost more than the photograph
 
 
@@ -62,7 +62,9 @@ def restore_array(
     """Restore a photograph (H, W, 3), uint8 or uint16, with a model in eval mode."""
     height, width = blur.shape[:2]
     estimate = model.estimate(_tensor(blur, device))
-    frame = FRAME if height * width >= FRAMED_FROM else 0
+    # Two kernels wide, on the grid: what lies beyond changes the photograph no more.
+    frame = max(FRAME, -(-2 * model.config.kernel_size // GRID) * GRID)
+    frame = frame if height * width >= FRAMED_FROM else 0
     work = _Work(model, blur, estimate, frame, device)
     if height * width <= max_pixels:
         restored, error = work.whole()

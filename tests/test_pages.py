@@ -52,7 +52,7 @@ def gallery(tmp_path: Path) -> Path:
         "psnr_interval": [19.5, 20.9],
         "images": 3,
         "protocol": "standard",
-        "checkpoint": "runs/a",
+        "checkpoint": "runs/a/checkpoints/step-00000640/of-a-run-with-a-long-name",
         "indoor": {"images": 2, "psnr": 20.5, "ssim": 0.8, "mae": 0.05, "lpips": None},
         "comparison": {
             "checkpoint": "runs/b",

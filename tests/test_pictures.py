@@ -419,14 +419,13 @@ def test_working_scale_keeps_the_size(run: str, tmp_path: Path) -> None:
 
 
 def test_tiles_agree_with_the_whole(network: ErA) -> None:
-    """Invisible inside; near the photograph's border the canvas closes on another far side."""
-    image = photograph(403, 521, np.uint16)
+    """Invisible everywhere, up to the border: a fraction of an 8-bit step, with random weights."""
+    image = photograph(560, 521, np.uint16)
     whole = restore_array(network, image, max_pixels=10**9)
     tiled = restore_array(network, image, max_pixels=300 * 300)
-    difference = np.abs(whole.restored_float - tiled.restored_float)
-    assert difference[40:-40, 40:-40].max() < 0.1 / 255
-    assert difference.max() < 16 / 255
+    assert np.abs(whole.restored_float - tiled.restored_float).max() < 0.25 / 255
     assert np.array_equal(whole.weights, tiled.weights)
+    assert np.abs(whole.restored_float - to_float(image)).max() > 4 / 255  # there is work done
 
 
 @pytest.mark.full

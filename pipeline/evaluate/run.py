@@ -93,8 +93,9 @@ def evaluate(
         other = _score_all(_with(job, checkpoint=rival), range(len(split)))
         summary["comparison"] = {"checkpoint": rival, **comparison(rows, other)}
     if reason and "psnr" in rows[0]:
-        rows = [{**row, "lpips": reason} for row in rows]
-    storage.write_text(storage.join(out, "per_image.csv"), _csv(rows))
+        rows = [{**row, "lpips": None} for row in rows]
+    told = [{**row, "lpips": reason} if reason and "lpips" in row else row for row in rows]
+    storage.write_text(storage.join(out, "per_image.csv"), _csv(told))
     cases = _pictures(job, rows)
     gallery = Gallery(
         title=f"{split.manifest.dataset} {split.manifest.split}",
