@@ -78,6 +78,7 @@ def test_list_show_best_and_compare(root: str) -> None:
     shown = show_run(storage.join(root, "good"))
     names = [storage.name_of(row["checkpoint"]) for row in shown["checkpoints"]]
     assert names == [f"step-{step:08d}" for step in (10, 20, 30)]
+    assert all(row["saved"].endswith("+00:00") for row in shown["checkpoints"])
     differences = compare_runs([root])["differences"]
     assert differences == {"train.learning_rate": [1e-3, 1e-2]}
     with pytest.raises(UserError, match="val/lpips"):
@@ -89,8 +90,18 @@ def test_pulled_bundle_restores_a_photograph(root: str, tmp_path: Path) -> None:
     assert pull(root, str(bundle))["step"] == 20
     assert pull(root, str(bundle))["step"] == 20  # complete already
     card = (bundle / "README.md").read_text()
-    assert "27.0000" in card
-    assert "apache-2.0" in card
+    for wanted in (
+        "apache-2.0",
+        "parameters: 1 stages, 2 kernels of 5 x 5",
+        "f" * 64,
+        "learning_rate: 0.001",
+        "step 20 of 30",
+        "protocol `standard`",
+        "| val/psnr | 27.0000 |",
+        "wider than a disk of 2 pixels",
+        "## Licence",
+    ):
+        assert wanted in card
     assert load_model(str(bundle)).meta["step"] == 20
     cv2.imwrite(str(tmp_path / "a.png"), np.full((20, 24, 3), 90, np.uint8))
     assert restore([str(tmp_path / "a.png")], str(tmp_path / "out"), str(bundle))["restored"] == 1
