@@ -274,6 +274,7 @@ def test_bit_depth_grey_and_alpha_survive(
     if kind == "tif":
         extra = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
         tags = [(274, "H", 1, 8, True), (271, "s", 0, "Maker", True)]
+        tags += [(315, "s", 0, "José".encode() + b"\0", True)]
         photometric = "minisblack" if channels == 1 else "rgb"
         tifffile.imwrite(
             source, image, photometric=photometric, iccprofile=PROFILE, extratags=tags, **extra
@@ -291,7 +292,7 @@ def test_bit_depth_grey_and_alpha_survive(
     if kind == "tif":
         with tifffile.TiffFile(target) as file:
             tags = file.pages[0].tags
-            assert (tags[274].value, tags[271].value) == (8, "Maker")
+            assert (tags[274].value, tags[271].value, tags[315].value) == (8, "Maker", "José")
             assert bytes(tags[34675].value) == PROFILE
 
 

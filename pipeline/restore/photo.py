@@ -6,6 +6,8 @@ Bit depth, channels, ICC profile, EXIF (with the orientation, which is not appli
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,12 +49,13 @@ def decode_photo(data: bytes, name: str) -> Photo:
         UserError: if it is damaged, or of a kind that cannot be restored.
     """
     suffix = "." + name.lower().rpartition(".")[2]
-    if suffix in TIFF:
-        image, metadata = decode_tiff(data, name)
-        pages = count_pages(data)
-    else:
-        image, metadata = decode_any(data, name), _metadata(data)
-        pages = _pages(data, name)
+    with _explained(f"{name}: cannot be read"):
+        if suffix in TIFF:
+            image, metadata = decode_tiff(data, name)
+            pages = count_pages(data)
+        else:
+            image, metadata = decode_any(data, name), _metadata(data)
+            pages = _pages(data, name)
     alpha = None
     if image.ndim == 3 and image.shape[2] in (2, 4):
         image, alpha = image[..., :-1], np.ascontiguousarray(image[..., -1])
@@ -72,9 +75,22 @@ def encode_photo(photo: Photo, restored: Image) -> bytes:
         image = np.rint(mean).astype(restored.dtype)
     if photo.alpha is not None:
         image = np.dstack([image, photo.alpha])
-    if photo.suffix in TIFF:
-        return encode_tiff(image, photo.metadata, photo.alpha is not None)
-    return _encode(photo, image)
+    with _explained("its restored form cannot be written"):
+        if photo.suffix in TIFF:
+            return encode_tiff(image, photo.metadata, photo.alpha is not None)
+        return _encode(photo, image)
+
+
+@contextmanager
+def _explained(message: str) -> Iterator[None]:
+    """Whatever a damaged file makes of a codec is the file's fault, and stops no other file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UserError(f"{message} ({reason})") from None
 
 
 def _pages(data: bytes, name: str) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from era.estimator import STRIDE
 from pipeline import storage
 from pipeline.checkpoint import LoadedModel, load_model, resolve, shipped_models
 from pipeline.errors import UserError
@@ -162,7 +163,8 @@ def _pictures(job: RestoreJob, photo: Photo, result: Restoration) -> list[tuple[
     if job.maps:
         pictures.append(("radius", false_colours(result.radius, None)))
         pictures.append(("error", false_colours(np.abs(result.error).mean(axis=2), None)))
-        pictures.append(("weights", from_float(tile(result.weights), np.uint8)))
+        weights = result.weights[:, ::STRIDE, ::STRIDE]  # as they were estimated
+        pictures.append(("weights", from_float(tile(weights), np.uint8)))
     return pictures
 
 

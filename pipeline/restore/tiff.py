@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,10 +97,17 @@ def encode_tiff(image: Image, metadata: TiffMetadata, alpha: bool) -> bytes:
         compression="zlib",
         metadata=None,
         software=False,
-        extratags=[(*tag, True) for tag in metadata.tags],
+        extratags=[_extra(*tag) for tag in metadata.tags],
         **options,
     )
     return _with_directories(bytearray(stream.getvalue()), metadata.directories)
+
+
+def _extra(code: int, kind: Any, count: int, value: Any) -> tuple[Any, ...]:
+    """A tag as tifffile writes it; it takes text beyond ASCII as bytes only."""
+    if isinstance(value, str):
+        return code, kind, 0, value.encode() + b"\0", True
+    return code, kind, count, value, True
 
 
 def _directory(data: bytes, place: int) -> Any:
@@ -109,8 +117,10 @@ def _directory(data: bytes, place: int) -> Any:
     stream, directory = io.BytesIO(data), ImageFileDirectory_v2(data[:8])
     stream.seek(place)
     try:
-        directory.load(stream)
-        values = dict(directory)  # decodes them all
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of a damaged one Pillow gives a part, and warns
+            directory.load(stream)
+            values = dict(directory)  # decodes them all
     except Exception:  # whatever a damaged directory makes of Pillow
         return None
     return {
