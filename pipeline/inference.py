@@ -22,7 +22,7 @@ from era import ErA, ErAConfig, Estimate
 from pipeline.images import from_float, to_float
 
 Image = np.ndarray[Any, Any]
-MAX_PIXELS = 1024 * 1024  # more is cut into tiles
+MAX_PIXELS = 2 * 1024 * 1024  # more is cut into tiles
 GRID = 16  # pixels; the strides of every size of network divide it
 OVERLAP = 128  # pixels, blended; more than the priors look around
 FRAME = 32  # pixels around a large photograph, at least
@@ -189,6 +189,8 @@ def _spans(length: int, frame: int, side: int) -> Iterator[_Span]:
         yield _Span(-frame, length + frame, length)
         return
     count = -(-(total - OVERLAP) // (side - OVERLAP))
+    # No larger than so many must be: pixels that are worked on twice are the price of tiles.
+    side = min(side, -(-(total + (count - 1) * OVERLAP) // count // GRID) * GRID + GRID)
     starts = [index * (total - side) // (count - 1) // GRID * GRID for index in range(count)]
     for index, start in enumerate(starts):
         end = length + frame if index == count - 1 else start - frame + side

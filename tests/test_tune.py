@@ -29,7 +29,8 @@ from pipeline.train import train
 from pipeline.tune import tune
 from pipeline.tune.config import load_sweep
 from pipeline.tune.plan import Plan, make_plan
-from pipeline.tune.space import grid, random_points, value_at
+from pipeline.tune.run import _scheduler, _searcher
+from pipeline.tune.space import for_tune, grid, random_points, value_at
 from pipeline.tune.trial import trial_config
 
 SPACE = {"train.learning_rate": {"loguniform": [1e-4, 1e-2]}, "train.ema": {"choice": [0.5, 0.9]}}
@@ -116,6 +117,59 @@ def test_packaged_sweeps_load() -> None:
     for name in ("tiny", "asha"):
         sweep = load_sweep(name, ["data.train=x", "data.val=y"])
         assert load_train_config(sweep.config).model.size == "tiny"
+
+
+# Memory
+
+
+def a_trial(index: int) -> Any:
+    from ray.tune.experiment import Trial
+
+    return Trial("none", config={"index": index}, stub=True)
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_early_stopping_knows_what_the_folders_know(kind: str, tmp_path: Path) -> None:
+    """A new scheduler in an old sweep stops what it would have stopped before."""
+    path = sweep_file(tmp_path, "data", str(tmp_path), scheduler=kind, reduction=2)
+    sweep = load_sweep(path, [])
+    for index, score in enumerate((25.0, 24.0)):
+        rows = ({"step": step, "val/psnr": score + step / 10} for step in (4, 8))
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        storage.write_text(str(tmp_path / "old" / f"trial-{index:03d}" / "metrics.jsonl"), text)
+    decisions = {}
+    for folder in ("old", "new"):
+        scheduler = _scheduler(sweep, str(tmp_path / folder))
+        scheduler.set_search_properties("val/psnr", "max")
+        trials = [a_trial(index) for index in range(3)]
+        for trial in trials:
+            scheduler.on_trial_add(None, trial)
+        decisions[folder] = scheduler.on_trial_result(
+            None, trials[2], {"step": 4, "val/psnr": 20.0}
+        )
+    assert decisions == {"old": "STOP", "new": "CONTINUE"}
+
+
+def test_tpe_keeps_numbers_and_points(tmp_path: Path) -> None:
+    def search() -> Any:
+        found = _searcher(load_sweep(sweep_file(tmp_path, "d", "r", search="tpe"), []), url)
+        found.set_search_properties("val/psnr", "max", for_tune(SPACE))
+        return found
+
+    url = str(tmp_path / "sweep")
+    first = search()
+    points = [first.suggest(f"id{index}") for index in range(2)]
+    first.save(str(tmp_path / "state"))
+    lost = first.suggest("id2")  # after the last notes: only its folder knows
+    config = {"train": {"learning_rate": lost["train.learning_rate"], "ema": lost["train.ema"]}}
+    storage.write_text(f"{url}/trial-002/config.yaml", yaml.safe_dump(config))
+    again = search()
+    again.restore(str(tmp_path / "state"))
+    assert again.suggest("another") == lost
+    after = again.suggest("next")
+    assert after["index"] == 3
+    rates = [point["train.learning_rate"] for point in (*points, lost, after)]
+    assert len(set(rates)) == 4
 
 
 # The plan

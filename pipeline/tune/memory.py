@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from optuna.trial import TrialState
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
 from ray.tune.search.optuna import OptunaSearch
@@ -36,13 +37,22 @@ class TpeSearch(OptunaSearch):
         """The next point, with its number."""
         run = Run(storage.join(self.url, trial_name({INDEX: self.count})))
         if storage.exists(storage.join(run.url, CONFIG)):
-            study: Any = self._ot_study
-            study.enqueue_trial({key: value_at(run.config, key) for key in self.keys})
+            self._enqueue({key: value_at(run.config, key) for key in self.keys})
         point = super().suggest(trial_id)
         if point is None:
             return None
         self.count += 1
         return {INDEX: self.count - 1, **point}
+
+    def _enqueue(self, point: Point) -> None:
+        """Let the next suggestion be this point, and the sampler pass over what it would have said.
+
+        It gave the point to a trial before, as one that was not noted in time: else its next
+        suggestion would be the same again.
+        """
+        study: Any = self._ot_study
+        study.tell(study.ask(fixed_distributions=self._space), state=TrialState.FAIL)
+        study.enqueue_trial(point)
 
 
 class Asha(AsyncHyperBandScheduler):
