@@ -26,8 +26,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        inner = F.leaky_relu(self.conv1(x), SLOPE, inplace=True)
-        return self.conv2(inner).add_(x)
+        return x + self.conv2(F.leaky_relu(self.conv1(x), SLOPE, inplace=True))
 
 
 class ResUNet(nn.Module):
