@@ -248,6 +248,7 @@ def test_sweep_on_s3_is_killed_and_goes_on(
     command, url = command_for(path), storage.join(root, "sweep")
     log = kill_when(command, lambda: any("COMMIT" in e.relative for e in storage.find(url)))
     assert "2 trials, 2 at once; each has 1 worker of 1 CPU" in log
+    assert "trial-000 starts" in log
     found = finish(command)
     assert (found["trials"], found["failed"]) == (2, 0)
     rows = list_runs(url)["runs"]

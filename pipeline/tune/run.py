@@ -114,6 +114,8 @@ def _tuner(sweep: SweepConfig, url: str, plan: Plan) -> Any:
     """The sweep as Tune sees it: new, or as it was when it was killed."""
     from ray import tune
 
+    from pipeline.tune.show import Lines
+
     trainable = tune.with_resources(partial(run_trial, sweep=sweep), plan.driver)
     state, filesystem = storage.join(url, STATE), _filesystem(url)
     if _has_state(state):
@@ -146,6 +148,7 @@ def _tuner(sweep: SweepConfig, url: str, plan: Plan) -> Any:
             storage_path=root,
             storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=sweep.retries),
+            callbacks=[Lines(sweep.metric)],
             verbose=0,
         ),
     )
