@@ -15,6 +15,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +36,7 @@ __all__ = [
     "join",
     "list_names",
     "local_path",
+    "modified",
     "move_in",
     "name_of",
     "read_bytes",
@@ -53,6 +55,7 @@ DOWNLOAD_PART = 32 << 20  # bytes; each part is retried by itself
 class _Files(Protocol):
     def kind(self, url: str) -> Kind: ...
     def size(self, url: str) -> int: ...
+    def modified(self, url: str) -> datetime: ...
     def list_names(self, url: str) -> list[str]: ...
     def find(self, url: str) -> list[Entry]: ...
     def read(self, url: str, start: int | None, end: int | None) -> bytes: ...
@@ -110,6 +113,11 @@ def find(url: str) -> list[Entry]:
 def size(url: str) -> int:
     """Bytes of a file."""
     return _files(url).size(url)
+
+
+def modified(url: str) -> datetime:
+    """When a file was written, UTC."""
+    return _files(url).modified(url)
 
 
 def read_bytes(url: str, start: int | None = None, end: int | None = None) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,6 +73,10 @@ class BucketFiles:
 
     def size(self, url: str) -> int:
         return int(self._required(url, self.fs.info, _key(url))["size"] or 0)
+
+    def modified(self, url: str) -> datetime:
+        found: datetime = self._required(url, self.fs.info, _key(url))["LastModified"]
+        return found.astimezone(UTC)
 
     def list_names(self, url: str) -> list[str]:
         key = _key(url)

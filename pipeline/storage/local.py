@@ -8,6 +8,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
@@ -81,6 +82,10 @@ class LocalFiles:
     def size(self, url: str) -> int:
         with explained(_path(url)):
             return _path(url).stat().st_size
+
+    def modified(self, url: str) -> datetime:
+        with explained(_path(url)):
+            return datetime.fromtimestamp(_path(url).stat().st_mtime, UTC)
 
     def list_names(self, url: str) -> list[str]:
         path = _path(url)

@@ -68,19 +68,22 @@ def per_worker(config: TrainConfig) -> dict[str, int]:
     return {name: count for name, count in wanted.items() if count}
 
 
+def room(config: TrainConfig) -> int:
+    """How many of a run's workers fit on the nodes that the cluster has now, were they empty."""
+    import ray
+
+    needs = per_worker(config).items()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(int(min(node.get(name, 0) // count for name, count in needs)) for node in nodes)
+
+
 def require_resources(config: TrainConfig) -> None:
     """Refuse a request that the cluster cannot meet and has no autoscaler to grow for.
 
     Raises:
         UserError: at once, where Ray would wait for ever.
     """
-    import ray
-
-    needs, least = per_worker(config), worker_range(config)[0]
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fits = sum(
-        int(min(node.get(name, 0) // count for name, count in needs.items())) for node in nodes
-    )
+    fits, least = room(config), worker_range(config)[0]
     if fits >= least:
         return
     if autoscaling_state() is not None:
