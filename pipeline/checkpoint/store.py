@@ -9,7 +9,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import save as save_safetensors
@@ -30,11 +30,9 @@ from pipeline.checkpoint.folder import (
     write_commit,
 )
 from pipeline.checkpoint.ranking import ranked
-from pipeline.errors import DamagedError, StorageDown
+from pipeline.errors import DamagedError
 
 log = logging.getLogger("era")
-T = TypeVar("T")
-WAITS = (5.0, 10.0, 20.0, 40.0, 60.0)  # seconds between tries: a bucket may fail for a minute
 
 
 @dataclass(frozen=True)
@@ -204,8 +202,8 @@ class CheckpointStore:
 
     def _write(self, job: _Job) -> None:
         files = serialised(job.model, job.training, job.meta)
-        patiently(lambda: self._put(job, files), f"checkpoint of step {job.step}")
-        patiently(lambda: self.prune(job.keep_best, job.step), "removal of old checkpoints")
+        storage.patiently(lambda: self._put(job, files), f"checkpoint of step {job.step}")
+        storage.patiently(lambda: self.prune(job.keep_best, job.step), "removal of old checkpoints")
 
     def _put(self, job: _Job, files: dict[str, bytes]) -> None:
         self.guard()
@@ -231,24 +229,3 @@ def serialised(
         TRAINING: stream.getvalue(),
         META: (json.dumps({"format": FORMAT, **meta}, indent=1) + "\n").encode(),
     }
-
-
-def patiently(work: Callable[[], T], what: str) -> T:
-    """Do storage work, again and again for over two minutes: an outage of a minute loses nothing.
-
-    Raises:
-        StorageDown: if the outage lasts. UserError: at once, for what no patience cures.
-    """
-    import tenacity
-
-    def announce(state: tenacity.RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        log.warning("%s: try %d failed (%s); again", what, state.attempt_number, error)
-
-    return tenacity.Retrying(
-        stop=tenacity.stop_after_attempt(len(WAITS) + 1),
-        wait=tenacity.wait_chain(*(tenacity.wait_fixed(seconds) for seconds in WAITS)),
-        retry=tenacity.retry_if_exception_type(StorageDown),
-        before_sleep=announce,
-        reraise=True,
-    )(work)

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from pipeline.errors import UserError
 from pipeline.storage.entry import UNFINISHED, Entry, Kind
+from pipeline.storage.patience import patiently
 
 __all__ = [
     "Entry",
@@ -39,9 +40,11 @@ __all__ = [
     "modified",
     "move_in",
     "name_of",
+    "patiently",
     "read_bytes",
     "read_json",
     "read_text",
+    "remove_unfinished",
     "size",
     "upload",
     "write_bytes",
@@ -62,6 +65,7 @@ class _Files(Protocol):
     def write(self, url: str, data: bytes) -> None: ...
     def write_from(self, path: Path, url: str) -> None: ...
     def delete(self, url: str) -> None: ...
+    def remove_unfinished(self, url: str) -> None: ...
     def check_writable(self, url: str) -> None: ...
 
 
@@ -183,6 +187,11 @@ def download(url: str, path: str | Path) -> None:
 def delete(url: str) -> None:
     """Remove a file, or a folder with all below; a missing one is no error."""
     _files(url).delete(url)
+
+
+def remove_unfinished(url: str) -> None:
+    """Remove what killed writers left directly in a folder; nobody may be writing there now."""
+    _files(url).remove_unfinished(url)
 
 
 def check_writable(url: str) -> None:

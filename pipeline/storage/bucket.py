@@ -127,6 +127,9 @@ class BucketFiles:
             for entry in self.find(url):
                 self._required(entry.url, self.fs.rm_file, _key(entry.url))
 
+    def remove_unfinished(self, url: str) -> None:
+        """Nothing to do: what is not whole is no object."""
+
     def check_writable(self, url: str) -> None:
         probe = f"{url.rstrip('/')}/.era-probe-{secrets.token_hex(4)}"
         self.write(probe, b"era")

@@ -98,7 +98,8 @@ class LocalFiles:
         root = _path(url)
         found = []
         with explained(root):
-            for folder, _, names in os.walk(root):
+            for folder, below, names in os.walk(root):
+                below[:] = [name for name in below if not name.endswith(UNFINISHED)]
                 for name in names:
                     path = Path(folder, name)
                     if not name.endswith(UNFINISHED):
@@ -135,6 +136,12 @@ class LocalFiles:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+    def remove_unfinished(self, url: str) -> None:
+        path = _path(url)
+        with explained(path):
+            for left in path.glob(f".*{UNFINISHED}"):
+                self.delete(str(left))
 
     def check_writable(self, url: str) -> None:
         path = _path(url)
