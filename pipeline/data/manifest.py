@@ -4,9 +4,11 @@
      "bit_depth": 16, "sharp": true, "radius": false,
      "shards": [{"name": ..., "bytes": n, "sha256": ...,
                  "samples": [{"key": ..., "height": h, "width": w,
-                              "members": {"blur.npy": [offset, length], ...}}]}]}
+                              "members": {"blur.npy": [offset, length], ...},
+                 "crc32": {"blur.npy": n, ...}}]}]}
 
-Offsets are of a member's data in its shard, so that any crop can be read at random.
+Offsets are of a member's data in its shard, so that any crop can be read at random. The shard's
+sha256 shows damage, the members' crc32 name the samples that have it (older manifests lack them).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import DamagedError, UserError
 
 FORMAT = "era-shards/1"
 NAME = "manifest.json"
@@ -25,12 +27,13 @@ NAME = "manifest.json"
 
 @dataclass(frozen=True)
 class SampleEntry:
-    """A sample: its key, its size in pixels, and (offset, bytes) of each member."""
+    """A sample: its key, its size in pixels, (offset, bytes) of each member, and its crc32."""
 
     key: str
     height: int
     width: int
     members: dict[str, tuple[int, int]]
+    crc32: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def parse_manifest(text: str, url: str) -> Manifest:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{url}: not a manifest that can be read ({error})") from None
     if counts != (manifest.samples, manifest.bytes):
-        raise UserError(f"{url}: damaged: its counts do not match its shards")
+        raise DamagedError(f"{url}: damaged: its counts do not match its shards")
     return manifest
 
 
@@ -108,7 +111,11 @@ def parse_shard(values: dict[str, Any]) -> Shard:
     """A shard from its plain values, as `asdict` made them."""
     samples = [
         SampleEntry(
-            s["key"], s["height"], s["width"], {k: tuple(v) for k, v in s["members"].items()}
+            s["key"],
+            s["height"],
+            s["width"],
+            {k: tuple(v) for k, v in s["members"].items()},
+            s.get("crc32", {}),
         )
         for s in values["samples"]
     ]
