@@ -25,19 +25,12 @@ def patiently(work: Callable[[], T], what: str, giving_up: threading.Event | Non
     Raises:
         StorageDown: if the outage lasts. UserError: at once, for what no patience cures.
     """
-    import tenacity
-
-    def announce(state: tenacity.RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        log.warning("%s: try %d failed (%s); again", what, state.attempt_number, error)
-
-    end = giving_up or threading.Event()
-    retrying = tenacity.Retrying(
-        stop=tenacity.stop_after_attempt(len(WAITS) + 1) | tenacity.stop_when_event_set(end),
-        wait=tenacity.wait_chain(*(tenacity.wait_fixed(seconds) for seconds in WAITS)),
-        retry=tenacity.retry_if_exception_type(StorageDown),
-        sleep=tenacity.sleep_using_event(end),
-        before_sleep=announce,
-        reraise=True,
-    )
-    return retrying(work)
+    end = giving_up or threading.Event()  # a plain loop: this is asked for with every crop
+    for number, pause in enumerate(WAITS, start=1):
+        try:
+            return work()
+        except StorageDown as error:
+            log.warning("%s: try %d failed (%s); again", what, number, error)
+            if end.wait(pause):
+                raise
+    return work()
