@@ -83,7 +83,7 @@ def _dpdd(source: str) -> Layout:
             if not storage.is_dir(storage.join(source, blur)):
                 continue
             pairs = _by_order(found, split, source, blur, sharp, f"{split}_c/radius")
-            if len(pairs) != DPDD_COUNTS[split]:
+            if len(pairs) not in (0, DPDD_COUNTS[split]):
                 found.warnings.append(
                     f"{split}: {len(pairs)} pairs; all of DPDD has {DPDD_COUNTS[split]}"
                 )
