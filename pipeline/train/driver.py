@@ -15,7 +15,6 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.checkpoint import CheckpointStore
-from pipeline.checkpoint.store import patiently
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
 from pipeline.errors import Stopped, StorageDown, UserError
@@ -88,15 +87,17 @@ def _retry(
     attempts = Attempts(run_url)
     failures = 0
     while True:
-        before = patiently(store.latest_step, "look for checkpoints")
-        owner = patiently(partial(attempts.begin, config, before), "attempts.jsonl")
+        before = storage.patiently(store.latest_step, "look for checkpoints")
+        owner = storage.patiently(partial(attempts.begin, config, before), "attempts.jsonl")
         try:
             return _fit(config, run_url, owner, on_event)
         except Exception as error:
             if isinstance(error, (Stopped, UserError)) and not isinstance(error, StorageDown):
                 raise  # trying again would end the same way
-            excused = was_preempted(error) or patiently(attempts.chaos_struck, "chaos.jsonl")
-            after = patiently(store.latest_step, "look for checkpoints")
+            excused = was_preempted(error) or storage.patiently(
+                attempts.chaos_struck, "chaos.jsonl"
+            )
+            after = storage.patiently(store.latest_step, "look for checkpoints")
             progress = (after or 0) > (before or 0)
             failures = 0 if progress or excused else failures + 1
             if failures >= TRIES_WITHOUT_PROGRESS:
