@@ -40,7 +40,7 @@ class SpatiallyVaryingBlur:
 
     def adjoint(self, y: Tensor) -> Tensor:
         """H' y = sum_k h_k corr (w_k * y): the weights come before the correlation."""
-        with _no_autocast(y):
+        with no_autocast(y):
             weighted = self.weights[:, :, None] * _at_least_float32(y)[:, None]
             return self.inverse((self.otf.conj()[:, :, None] * rfft2(weighted)).sum(dim=1))
 
@@ -61,7 +61,7 @@ class SpatiallyVaryingBlur:
         """
         count = self.otf.shape[1]
         step = count if torch.is_grad_enabled() else 1
-        with _no_autocast(x):
+        with no_autocast(x):
             spectrum, total = rfft2(x)[:, None], None
             for start in range(0, count, step):
                 part = slice(start, start + step)
@@ -80,7 +80,7 @@ class SpatiallyVaryingBlur:
         ``max``: sum_k max(w_k) |F h_k|^2, never below H'H (Jensen), so a step divided by it
         never overshoots.
         """
-        with _no_autocast(self.weights):
+        with no_autocast(self.weights):
             if bound == "mean":
                 mean = self.weights.mean(dim=(-2, -1))[..., None, None]
                 return power((mean * self.otf).sum(dim=1, keepdim=True))
@@ -96,7 +96,7 @@ class SpatiallyVaryingBlur:
 
     def divide(self, x: Tensor, denominator: Tensor) -> Tensor:
         """F^-1[ F x / denominator ] for a real denominator (B or 1, 1, H, W//2+1)."""
-        with _no_autocast(x):
+        with no_autocast(x):
             return self.inverse(rfft2(x) / denominator)
 
     def inverse(self, spectrum: Tensor) -> Tensor:
@@ -125,5 +125,6 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _no_autocast(x: Tensor) -> torch.autocast:
+def no_autocast(x: Tensor) -> torch.autocast:
+    """A context that computes in the tensors' own precision on the device of `x`."""
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)

@@ -8,6 +8,8 @@ from typing import Any
 
 from era.updates import P_FORMS, X_FORMS
 
+LEAST_SCALAR, GREATEST_SCALAR = 1e-9, 1e6  # of the lambdas: what float32 and softplus hold
+
 
 @dataclass(frozen=True)
 class ErAConfig:
@@ -77,8 +79,11 @@ def _problems(config: ErAConfig) -> list[str]:
         if getattr(config, name) < 1:
             problems.append(f"{name} must be at least 1, got {getattr(config, name)}")
     for name in ("lambda_1", "lambda_2", "lambda_3", "lambda_e"):
-        if not getattr(config, name) > 0:
-            problems.append(f"{name} must be positive, got {getattr(config, name)}")
+        if not LEAST_SCALAR <= getattr(config, name) <= GREATEST_SCALAR:
+            problems.append(
+                f"{name} must be from {LEAST_SCALAR:g} to {GREATEST_SCALAR:g}, "
+                f"got {getattr(config, name)}"
+            )
     for name in ("prior_channels", "error_channels", "estimator_channels"):
         channels = getattr(config, name)
         if not channels or not all(isinstance(c, int) and c >= 1 for c in channels):

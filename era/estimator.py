@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from era.blur import no_autocast
 from era.psf import CORRECTIONS, PsfBank, corrected
 from era.resunet import ResUNet
 
@@ -89,28 +90,37 @@ class KernelEstimator(nn.Module):
             nn.init.zeros_(self.to_kernels.bias)
 
     def forward(self, blur: Tensor) -> Estimate:
-        """Estimate the blur of images (B, 3, H, W) in [0, 1]."""
+        """Estimate the blur of images (B, 3, H, W) in [0, 1].
+
+        Only the network between features and maps follows autocast.
+        """
         deep = F.leaky_relu(self.network(blur_features(blur, self.bands)), 0.1)
-        logits = self.to_weights(deep).float() / self.temperature
-        coarse = torch.softmax(logits, dim=1)
-        pooled = torch.einsum("bkhw,bchw->bkc", coarse, deep.float())
-        pooled = pooled / (coarse.sum(dim=(-2, -1))[..., None] + 1e-3)
-        coefficients = self.to_kernels(pooled.to(self.to_kernels.weight.dtype)).float()
-        double = blur.dtype == torch.float64
-        kernels = corrected(self.disks, self.gaussians, self.bases, coefficients.to(self.disks))
-        return Estimate(kernels, coarse.double() if double else coarse)
+        with no_autocast(blur):
+            deep = deep.to(self.to_weights.weight.dtype)
+            coarse = torch.softmax(self.to_weights(deep).float() / self.temperature, dim=1)
+            pooled = torch.einsum("bkhw,bchw->bkc", coarse, deep.float())
+            pooled = pooled / (coarse.sum(dim=(-2, -1))[..., None] + 1e-3)
+            coefficients = self.to_kernels(pooled.to(self.to_kernels.weight.dtype)).to(self.disks)
+            kernels = corrected(self.disks, self.gaussians, self.bases, coefficients)
+        return Estimate(kernels, coarse.double() if blur.dtype == torch.float64 else coarse)
 
     def radius(self, weights: Tensor) -> Tensor:
         """The expected blur radius sum_k w_k r_k in pixels: (B, K, H, W) -> (B, 1, H, W)."""
-        return torch.einsum("bkhw,k->bhw", weights, self.radii.to(weights))[:, None]
+        return (weights * self.radii.to(weights)[:, None, None]).sum(dim=1, keepdim=True)
 
 
 def blur_features(blur: Tensor, bands: int) -> Tensor:
     """Features that show blur: (B, 3, H, W) -> (B, 2 bands + 1, ceil(H/4), ceil(W/4)).
 
     The luminance is split into a-trous B3-spline bands; of each, the logarithm of the mean energy
-    in a window and of its local maximum; and the mean luminance (saturation hides blur).
+    in a window and of its local maximum; and the mean luminance (saturation hides blur). Never
+    under autocast: what is left of a fine band after a wide blur is below bfloat16's rounding.
     """
+    with no_autocast(blur):
+        return _features(blur, bands)
+
+
+def _features(blur: Tensor, bands: int) -> Tensor:
     below, right = -blur.shape[-2] % STRIDE, -blur.shape[-1] % STRIDE
     luma = torch.einsum("bchw,c->bhw", blur, blur.new_tensor(LUMA))[:, None]
     luma = F.pad(luma, (0, right, 0, below), mode="replicate")

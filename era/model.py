@@ -188,4 +188,5 @@ def parameter_groups(model: ErA, scalar_rate: float) -> Iterator[dict[str, objec
 
 
 def _inverse_softplus(value: float) -> float:
-    return math.log(math.expm1(value))
+    """log(e^v - 1), written so that it does not overflow."""
+    return value + math.log(-math.expm1(-value))

@@ -56,6 +56,7 @@ def corrected(disks: Tensor, gaussians: Tensor, bases: Tensor, coefficients: Ten
     """
     softness = torch.sigmoid(coefficients[..., 0] - 3.0)[..., None, None]
     shape = 2 * torch.tanh(coefficients[..., 1:] / 2)
-    profile = disks * torch.exp(torch.einsum("bkj,kjyx->bkyx", shape, bases))
+    # No einsum: autocast would round it to bfloat16.
+    profile = disks * torch.exp((shape[..., None, None] * bases).sum(dim=2))
     profile = profile / profile.sum(dim=(-2, -1), keepdim=True)
     return (1 - softness) * profile + softness * gaussians

@@ -19,6 +19,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from era import ErA, ErAConfig, Estimate
+from pipeline.errors import UserError
 from pipeline.images import from_float, to_float
 
 Image = np.ndarray[Any, Any]
@@ -88,7 +89,12 @@ def pixels_for(config: ErAConfig, memory_gb: float) -> int:
 
     Fitted to peaks of size tiny (about 800 bytes per pixel at 1 and 1.6 megapixels): copies of the
     weights and spectra for each kernel, features of the prior's finest level, and the solver's own.
+
+    Raises:
+        UserError: for a memory that is no positive number.
     """
+    if not 0 < memory_gb < math.inf:
+        raise UserError(f"--memory {memory_gb}: expected a number of GB above 0")
     per_pixel = 4 * (4 * config.kernels + 5 * config.prior_channels[0] + 90)
     return max((2 * OVERLAP) ** 2, int(memory_gb * 1e9 / per_pixel))
 

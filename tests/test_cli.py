@@ -36,6 +36,8 @@ def refused(*arguments: str) -> str:
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     lines = done.stderr.strip().splitlines()
+    assert [line for line in lines if "error" in line.lower()] == lines[-1:]
+    assert lines[-1].startswith("error: ")
     return lines[-1]
 
 
@@ -81,10 +83,20 @@ def test_json_is_the_last_line_and_the_only_one(tmp_path: Path) -> None:
         (["restore", "{tmp}/no.png", "--out", "{tmp}/x"], "no such photograph"),
         (["runs", "list", "{tmp}/nowhere"], "nowhere"),
         (["verify", "ftp://host/x"], "not supported"),
+        (["verify", ""], "an empty URL"),
+        (["restore", "", "--out", "{tmp}/x"], "an empty URL"),
+        (["restore", "{tmp}/photo.png", "--out", ""], "an empty URL"),
+        (["train", "run.name=${foo}"], "run.name: Interpolation key 'foo' not found"),
+        (["train", "train.seed=1" + 20 * "0"], "train.seed must be from 0"),
+        (["train", "--confg", "tiny"], "No such option: --confg"),
+        (["synthesize", "--dest", "{tmp}/x", "--pairs", "abc"], "--pairs"),
+        (["synthesize"], "Missing option '--dest'"),
+        (["sharpen"], "No such command 'sharpen'"),
     ],
 )
 def test_wrong_input_is_one_clear_line(arguments: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "photo.png").touch()
     assert message in refused(*(part.replace("{tmp}", str(tmp_path)) for part in arguments))
 
 
@@ -94,8 +106,11 @@ def test_missing_bucket_and_no_secret_shown(s3_server: S3Server) -> None:
     assert s3_server.environment["AWS_SECRET_ACCESS_KEY"] not in line
 
 
-def test_unknown_option_is_exit_2() -> None:
-    assert era("train", "--confg", "tiny").returncode == 2
+def test_no_verb_shows_the_help() -> None:
+    done = era()
+    assert done.returncode == 2
+    assert "synthesize" in done.stdout
+    assert done.stderr == ""
 
 
 def test_bad_pairs_set_aside_end_with_2(tiny_pairs: Path, tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
+from era import ErA, named_config
 from pipeline.config import FROZEN_SECTIONS, TrainConfig, load_train_config, to_plain
 from pipeline.errors import UserError
 from pipeline.train.freeze import freeze, frozen_hash
@@ -44,6 +47,25 @@ def test_overrides_and_files(tmp_path: Path) -> None:
         ("scaling.workers=9", "train.global_batch"),
         ("run.name=a/b", "run.name"),
         ("loss.omega=2", "loss.omega"),
+        ("loss.omega=nan", "loss.omega"),
+        ("run.name=${foo}", "run.name: Interpolation key 'foo' not found"),
+        ("run.name=???", "Missing mandatory value: run.name"),
+        ("train.seed=-1", "train.seed must be from 0"),
+        ("train.seed=1" + 30 * "0", "train.seed must be from 0"),
+        ("train.weight_decay=-1", "train.weight_decay must be at least 0 and finite"),
+        ("train.learning_rate=nan", "train.learning_rate"),
+        ("train.learning_rate=inf", "train.learning_rate"),
+        ("train.min_learning_rate=-1", "train.min_learning_rate"),
+        ("train.scalar_rate=-5", "train.scalar_rate"),
+        ("train.estimator_share=nan", "train.estimator_share"),
+        ("train.clip_norm=inf", "train.clip_norm"),
+        ("cache.max_gb=nan", "cache.max_gb"),
+        ("cache.max_gb=inf", "cache.max_gb"),
+        ("debug.stop_at=-1", "debug.stop_at"),
+        ("tracking.images=-1", "tracking.images"),
+        ("model.overrides={lambda_1: .inf}", "lambda_1 must be from"),
+        ("model.overrides={lambda_1: .nan}", "lambda_1 must be from"),
+        ("model.overrides={lambda_1: 1.0e+9}", "lambda_1 must be from"),
     ],
 )
 def test_wrong_values_are_one_clear_line(override: str, message: str) -> None:
@@ -64,6 +86,35 @@ def test_wrong_files(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(UserError, match="expected a mapping"):
         load_train_config(str(tmp_path / "list.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run: {name: 2020-01-01}", "run.name: Value 'date' is not a supported"),
+        ("null: 3", "Incompatible key type 'NoneType'"),
+        ("run: &run\n  name: *run", "a value contains itself"),
+        ("run: {name: '${run.name}'}", "run.name: Recursive interpolation"),
+        ("run: {name: '${foo}'}", "run.name: Interpolation key 'foo' not found"),
+        ("train.steps: 5", "keys are nested: `train: {steps: ...}`"),
+        ("train: {step: 5}", "unknown key train.step; did you mean train.steps"),
+    ],
+)
+def test_wrong_values_of_a_file_are_one_clear_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_train_config(str(path))
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value) or str(caught.value).startswith("config: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_greatest_scalars_make_a_network() -> None:
+    config = named_config("tiny", **dict.fromkeys(("lambda_1", "lambda_2", "lambda_3"), 1e6))
+    config = replace(config, lambda_e=1e-9)
+    scalars = torch.stack(ErA(config).scalars(0))
+    torch.testing.assert_close(scalars, torch.tensor([1e6, 1e6, 1e6, 1e-9]), rtol=1e-3, atol=0)
 
 
 def test_tiny_runs_with_any_steps_and_batch() -> None:

@@ -34,6 +34,7 @@ from pipeline.data.manifest import load_manifest
 from pipeline.data.order import OrderPlan
 from pipeline.data.split import Split, open_split
 from pipeline.errors import DamagedError, StorageDown, UserError
+from pipeline.verify import verify
 
 PLAN = OrderPlan(
     seed=0,
@@ -186,6 +187,35 @@ def test_vanished_shard_is_named(tiny_data: Path, tmp_path: Path) -> None:
     (folder / "shard-00001.tar").unlink()
     with pytest.raises(UserError, match=r"shard-00001\.tar: this shard has vanished"):
         samples(loader(open_split(str(folder))))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("shards", 0, "samples", 0, "height"), "x"),
+        (("shards", 0, "samples", 0, "width"), None),
+        (("shards", 0, "samples", 0, "members", "blur.npy"), [0, "9"]),
+        (("shards", 0, "samples", 0, "members"), []),
+        (("shards", 0, "bytes"), None),
+        (("shards", 0, "bytes"), True),
+        (("shards", 0, "name"), 3),
+        (("bit_depth",), "16"),
+        (("sharp",), 1),
+        (("shards",), 4),
+    ],
+)
+def test_manifest_of_wrong_types_is_refused(
+    path: tuple[str | int, ...], value: object, tiny_data: Path, tmp_path: Path
+) -> None:
+    values = json.loads((tiny_data / "train" / "manifest.json").read_text())
+    place = values
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    (tmp_path / "manifest.json").write_text(json.dumps(values))
+    for use in (load_manifest, verify):
+        with pytest.raises(UserError, match="not a manifest that can be read"):
+            use(str(tmp_path))
 
 
 def test_broken_manifests_are_refused(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
 from pipeline.evaluate.run import by_label, comparison, interval, published
 from pipeline.images import encode_png, to_float
-from pipeline.inference import restore_array
+from pipeline.inference import pixels_for, restore_array
 from pipeline.lpips import Lpips, load_lpips, lpips
 from pipeline.restore import restore
 
@@ -459,3 +459,10 @@ def test_a_cluster_gives_the_same_figures_and_pictures(
     assert written[0] == written[1]
     assert found[0].rows == found[1].rows
     assert found[0].summary == found[1].summary
+
+
+@pytest.mark.parametrize("memory", [float("nan"), float("inf"), 0.0, -1.0])
+def test_memory_must_be_some(memory: float) -> None:
+    with pytest.raises(UserError, match="--memory"):
+        pixels_for(named_config("tiny"), memory)
+    assert pixels_for(named_config("tiny"), 2.0) > pixels_for(named_config("tiny"), 1.0)

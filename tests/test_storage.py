@@ -167,6 +167,13 @@ def test_multipart_upload(
     assert (tmp_path / "back").read_bytes() == data
 
 
+@pytest.mark.parametrize("url", ["", "file://", " "])
+def test_empty_url_is_not_the_current_folder(url: str) -> None:
+    for use in (storage.absolute, storage.exists, storage.list_names):
+        with pytest.raises(UserError, match="an empty URL"):
+            use(url)
+
+
 def test_unknown_scheme() -> None:
     with pytest.raises(UserError, match="ftp:// is not supported"):
         storage.read_bytes("ftp://x/y")

@@ -75,6 +75,13 @@ def test_goes_on_and_refuses_other_settings(tmp_path: Path) -> None:
         synthesize("bundled", str(tmp_path), 3, 1, (48, 48))
 
 
+@pytest.mark.parametrize("text", ["[]", "{", "3"])
+def test_a_description_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "synthesis.json").write_text(text)
+    with pytest.raises(UserError, match=r"synthesis\.json: not "):
+        synthesize("bundled", str(tmp_path), 3, 0, (48, 48))
+
+
 def test_on_s3(s3_server: S3Server) -> None:
     synthesize("bundled", storage.join(s3_server.url, "set"), 3, 0, (48, 48))
     assert len(storage.find(storage.join(s3_server.url, "set"))) == 3 * 3 + 1

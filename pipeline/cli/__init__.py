@@ -6,6 +6,9 @@ quick and a verb needs only what it uses.
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import typer
 
 from pipeline.cli import (
@@ -21,7 +24,7 @@ from pipeline.cli import (
     tune,
     verify,
 )
-from pipeline.cli.common import set_up_logging
+from pipeline.cli.common import EXIT_USER, set_up_logging
 
 app = typer.Typer(
     name="era",
@@ -55,5 +58,18 @@ for verb in (
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line; wrong usage ends in one line, as every wrong input does."""
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # only the parser's errors have it
+            raise
+        print(_usage_line(error), end="", file=sys.stderr)
+        sys.exit(EXIT_USER)
+    sys.exit(code)
+
+
+def _usage_line(error: Any) -> str:
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "era"
+    message = " ".join(str(error.format_message()).split())
+    return f"error: {message} (see {command} --help)\n" if message else ""  # the help was shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -47,15 +48,21 @@ def _train(config: TrainConfig) -> Iterable[str]:
     yield from _at_least("train.global_batch", train.global_batch, 1)
     yield from _at_least("train.validate_every", train.validate_every, 0)
     yield from _at_least("train.nonfinite_budget", train.nonfinite_budget, 0)
-    yield from _at_least("train.clip_norm", train.clip_norm, 0)
+    for name in (
+        "clip_norm",
+        "learning_rate",
+        "min_learning_rate",
+        "scalar_rate",
+        "weight_decay",
+        "estimator_share",
+        "prior_share",
+    ):
+        yield from _at_least(f"train.{name}", getattr(train, name), 0)
+    yield from _within("train.seed", train.seed, 0, 2**63 - 1)
     yield from _within("train.warmup", train.warmup, 0, 1)
     yield from _within("train.ema", train.ema, 0, 0.999999)
     yield from _within("loss.omega", config.loss.omega, 0, 1)
     yield from _at_least("loss.radius", config.loss.radius, 0)
-    if train.learning_rate < 0:
-        yield f"train.learning_rate must not be negative, got {train.learning_rate}"
-    if train.estimator_share < 0 or train.prior_share < 0:
-        yield "train.estimator_share and train.prior_share must not be negative"
     if train.estimator_share + train.prior_share > 1:
         yield "train.estimator_share + train.prior_share must not exceed 1"
     if train.precision not in ("fp32", "bf16", "fp16"):
@@ -94,8 +101,10 @@ def _rest(config: TrainConfig) -> Iterable[str]:
     yield from _at_least("checkpoint.every", config.checkpoint.every, 1)
     yield from _at_least("checkpoint.keep_best", config.checkpoint.keep_best, 1)
     yield from _at_least("tracking.log_every", config.tracking.log_every, 1)
+    yield from _at_least("tracking.images", config.tracking.images, 0)
+    yield from _at_least("debug.stop_at", config.debug.stop_at, 0)
     yield from _at_least("chaos.kill_every", config.chaos.kill_every, 0)
-    if config.cache.max_gb <= 0:
+    if not 0 < config.cache.max_gb < math.inf:
         yield f"cache.max_gb must be positive, got {config.cache.max_gb}"
     if config.tracking.wandb not in ("auto", "online", "offline", "disabled"):
         yield f"tracking.wandb must be auto, online, offline or disabled: {config.tracking.wandb!r}"
@@ -106,8 +115,8 @@ def _is_count(value: object) -> bool:
 
 
 def _at_least(key: str, value: float, least: float) -> Iterable[str]:
-    if not value >= least:
-        yield f"{key} must be at least {least}, got {value}"
+    if not least <= value < math.inf:
+        yield f"{key} must be at least {least} and finite, got {value}"
 
 
 def _within(key: str, value: float, low: float, high: float) -> Iterable[str]:

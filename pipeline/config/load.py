@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,25 +52,22 @@ def load_train_config(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
 
 def build_train_config(values: dict[str, Any], where: str) -> DictConfig:
     """Merge plain values into the schema, refusing unknown keys; values are checked later."""
-    return _merge(OmegaConf.structured(TrainConfig), OmegaConf.create(values), where)
+    with _one_line(where):
+        return _merge(OmegaConf.structured(TrainConfig), OmegaConf.create(values), where)
 
 
 def finish_train_config(config: DictConfig) -> TrainConfig:
     """Turn a merged configuration into the typed object and check its values."""
-    try:
+    with _one_line("config"):
         typed = cast(TrainConfig, OmegaConf.to_object(config))
-    except OmegaConfBaseException as error:
-        raise UserError(f"config: {_first_line(error)}") from None
     check_train_config(typed)
     return typed
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; anything else is the user's error."""
-    try:
+    with _one_line(f"config {path}: not valid YAML"):
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config {path}: not valid YAML: {_first_line(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"config {path}: expected a mapping of keys, got {type(values).__name__}")
     return values
@@ -89,22 +87,38 @@ def _parse_override(override: str) -> DictConfig:
     key, equals, _ = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"override {override!r}: expected key=value, such as train.steps=100")
-    try:
+    with _one_line(f"override {override!r}"):
         return OmegaConf.from_dotlist([override])
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"override {override!r}: {_first_line(error)}") from None
 
 
 def _merge(config: DictConfig, values: DictConfig | Any, where: str) -> DictConfig:
-    unknown = next(_unknown_keys(config, values, ""), None)
-    if unknown:
-        close = difflib.get_close_matches(unknown, list(_all_keys(config, "")), n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]}?" if close else "; see docs/configuration.md"
-        raise UserError(f"{where}: unknown key {unknown}{hint}")
-    try:
+    with _one_line(where):
+        unknown = next(_unknown_keys(config, values, ""), None)
+        if unknown:
+            hint = _hint(unknown, list(_all_keys(config, "")))
+            raise UserError(f"{where}: unknown key {unknown}; {hint}")
         return cast(DictConfig, OmegaConf.merge(config, values))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{where}: {_first_line(error)}") from None
+
+
+def _hint(unknown: str, known: list[str]) -> str:
+    if unknown in known:  # a dotted key in a file
+        section, _, key = unknown.partition(".")
+        return f"in a file, keys are nested: `{section}: {{{key}: ...}}`"
+    close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else "see docs/configuration.md"
+
+
+@contextmanager
+def _one_line(where: str) -> Iterator[None]:
+    """Turn what YAML and OmegaConf raise about a user's values into one line."""
+    try:
+        yield
+    except RecursionError:
+        raise UserError(f"{where}: a value contains itself") from None
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
+        key = getattr(error, "full_key", None)
+        message = " ".join(str(error).split("full_key")[0].split())
+        raise UserError(f"{where}: {f'{key}: ' if key else ''}{message}") from None
 
 
 def _unknown_keys(schema: DictConfig, values: Any, prefix: str) -> Iterator[str]:
@@ -123,7 +137,3 @@ def _all_keys(schema: DictConfig, prefix: str) -> Iterator[str]:
         yield f"{prefix}{key}"
         if OmegaConf.is_dict(schema[key]):
             yield from _all_keys(schema[key], f"{prefix}{key}.")
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split("full_key")[0].split())

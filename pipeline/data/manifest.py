@@ -16,13 +16,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline import storage
 from pipeline.errors import DamagedError, UserError
 
 FORMAT = "era-shards/1"
 NAME = "manifest.json"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,15 @@ def parse_manifest(text: str, url: str) -> Manifest:
             raise ValueError(f"not of format {FORMAT}")
         counts = values.pop("samples"), values.pop("bytes")
         shards = [parse_shard(shard) for shard in values.pop("shards")]
-        manifest = Manifest(shards=shards, **values)
+        manifest = Manifest(
+            dataset=_of(str, values, "dataset"),
+            split=_of(str, values, "split"),
+            bit_depth=_of(int, values, "bit_depth"),
+            sharp=_of(bool, values, "sharp"),
+            radius=_of(bool, values, "radius"),
+            shards=shards,
+            statistics=_of(dict, values, "statistics"),
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{url}: not a manifest that can be read ({error})") from None
     if counts != (manifest.samples, manifest.bytes):
@@ -111,12 +120,29 @@ def parse_shard(values: dict[str, Any]) -> Shard:
     """A shard from its plain values, as `asdict` made them."""
     samples = [
         SampleEntry(
-            s["key"],
-            s["height"],
-            s["width"],
-            {k: tuple(v) for k, v in s["members"].items()},
-            s.get("crc32", {}),
+            _of(str, s, "key"),
+            _of(int, s, "height"),
+            _of(int, s, "width"),
+            {k: _span(v) for k, v in _of(dict, s, "members").items()},
+            {k: int(v) for k, v in s.get("crc32", {}).items()},
         )
-        for s in values["samples"]
+        for s in _of(list, values, "samples")
     ]
-    return Shard(values["name"], values["bytes"], values["sha256"], samples)
+    return Shard(
+        _of(str, values, "name"), _of(int, values, "bytes"), _of(str, values, "sha256"), samples
+    )
+
+
+def _of(kind: type[T], values: dict[str, Any], name: str) -> T:
+    """A field of exactly this type; true is no number."""
+    value = values[name]
+    if type(value) is not kind:
+        raise TypeError(f"{name} is {value!r}, not of type {kind.__name__}")
+    return value
+
+
+def _span(value: Any) -> tuple[int, int]:
+    offset, length = value
+    if type(offset) is not int or type(length) is not int:
+        raise TypeError(f"{value!r} is no place of a member")
+    return offset, length

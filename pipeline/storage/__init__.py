@@ -80,7 +80,12 @@ def local_path(url: str) -> Path:
 
 
 def absolute(url: str) -> str:
-    """The URL as other processes can use it: local paths made absolute, no trailing slash."""
+    """The URL as other processes can use it: local paths made absolute, no trailing slash.
+
+    Raises:
+        UserError: for an empty URL, which would mean the current folder.
+    """
+    _refuse_empty(url)
     return str(local_path(url).absolute()) if is_local(url) else url.rstrip("/")
 
 
@@ -233,8 +238,7 @@ def scratch_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def _files(url: str) -> _Files:
-    if not url:
-        raise UserError("an empty URL: give a local path or s3://bucket/key")
+    _refuse_empty(url)
     if is_local(url):
         from pipeline.storage.local import LocalFiles
 
@@ -245,3 +249,8 @@ def _files(url: str) -> _Files:
         return bucket_files()
     scheme = url.partition("://")[0]
     raise UserError(f"{url}: {scheme}:// is not supported; use a local path or s3://bucket/key")
+
+
+def _refuse_empty(url: str) -> None:
+    if not url.removeprefix("file://").strip():
+        raise UserError("an empty URL: give a local path or s3://bucket/key")

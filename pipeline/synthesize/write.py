@@ -91,8 +91,10 @@ def _claim(dest: str, description: dict[str, Any]) -> None:
     url = storage.join(dest, DESCRIPTION)
     names = storage.list_names(dest)
     if storage.exists(url):
-        before = {k: v for k, v in storage.read_json(url).items() if k != "complete"}
-        if before != description:
+        before = storage.read_json(url)
+        if not isinstance(before, dict):
+            raise UserError(f"{url}: not a description of a set; choose another --dest")
+        if {k: v for k, v in before.items() if k != "complete"} != description:
             raise UserError(f"{dest}: holds a set made with other settings; choose another --dest")
     elif names:
         raise UserError(f"{dest}: holds {names[0]} and is no synthetic set; choose another --dest")

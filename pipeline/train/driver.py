@@ -94,12 +94,10 @@ def _retry(
         except Exception as error:
             if isinstance(error, (Stopped, UserError)) and not isinstance(error, StorageDown):
                 raise  # trying again would end the same way
-            excused = was_preempted(error) or storage.patiently(
-                attempts.chaos_struck, "chaos.jsonl"
-            )
+            chaos = storage.patiently(attempts.chaos_struck, "chaos.jsonl")
             after = storage.patiently(store.latest_step, "look for checkpoints")
             progress = (after or 0) > (before or 0)
-            failures = 0 if progress or excused else failures + 1
+            failures = 0 if progress or chaos or was_preempted(error) else failures + 1
             if failures >= TRIES_WITHOUT_PROGRESS:
                 raise _given_up(run_url, failures, error) from None
             reason = root_cause(error)

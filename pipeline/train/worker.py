@@ -270,7 +270,7 @@ class Worker:
 
     def _tell_damaged(self) -> None:
         """Say which samples data.skip_damaged has left out; every rank must take part."""
-        skipped = self.loader.skipped
+        skipped = dict(self.loader.skipped)  # the loader's thread may add to it
         new = [f"{key}: {skipped[key]}" for key in sorted(skipped) if key not in self.told_skipped]
         self.told_skipped.update(skipped)
         found = sorted(set(gather_lists(new)))
