@@ -15,11 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 import s3fs
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
+
+hypothesis.settings.register_profile("era", deadline=None)  # no test asserts on time
+hypothesis.settings.load_profile("era")
 
 ACCESS_KEY, SECRET_KEY = "era-tests", "era-tests-secret"  # of a server that lives for one session
 
