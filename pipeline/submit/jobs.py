@@ -153,10 +153,15 @@ def _send(
                     metadata={TARGET: _key(command)},
                 )
             )
-        except (ConnectionError, OSError) as error:
+        except OSError as error:
             raise UserError(
                 f"{options.address}: the connection broke ({type(error).__name__}); the same "
                 "command again goes on, whether the job has started or not"
+            ) from None
+        except RuntimeError as error:  # its text may hold what was sent: only the part before it
+            reason = str(error).partition(":")[0]
+            raise UserError(
+                f"{options.address}: the job server refused the job ({reason})"
             ) from None
 
 
