@@ -77,7 +77,7 @@ class KernelEstimator(nn.Module):
         self.register_buffer("disks", bank.disks, persistent=False)
         self.register_buffer("gaussians", bank.gaussians, persistent=False)
         self.register_buffer("bases", bank.bases, persistent=False)
-        self.network = ResUNet(2 * bands + 1, channels[0], channels, 1, residual=False)
+        self.network = ResUNet(2 * bands + 1, channels[0], channels, 1, residual=False, smooth=True)
         nn.init.kaiming_normal_(self.network.tail.weight, a=0.1)
         self.to_weights = nn.Conv2d(channels[0], kernels, 1)
         self.to_kernels = nn.Linear(channels[0], CORRECTIONS)

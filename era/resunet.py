@@ -1,6 +1,7 @@
 """The learned proximal operators D_phi and D_f: residual U-Nets of the USRNet type.
 
 Residual blocks on every level, 2x2 strided convolutions down, 2x2 transposed ones up, skips added.
+The kernel estimator uses the same network with smooth interpolation on its way up.
 Nothing is pooled over the image, so a crop and a whole photograph are treated alike. The last
 convolution starts at zero, so the network starts as the identity.
 """
@@ -37,6 +38,8 @@ class ResUNet(nn.Module):
             (`multiple`), else it is padded by repeating its border.
         blocks: residual blocks per level and direction.
         residual: add the (first `outputs` channels of the) input to the output.
+        smooth: go up by a 1x1 convolution and bilinear interpolation instead. The four phases of a
+            transposed convolution leave a checkerboard, which a map of the blur must not have.
     """
 
     multiple: int
@@ -48,6 +51,7 @@ class ResUNet(nn.Module):
         channels: Sequence[int],
         blocks: int,
         residual: bool = True,
+        smooth: bool = False,
     ) -> None:
         super().__init__()
         self.residual = residual
@@ -57,7 +61,7 @@ class ResUNet(nn.Module):
         self.encoders = nn.ModuleList(_stack(c, blocks) for c in channels[:-1])
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairs)
         self.body = _stack(channels[-1], blocks)
-        self.ups = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in reversed(pairs))
+        self.ups = nn.ModuleList(_up(b, a, smooth) for a, b in reversed(pairs))
         self.decoders = nn.ModuleList(_stack(c, blocks) for c in reversed(channels[:-1]))
         self.tail = nn.Conv2d(channels[0], outputs, 3, padding=1)
         initialise(self)
@@ -93,6 +97,16 @@ def initialise(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, ResBlock):
             part.conv2.weight.data.mul_(0.5)
+
+
+def _up(inputs: int, outputs: int, smooth: bool) -> nn.Module:
+    if not smooth:
+        return nn.ConvTranspose2d(inputs, outputs, 2, stride=2)
+    # The two commute; in this order the convolution sees a quarter of the pixels.
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 1),
+        nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+    )
 
 
 def _stack(channels: int, blocks: int) -> nn.Sequential:

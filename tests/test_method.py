@@ -318,7 +318,7 @@ def awake(model: ErA) -> ErA:
     """The network with weights where it starts with zeros: as if it had learned."""
     for unet in (*model.priors, *model.error_priors):
         torch.nn.init.normal_(unet.tail.weight, std=0.02)
-    torch.nn.init.normal_(model.estimator.to_weights.weight, std=0.3)
+    torch.nn.init.normal_(model.estimator.to_weights.weight, std=0.5)
     torch.nn.init.normal_(model.estimator.to_kernels.weight, std=0.3)
     return model
 
@@ -348,6 +348,18 @@ def test_features_and_kernels_leave_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(blur_features(blur, 5), features)
         assert torch.equal(corrected(*parts), kernels)
+
+
+def test_weight_map_has_no_checkerboard() -> None:
+    """Where an image is the same everywhere, so is the map, away from the border."""
+    model = awake(network()).eval()
+    torch.nn.init.normal_(model.estimator.network.head.bias)
+    with torch.no_grad():
+        coarse = model.estimate(torch.full((1, 3, 256, 256), 0.3)).coarse
+    inside = coarse[..., 20:-20, 20:-20]
+    assert inside.shape[-1] == 24
+    assert (inside - inside[..., :1, :1]).abs().max() < 1e-5
+    assert (coarse - inside[..., :1, :1]).abs().max() > 1e-3  # the border is another matter
 
 
 def test_tile_with_the_whole_estimate_sees_the_same_weights() -> None:

@@ -14,7 +14,8 @@ from pipeline.errors import UserError
 from pipeline.images import read_image, to_float
 from pipeline.metrics import psnr
 from pipeline.synthesize import synthesize
-from pipeline.synthesize.photos import BUNDLED
+from pipeline.synthesize.photos import BUNDLED, load_photos
+from pipeline.synthesize.scene import Scene, draw_scene
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -110,3 +111,26 @@ def test_folder_of_photographs_must_hold_photographs(tmp_path: Path) -> None:
         (tmp_path / "in" / f"{name}.png").write_text("words")
     with pytest.raises(UserError, match="not an image"):
         synthesize(str(tmp_path / "in"), str(tmp_path / "out"), 4)
+
+
+# The physics
+
+
+def scenes(count: int, size: tuple[int, int] = (96, 80)) -> list[Scene]:
+    photos = load_photos("bundled", size)["train"]
+    return [draw_scene(np.random.default_rng(n), photos, size, 7.0) for n in range(count)]
+
+
+def test_a_cut_out_is_nearer_than_what_it_covers() -> None:
+    """The signed radius falls with nearness, for one focus and one lens."""
+    cut_outs = 0
+    for scene in scenes(60):
+        background, *others = scene.surfaces
+        behind = background.radius
+        for surface in others:
+            covers = surface.coverage > 0.5
+            assert (surface.radius[covers] <= behind[covers] + 1e-4).all()
+            behind = np.where(covers, surface.radius, behind)
+            cut_outs += 1
+        assert np.abs(behind).max() <= 7.0 + 1e-4
+    assert cut_outs > 30

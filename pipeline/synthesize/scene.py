@@ -40,7 +40,10 @@ class Scene:
 def draw_scene(
     rng: np.random.Generator, photos: list[Photo], size: tuple[int, int], radius_max: float
 ) -> Scene:
-    """Draw a scene of `size` (height, width) from photographs; blur of at most `radius_max`."""
+    """Draw a scene of `size` (height, width) from photographs; blur of at most `radius_max`.
+
+    Cut-outs are seen through the same lens, each nearer than all that it covers.
+    """
     from pipeline.synthesize.psf import KINDS
 
     crop = _crop(rng, photos[rng.integers(len(photos))], size)
@@ -52,8 +55,14 @@ def draw_scene(
         focus = rng.choice([0.0, 1.0])
     scale = strength / max(float(np.abs(focus - q).max()), 1e-6)
     surfaces = [Surface(crop.light, np.ones(size, np.float32), scale * (focus - q))]
+    limit = focus + radius_max / scale  # nearer than this the blur would exceed radius_max
     for _ in range(rng.integers(0, 3)):
-        surfaces.append(_cut_out(rng, photos, size, radius_max))
+        light, coverage = _cut_out(rng, photos, size)
+        covered = float(np.max(q, where=coverage > 0, initial=float(q.min())))
+        near = rng.uniform(covered, max(covered, limit))
+        q = np.where(coverage > 0.5, np.float32(near), q)
+        radius = np.full(size, scale * (focus - near), np.float32)
+        surfaces.append(Surface(light, coverage, radius))
     return Scene(surfaces, str(KINDS[rng.integers(len(KINDS))]), float(rng.uniform(0.5, 2.0)))
 
 
@@ -75,9 +84,9 @@ def _field(rng: np.random.Generator, kind: str, size: tuple[int, int]) -> Field:
 
 
 def _cut_out(
-    rng: np.random.Generator, photos: list[Photo], size: tuple[int, int], radius_max: float
-) -> Surface:
-    """A blob of another photograph, nearer than all before: an occluding edge."""
+    rng: np.random.Generator, photos: list[Photo], size: tuple[int, int]
+) -> tuple[Field, Field]:
+    """Light and coverage of a blob of another photograph: an occluding edge."""
     crop = _crop(rng, photos[rng.integers(len(photos))], size)
     height, width = size
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -87,8 +96,7 @@ def _cut_out(
     wobble = sum(rng.normal() * np.cos(n * angle + rng.uniform(0, 6.3)) / n for n in range(2, 6))
     edge = mean * (1 + 0.25 * np.asarray(wobble))
     coverage = np.clip(edge - np.hypot(y - cy, x - cx) + 0.5, 0, 1).astype(np.float32)
-    radius = rng.uniform(-radius_max, radius_max)
-    return Surface(crop.light, coverage, np.full(size, radius, np.float32))
+    return crop.light, coverage
 
 
 @dataclass(frozen=True)
