@@ -292,6 +292,15 @@ def test_bad_pairs_stop_or_are_set_aside(spoil, tiny_pairs: Path, tmp_path: Path
     verify(str(tmp_path / "out"))
 
 
+def test_a_split_of_which_nothing_is_left_is_refused(tiny_pairs: Path, tmp_path: Path) -> None:
+    folder = pairs_copy(tiny_pairs, tmp_path / "in")
+    for number, path in enumerate(sorted((folder / "test_c" / "source").iterdir())):
+        cv2.imwrite(str(path), np.full((48, 56, 3), 30000 + number, np.uint16))
+    with pytest.raises(UserError, match="split test: no sound pair is left"):
+        preprocess("dpdd", str(folder), str(tmp_path / "out"), skip_bad=True)
+    assert not list((tmp_path / "out").glob("*/manifest.json"))
+
+
 def test_all_problems_are_listed_at_once(
     tiny_pairs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -64,6 +64,7 @@ def preprocess(
         for key, text in parts[job.part_url]["problems"]
     ]
     _stop_if(bad, skip_bad)
+    _without(splits, bad)  # all that conversion has left may be nothing
     _warn({split: [parts[j.part_url] for j in jobs] for split, (_, jobs) in todo.items()})
     for split, (fingerprint, jobs) in todo.items():
         skipped = [(p.key, p.text) for p in bad if p.split == split]
