@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -243,6 +244,27 @@ def test_deadlines_and_stops_have_exit_codes(api: Api) -> None:
     api.jobs["era-tiny"]["status"] = dict(RUNNING)
     Operator(api, {**DONE, "jobStatus": "STOPPED"}, new=False)
     assert run(job("base"))[0].exit_code == 143
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("number", "option", "code"),
+    [(signal.SIGINT, [], 130), (signal.SIGTERM, ["--stop-on-exit"], 143)],
+)
+def test_leaving_says_what_becomes_of_the_rayjob(
+    api: Api, number: signal.Signals, option: list[str], code: int
+) -> None:
+    command = [sys.executable, "-m", "pipeline", "submit", "train", *option, "--kubernetes"]
+    command += ["run.root=s3://b/runs", "data.train=s3://b/train", "--image", "registry/era:1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while "era-tiny" not in api.jobs:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert ("era-tiny" in api.jobs) is not bool(option)
+    assert ("is being deleted" if option else "goes on: the same command follows it") in err
 
 
 def test_exit_codes_are_read_in_rays_own_words() -> None:

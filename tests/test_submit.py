@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,11 +172,18 @@ def test_a_dropped_log_loses_and_repeats_nothing(
     data = str(tiny_data / "train")
     arguments = [f"run.root={tmp_path}", "run.name=cut", f"data.train={data}", "train.steps=120"]
     arguments += ["scaling.workers=1", "checkpoint.every=60", "tracking.wandb=disabled"]
-    process = start("--address", wire.address, "train", *arguments, "--json")
+    log = tmp_path / "stderr"
+    command = [sys.executable, "-m", "pipeline", "submit", "--address", wire.address, "train"]
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [*command, *arguments, "--json"], stdout=subprocess.PIPE, stderr=stderr, text=True
+        )
     while process.poll() is None:
         time.sleep(2.5)
-        wire.cut()
-    out, err = process.communicate()
+        if "sent to" in log.read_text():
+            wire.cut()
+    assert process.stdout is not None
+    out, err = process.stdout.read(), log.read_text()
     assert process.returncode == 0, err
     summary = json.loads(out)
     assert summary["result"]["step"] == 120
@@ -222,20 +230,16 @@ def test_ctrl_c_leaves_the_job_and_the_same_command_finds_it(
 
 @pytest.mark.full
 @pytest.mark.usefixtures("token")
-def test_a_working_directory_travels(server: str, tmp_path: Path) -> None:
-    import cv2
-    import numpy as np
-
-    folder = tmp_path / "here"
-    folder.mkdir()
-    cv2.imwrite(str(folder / "photo.png"), np.full((48, 64, 3), 120, np.uint8))
-    arguments = ["restore", "photo.png", "--out", str(tmp_path / "out"), "--address", server]
+def test_a_working_directory_travels(server: str, tiny_pairs: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_pairs, tmp_path / "here" / "pairs")
+    arguments = ["preprocess", "--dataset", "dpdd", "--source", "pairs"]
+    arguments += ["--dest", str(tmp_path / "out"), "--address", server]  # after the verb, too
     code, _, err = submit(*arguments)
     assert code == 2
-    assert "relative to this folder" in err
-    code, _, err = submit(*arguments, "--working-dir", str(folder))
+    assert "source=pairs is relative to this folder" in err
+    code, _, err = submit(*arguments, "--working-dir", str(tmp_path / "here"))
     assert code == 0, err
-    assert (tmp_path / "out" / "photo.png").exists()
+    assert (tmp_path / "out" / "train" / "manifest.json").exists()
 
 
 def _wait_for_line(process: subprocess.Popen[str], pattern: str) -> str:

@@ -20,12 +20,14 @@ from urllib.parse import urlsplit
 
 from pipeline.errors import UserError
 from pipeline.submit.command import Command, Outcome, refuse_local_paths
-from pipeline.submit.follow import follow
+from pipeline.submit.follow import PAUSE, follow
 from pipeline.submit.package import pack
 
 log = logging.getLogger("era")
 ANSWER_SECONDS = 60  # of one request
 STOP_SECONDS = 90  # between SIGTERM and SIGKILL of a stopped job: a checkpoint's upload; Ray has 3
+TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
+SENDS = 3  # tries to send a job over a connection that breaks
 TARGET = "era-target"  # in the job's metadata: what it makes
 
 
@@ -91,7 +93,8 @@ def connect(address: str) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
+    for talkative in (JobSubmissionClient.__module__, *TALKATIVE):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
 
     class Client(JobSubmissionClient):
         """Ray's client, but no request waits for ever on a connection that is dead."""
@@ -144,20 +147,23 @@ def _send(
             runtime["working_dir"] = str(package)
         refuse_local_paths(command, several, shipped)
         name = f"era-{command.verb}-{secrets.token_hex(4)}"
-        try:
-            return str(
-                client.submit_job(
-                    entrypoint=entrypoint,
-                    submission_id=name,
-                    runtime_env=runtime,
-                    metadata={TARGET: _key(command)},
-                )
-            )
-        except (ConnectionError, OSError) as error:
-            raise UserError(
-                f"{options.address}: the connection broke ({type(error).__name__}); the same "
-                "command again goes on, whether the job has started or not"
-            ) from None
+        what = {"runtime_env": runtime, "metadata": {TARGET: _key(command)}}
+        for left in reversed(range(SENDS)):
+            try:
+                return str(client.submit_job(entrypoint=entrypoint, submission_id=name, **what))
+            except OSError as error:  # whether it arrived, nobody knows: the name will tell
+                if not left:
+                    raise UserError(
+                        f"{options.address}: the connection broke ({type(error).__name__}); the "
+                        "same command again goes on, whether the job has started or not"
+                    ) from None
+                time.sleep(PAUSE)
+            except RuntimeError as error:
+                if left < SENDS - 1 and name in str(error):  # an earlier one arrived after all
+                    return name
+                reason = str(error).partition(":")[0]  # what follows may hold what was sent
+                raise UserError(f"{options.address}: the job was refused ({reason})") from None
+    raise AssertionError("unreachable")
 
 
 def _running(client: Any, command: Command, entrypoint: str) -> str:

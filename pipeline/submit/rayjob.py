@@ -57,6 +57,10 @@ def render(command: Command, options: KubernetesOptions) -> dict[str, Any]:
     if options.image:
         for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
             group["template"]["spec"]["containers"][0]["image"] = options.image
+    elif overlay != "local":
+        log.warning(
+            "no --image: the nodes must have `era` already; else give --image registry/era:TAG"
+        )
     job = job_of(overlay)
     name = options.name or _name(command)
     labels = job["metadata"]["labels"]
