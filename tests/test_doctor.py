@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +160,23 @@ def test_through_a_dashboard(ray_cluster: str, s3_server: S3Server, tiny_data: P
 
 
 @pytest.mark.full
-def test_a_token_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_does_not_fit() -> None:
     from ray_job_server import ray_job_server
 
-    with ray_job_server(tmp_path / "ray", {}) as address:
-        monkeypatch.setenv("RAY_AUTH_TOKEN", "another-token-0123456789")
+    with (
+        tempfile.TemporaryDirectory(prefix="era-job-") as folder,  # Ray's sockets want short paths
+        ray_job_server(Path(folder), {}) as address,
+    ):
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         command = [sys.executable, "-m", "pipeline", "doctor", "--json", "--address", address]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+        done = subprocess.run(
+            command,
+            env={**clean, "RAY_AUTH_TOKEN": "another-token-0123456789"},
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
     assert done.returncode == 2
     checks = json.loads(done.stdout)["checks"]
     line = the_failure(Finding(**check) for check in checks)

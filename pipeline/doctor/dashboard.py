@@ -58,14 +58,15 @@ def _knock(address: str) -> None:
 
 
 def _client(address: str) -> Any:
-    from ray.job_submission import JobSubmissionClient
-
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # else RAY_ADDRESS would win over ours
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray would not send it
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         cure = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, or RAY_AUTH_TOKEN"
         raise UserError(f"{address} refuses us ({reason}); {cure}") from None
