@@ -169,7 +169,7 @@ def test_multipart_upload(
 
 @pytest.mark.parametrize("url", ["", "file://", " "])
 def test_empty_url_is_not_the_current_folder(url: str) -> None:
-    for use in (storage.absolute, storage.exists, storage.list_names):
+    for use in (storage.absolute, storage.local_path, storage.exists, storage.list_names):
         with pytest.raises(UserError, match="an empty URL"):
             use(url)
 

@@ -14,8 +14,6 @@ from pipeline.errors import UserError
 from pipeline.images import read_image, to_float
 from pipeline.metrics import psnr
 from pipeline.synthesize import synthesize
-from pipeline.synthesize.photos import BUNDLED, load_photos
-from pipeline.synthesize.scene import Scene, draw_scene
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -57,12 +55,6 @@ def test_blur_can_be_seen_and_grows_with_the_radius(tmp_path: Path) -> None:
     assert radii.min() > 0.2 and radii.max() <= 7
     assert 18 < scores.mean() < 34
     assert np.corrcoef(radii, scores)[0, 1] < -0.3
-
-
-def test_no_photograph_is_in_two_splits() -> None:
-    names = [name for photos in BUNDLED.values() for name in photos]
-    assert len(names) == len(set(names))
-    assert {"motorcycle_left.png", "motorcycle_right.png"} <= set(BUNDLED["test"])
 
 
 def test_goes_on_and_refuses_other_settings(tmp_path: Path) -> None:
@@ -111,26 +103,3 @@ def test_folder_of_photographs_must_hold_photographs(tmp_path: Path) -> None:
         (tmp_path / "in" / f"{name}.png").write_text("words")
     with pytest.raises(UserError, match="not an image"):
         synthesize(str(tmp_path / "in"), str(tmp_path / "out"), 4)
-
-
-# The physics
-
-
-def scenes(count: int, size: tuple[int, int] = (96, 80)) -> list[Scene]:
-    photos = load_photos("bundled", size)["train"]
-    return [draw_scene(np.random.default_rng(n), photos, size, 7.0) for n in range(count)]
-
-
-def test_a_cut_out_is_nearer_than_what_it_covers() -> None:
-    """The signed radius falls with nearness, for one focus and one lens."""
-    cut_outs = 0
-    for scene in scenes(60):
-        background, *others = scene.surfaces
-        behind = background.radius
-        for surface in others:
-            covers = surface.coverage > 0.5
-            assert (surface.radius[covers] <= behind[covers] + 1e-4).all()
-            behind = np.where(covers, surface.radius, behind)
-            cut_outs += 1
-        assert np.abs(behind).max() <= 7.0 + 1e-4
-    assert cut_outs > 30

@@ -75,17 +75,17 @@ def is_local(url: str) -> bool:
 
 
 def local_path(url: str) -> Path:
-    """The path that a local URL names."""
-    return Path(url.removeprefix("file://")).expanduser()
-
-
-def absolute(url: str) -> str:
-    """The URL as other processes can use it: local paths made absolute, no trailing slash.
+    """The path that a local URL names.
 
     Raises:
         UserError: for an empty URL, which would mean the current folder.
     """
     _refuse_empty(url)
+    return Path(url.removeprefix("file://")).expanduser()
+
+
+def absolute(url: str) -> str:
+    """The URL as other processes can use it: local paths made absolute, no trailing slash."""
     return str(local_path(url).absolute()) if is_local(url) else url.rstrip("/")
 
 
