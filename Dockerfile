@@ -19,8 +19,9 @@ LABEL org.opencontainers.image.title="era" \
       org.opencontainers.image.licenses="Apache-2.0"
 # The dependencies change seldom, the code often: two layers.
 COPY --from=dependencies /opt/era /opt/era
-RUN --mount=type=bind,from=code,source=/wheels,target=/wheels \
-    /opt/era/bin/pip install --no-cache-dir --no-deps --no-index /wheels/*.whl \
+# Copied, not mounted: older buildahs take a layer from their cache though what it mounts has changed.
+COPY --from=code /wheels /wheels
+RUN /opt/era/bin/pip install --no-cache-dir --no-deps --no-index /wheels/*.whl \
     && useradd --uid 1000 --create-home era \
     && install -d -o era /era
 ENV PATH=/opt/era/bin:$PATH \

@@ -38,6 +38,7 @@ SIZE, CROP, PAIRS, BATCH = (1120, 1680), 256, 12, 8
 TILE = 512
 HERE = Path(__file__).parent
 PEERS = HERE.parent / ".peers"
+PEER_NAMES = ("mosaicml-streaming", "litdata")
 Image = np.ndarray[Any, Any]
 
 
@@ -166,6 +167,11 @@ def peer(name: str, folder: Path, scratch: Path) -> tuple[float, float] | None:
     return cpu, wall
 
 
+def kept(folder: Path) -> float:
+    """MB on the disk per pair."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / PAIRS / 1e6
+
+
 def forget(folder: Path) -> None:
     """Ask the system to drop its cached pages of a folder's files."""
     for path in folder.rglob("*"):
@@ -217,21 +223,25 @@ def main() -> None:
             png_tiles(scratch / "pairs", scratch / "tiles")
         )
         found["WebDataset, in sequence, same shards"] = rate(webdataset(train))
-        for library in ("mosaicml-streaming", "litdata"):
+        for library in PEER_NAMES:
             found[f"{library}, raw 512 px tiles"] = peer(library, scratch / "pairs", scratch)
         forget(shards)
         found["this loader, local, cold (first epoch)"] = first_epoch(str(train), "")
         found["**this loader, local, warm**"] = rate(ours(str(train)))
+        cache = str(scratch / "cache")
         with s3(scratch / "buckets") as bucket:
             url = storage.join(bucket, "train")
-            cache = str(scratch / "cache")
             found["this loader, S3, cold (first epoch)"] = first_epoch(url, cache)
             found["this loader, S3, warm cache"] = rate(ours(url, cache))
         found["limit: memcpy of the crops"] = rate(memcpy())
+        places = [scratch / name for name in ("pairs", "tiles")]
+        places += [train, *(scratch / name for name in PEER_NAMES), train, train]
+        places += [Path(cache), Path(cache)]
+        sizes = dict(zip(found, map(kept, places), strict=False))
         many = many_small(scratch)
         workers = {n: threaded(str(train), n) for n in (0, 1, 2)}
         pressure = under_pressure(scratch)
-    report(found, many, workers, pressure)
+    report(found, sizes, many, workers, pressure)
 
 
 def many_small(scratch: Path) -> dict[int, float]:
@@ -301,21 +311,32 @@ def under_pressure(scratch: Path) -> dict[str, float]:
 
 def report(
     found: dict[str, tuple[float, float] | None],
+    sizes: dict[str, float],
     many: dict[int, float],
     workers: dict[int, float],
     pressure: dict[str, float],
 ) -> None:
     """Print and record."""
+    tiled = SIZE[0] // TILE * TILE * (SIZE[1] // TILE * TILE) / (SIZE[0] * SIZE[1])
     base = found["a folder of whole 16-bit PNGs"]
     assert base is not None
     rows = [
-        [name, *(("not available", "", "") if r is None else (r[0], 1000 / r[0], r[0] / base[0]))]
+        [name, "not available", "", "", ""]
+        if r is None
+        else [name, r[0], 1000 / r[0], r[0] / base[0], sizes.get(name, "")]
         for name, r in found.items()
     ]
-    columns = ("crop pairs of 256 px from", "per CPU second", "CPU ms per pair", "x PNG folder")
+    columns = (
+        "crop pairs of 256 px from",
+        "per CPU second",
+        "CPU ms per pair",
+        "x PNG folder",
+        "MB kept per whole pair",
+    )
     text = [
         f"{machine()}. {PAIRS} pairs of {SIZE[1]}x{SIZE[0]} pixels, 16 bits; one thread; "
-        "`python -m benchmarks.loader`.",
+        "`python -m benchmarks.loader`. Tiles are cut without overlap and leave out "
+        f"{1 - tiled:.0%} of each picture.",
         "",
         markdown(columns, rows),
         "",

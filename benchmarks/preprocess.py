@@ -43,7 +43,7 @@ def main() -> None:
         decode_all(scratch / "pairs")
         alone, _ = cpu(lambda: decode_all(scratch / "pairs"))
         layout = read_layout("folder", str(scratch / "pairs"))
-        looking, found = cpu(lambda: inspect(str(scratch / "pairs"), layout.splits))
+        looking, found = cpu(lambda: inspect(str(scratch / "pairs"), layout))
         hashes = {key: header.sha256 for key, header in found.headers.items()}
         pairs = layout.splits["train"]
         job = ShardJob(str(scratch / "pairs"), str(scratch / "out"), "shard-0.tar", pairs, hashes)

@@ -6,6 +6,8 @@ one and weights that sum to one over k, constants are preserved: H 1 = 1. (docs/
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,9 +36,7 @@ class SpatiallyVaryingBlur:
 
     def apply(self, x: Tensor) -> Tensor:
         """H x = sum_k w_k * (h_k conv x), for x of shape (B, C, H, W)."""
-        with no_autocast(x):
-            blurred = self.inverse(self.otf[:, :, None] * rfft2(x)[:, None])  # (B, K, C, H, W)
-            return (self.weights[:, :, None] * blurred).sum(dim=1)
+        return self._filtered(x, lambda otf: otf)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """H' y = sum_k h_k corr (w_k * y): the weights come before the correlation."""
@@ -51,10 +51,25 @@ class SpatiallyVaryingBlur:
             residual: r of shape (B, C, H, W).
             ratio: lambda_2 / lambda_1 > 0, the regularisation.
         """
-        with no_autocast(residual):
-            filters = self.otf.conj() / (power(self.otf) + ratio)
-            filtered = self.inverse(filters[:, :, None] * rfft2(residual)[:, None])
-            return (self.weights[:, :, None] * filtered).sum(dim=1)
+        return self._filtered(residual, lambda otf: otf.conj() / (power(otf) + ratio))
+
+    def _filtered(self, x: Tensor, filters: Callable[[Tensor], Tensor]) -> Tensor:
+        """sum_k w_k * F^-1[ filters(F h_k) F x ].
+
+        Without gradients nothing has to be kept: one kernel at a time takes a fraction of the
+        memory, and stays in the processor's cache.
+        """
+        count = self.otf.shape[1]
+        step = count if torch.is_grad_enabled() else 1
+        with no_autocast(x):
+            spectrum, total = rfft2(x)[:, None], None
+            for start in range(0, count, step):
+                part = slice(start, start + step)
+                filtered = self.inverse(filters(self.otf[:, part])[:, :, None] * spectrum)
+                one = (self.weights[:, part, None] * filtered).sum(dim=1)
+                total = one if total is None else total + one
+        assert total is not None
+        return total
 
     def spectrum(self, bound: SpectrumBound) -> Tensor:
         """A real spectrum S (B, 1, H, W//2+1) that stands for H'H in a division.

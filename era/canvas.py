@@ -53,10 +53,13 @@ class Canvas:
         """Cut the photograph's place (B, C, height, width) out of the canvas."""
         return image[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
-    def mask(self, like: Tensor) -> Tensor:
-        """M (1, 1, *size): 1 inside the photograph, 0 outside."""
+    def mask(self, like: Tensor, valid: Tensor | None = None) -> Tensor:
+        """M (1, 1, *size): 1 (or `valid`, 1 x 1 x height x width) inside the photograph, else 0."""
         mask = like.new_zeros(1, 1, *self.size)
-        self.crop(mask).fill_(1.0)
+        if valid is None:
+            self.crop(mask).fill_(1.0)
+        else:
+            self.crop(mask).copy_(valid)
         return mask
 
 

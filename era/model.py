@@ -104,13 +104,18 @@ class ErA(nn.Module):
         return restored
 
     def forward(
-        self, blur: Tensor, estimate: Estimate | None = None, weights: Tensor | None = None
+        self,
+        blur: Tensor,
+        estimate: Estimate | None = None,
+        weights: Tensor | None = None,
+        valid: Tensor | None = None,
     ) -> Output:
         """Restore images (B, 3, H, W) in [0, 1].
 
         Args:
             estimate: a blur estimated before, say on the whole photograph; else it is estimated.
             weights: (B, K, H, W), the estimate's weights at this place, where `blur` is a tile.
+            valid: (1, 1, H, W), 0 where `blur` is no photograph, but its mirrored border.
         """
         height, width = blur.shape[-2:]
         estimate = estimate or self.estimate(blur)
@@ -118,7 +123,7 @@ class ErA(nn.Module):
             weights = estimate.weights(0, 0, height, width)
         canvas = self.canvas(height, width)
         H = SpatiallyVaryingBlur(estimate.kernels, canvas.extend_edge(weights))
-        X, E, HX, share = self._solve(canvas.extend(blur), canvas.mask(blur), H)
+        X, E, HX, share = self._solve(canvas.extend(blur), canvas.mask(blur, valid), H)
         restored = canvas.crop(X)
         return Output(
             restored=restored if self.training else restored.clamp(0.0, 1.0),

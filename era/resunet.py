@@ -27,7 +27,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return x + self.conv2(F.leaky_relu(self.conv1(x), SLOPE))
+        return x + self.conv2(F.leaky_relu(self.conv1(x), SLOPE, inplace=True))
 
 
 class ResUNet(nn.Module):

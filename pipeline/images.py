@@ -69,13 +69,16 @@ def write_png(url: str, image: Image) -> None:
 
 def to_float(image: Image) -> Image:
     """uint8 or uint16 to float32 in [0, 1]."""
-    return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+    floats = image.astype(np.float32)
+    floats /= np.float32(np.iinfo(image.dtype).max)  # in place: photographs are large
+    return floats
 
 
 def from_float(image: Image, dtype: Any) -> Image:
     """Float in [0, 1] to uint8 or uint16, clamped and rounded."""
-    most = np.iinfo(dtype).max
-    return np.rint(np.clip(image, 0.0, 1.0) * most).astype(dtype)
+    scaled = np.clip(image, 0.0, 1.0)
+    scaled *= np.iinfo(dtype).max
+    return np.rint(scaled, out=scaled).astype(dtype)
 
 
 def list_images(url: str) -> list[str]:

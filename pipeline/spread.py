@@ -46,7 +46,7 @@ def join_cluster() -> None:
     """Join the cluster that RAY_ADDRESS names, once.
 
     Raises:
-        UserError: if it does not answer.
+        UserError: if it does not answer, or runs another Ray or Python.
     """
     import ray
 
@@ -56,8 +56,10 @@ def join_cluster() -> None:
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        address = os.environ.get("RAY_ADDRESS", "")
-        raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
+        address, reason = os.environ.get("RAY_ADDRESS", ""), " ".join(str(error).split())
+        if "Version mismatch" in reason:
+            raise UserError(f"RAY_ADDRESS={address}: {reason} Use the cluster's image") from None
+        raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason})") from None
 
 
 def _in_threads(

@@ -15,8 +15,16 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.data.manifest import NAME, Manifest, SampleEntry, Shard, load_manifest
-from pipeline.data.shards import BLUR, META, RADIUS, SHARP, view_member
-from pipeline.errors import UserError
+from pipeline.data.shards import (
+    BLUR,
+    META,
+    RADIUS,
+    SHARP,
+    changed_members,
+    damaged_member,
+    view_member,
+)
+from pipeline.errors import DamagedError, UserError
 from pipeline.progress import track
 from pipeline.spread import spread
 
@@ -59,7 +67,7 @@ def verify(url: str, quick: bool = False) -> dict[str, Any]:
         log.warning("damaged: %s", problem)
     if problems:
         rest = f" (and {len(problems) - 1} more, see above)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}{rest}; remove the split's folder and preprocess again")
+        raise DamagedError(f"{problems[0]}{rest}; remove the split's folder and preprocess again")
     return {
         "splits": [manifest.split for manifest in manifests.values()],
         "samples": sum(manifest.samples for manifest in manifests.values()),
@@ -115,14 +123,14 @@ def _check(job: _Job) -> list[str]:
 def _whole(job: _Job, path: Path) -> Iterator[str]:
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != job.shard.sha256:
-        yield f"{job.url}: its sha256 is not the manifest's"
     expected = {f"{e.key}.{m}": place for e in job.shard.samples for m, place in e.members.items()}
+    mapped = np.asarray(np.memmap(path, np.uint8, "r"))
+    found = [text for entry in job.shard.samples for text in _sample(job.url, mapped, entry)]
+    yield from found
     if _members(path) != expected:
         yield f"{job.url}: its members are not those of the manifest"
-    mapped = np.memmap(path, np.uint8, "r")
-    for entry in job.shard.samples:
-        yield from _sample(job.url, mapped, entry)
+    elif digest != job.shard.sha256 and not found:
+        yield f"{job.url}: its sha256 is not the manifest's"
 
 
 def _members(path: Path) -> dict[str, tuple[int, int]] | None:
@@ -134,16 +142,17 @@ def _members(path: Path) -> dict[str, tuple[int, int]] | None:
 
 
 def _sample(url: str, shard: np.ndarray[Any, Any], entry: SampleEntry) -> Iterator[str]:
+    changed = changed_members(shard, entry)
     for member in entry.members:
         try:
+            if member in changed:
+                raise damaged_member(url, entry, member)
             if member == META:
                 offset, length = entry.members[META]
                 json.loads(shard[offset : offset + length].tobytes())
             else:
                 view_member(shard, entry, member, url)
-        except ValueError:
-            yield f"{url}: sample {entry.key}: {META} is damaged"
-        except UserError:
+        except (ValueError, DamagedError):
             yield f"{url}: sample {entry.key}: {member} is damaged"
 
 

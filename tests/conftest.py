@@ -15,11 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 import s3fs
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
+
+hypothesis.settings.register_profile("era", deadline=None)  # no test asserts on time
+hypothesis.settings.load_profile("era")
 
 ACCESS_KEY, SECRET_KEY = "era-tests", "era-tests-secret"  # of a server that lives for one session
 
@@ -115,11 +119,13 @@ def ray_nodes(s3_process: S3Server) -> Iterator[Cluster]:
     os.environ.update(s3_process.environment)
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    # As in an activated environment: jobs on the cluster call `era`.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "resources": {"trial": 8}}
-    )
+    # Jobs are started by the head's agent; its usual port may be another session's.
+    head = {"num_cpus": 2, "resources": {"trial": 8}, "dashboard_agent_listen_port": _free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         cluster.add_node(num_cpus=2)
     cluster.wait_for_nodes()

@@ -16,6 +16,7 @@ from pipeline import storage
 PREPROCESS = ["preprocess", "--dataset", "dpdd", "--source", "{tmp}/empty", "--dest", "{tmp}/x"]
 EVALUATE = ["evaluate", "--checkpoint", "{tmp}/no", "--data", "{tmp}", "--out", "{tmp}/x"]
 VERBS = ("demo", "synthesize", "preprocess", "verify", "train", "evaluate", "restore", "runs")
+VERBS += ("submit",)
 
 
 def era(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

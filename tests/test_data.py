@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +23,17 @@ import pytest
 import torch
 import webdataset as wds
 from conftest import S3Server
+from faulty_proxy import Plan, faulty_proxy
 
 from pipeline import storage
+from pipeline.data import opened
 from pipeline.data.augment import flip, to_device
 from pipeline.data.cache import ShardCache
 from pipeline.data.loader import Batch, TrainLoader
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import OrderPlan
 from pipeline.data.split import Split, open_split
-from pipeline.errors import UserError
+from pipeline.errors import DamagedError, StorageDown, UserError
 from pipeline.verify import verify
 
 PLAN = OrderPlan(
@@ -119,29 +129,57 @@ def test_flips_are_the_eight_symmetries() -> None:
     assert len({tuple(flip(image, code).flatten().tolist()) for code in range(8)}) == 8
 
 
-def damaged_copy(source: Path, target: Path) -> tuple[Path, str]:
-    """A copy of a split whose first shard's first sharp image is overwritten."""
+def damaged_copy(source: Path, target: Path, place: int, count: int) -> tuple[Path, str]:
+    """A copy of a split: bytes of its first shard's first sharp image are turned over."""
     shutil.copytree(source, target)
     manifest, _ = load_manifest(str(target))
     entry = manifest.shards[0].samples[0]
     path = target / manifest.shards[0].name
     data = bytearray(path.read_bytes())
-    offset = entry.members["sharp.npy"][0]
-    data[offset : offset + 100] = bytes(100)
+    offset, length = entry.members["sharp.npy"]
+    start = offset + place % length
+    data[start : start + count] = bytes(255 - byte for byte in data[start : start + count])
     path.write_bytes(data)
     return target, entry.key
 
 
-def test_damaged_sample_stops_with_its_name_or_is_skipped(tiny_data: Path, tmp_path: Path) -> None:
-    folder, key = damaged_copy(tiny_data / "train", tmp_path / "train")
+@pytest.mark.parametrize(("place", "count"), [(0, 100), (-1, 1)])  # the array's header; a pixel
+def test_damaged_sample_stops_with_its_name_or_is_skipped(
+    place: int, count: int, tiny_data: Path, tmp_path: Path
+) -> None:
+    folder, key = damaged_copy(tiny_data / "train", tmp_path / "train", place, count)
     split = open_split(str(folder))
-    with pytest.raises(UserError, match=f"{key}.*sharp.npy is damaged"):
+    with pytest.raises(DamagedError, match=f"{key}.*sharp.npy is damaged"):
         samples(loader(split))
     lenient = loader(split, skip_damaged=True)
     seen = samples(lenient)
     assert len(seen) == PLAN.steps * PLAN.global_batch
     assert list(lenient.skipped) == [key]
     assert not any(name.startswith(key) for name, _ in seen)
+
+
+def test_older_manifests_are_read_and_a_damaged_pixel_condemns_the_shard(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    folder, _ = damaged_copy(tiny_data / "train", tmp_path / "train", -1, 1)
+    values = json.loads((folder / "manifest.json").read_text())
+    for shard in values["shards"]:
+        for sample in shard["samples"]:
+            del sample["crc32"]
+    (folder / "manifest.json").write_text(json.dumps(values))
+    lenient = loader(open_split(str(folder)), skip_damaged=True)
+    assert len(samples(lenient)) == PLAN.steps * PLAN.global_batch
+    assert set(lenient.skipped) == {sample["key"] for sample in values["shards"][0]["samples"]}
+    with pytest.raises(DamagedError, match=r"shard-00000\.tar: damaged: its sha256"):
+        samples(loader(open_split(str(folder))))
+
+
+def test_local_shards_are_hashed_once_in_a_process(tiny_data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_data / "train", tmp_path / "train")
+    before = opened._sha256.cache_info().misses
+    for _ in range(2):
+        samples(loader(open_split(str(folder))))
+    assert opened._sha256.cache_info().misses - before == len(list(folder.glob("*.tar")))
 
 
 def test_vanished_shard_is_named(tiny_data: Path, tmp_path: Path) -> None:
@@ -228,14 +266,207 @@ def test_cache_stays_within_its_limit_and_refuses_damage(
     largest = max(shard.bytes for shard in manifest.shards)
     cache = ShardCache(tmp_path, 2 * largest / 1e9)
     for shard in manifest.shards:
-        cache.fetch(storage.join(url, shard.name), shard)
+        cache.open(storage.join(url, shard.name), shard)
         held = sum(path.stat().st_size for path in tmp_path.glob("*.tar"))
         assert held <= 2 * largest
     wrong = replace(manifest.shards[0], sha256="0" * 64)
     with pytest.raises(UserError, match="damaged: its sha256"):
-        cache.fetch(storage.join(url, wrong.name), wrong)
+        cache.open(storage.join(url, wrong.name), wrong)
     with pytest.raises(UserError, match="less than one shard"):
-        ShardCache(tmp_path, 1e-6).fetch(storage.join(url, wrong.name), wrong)
+        ShardCache(tmp_path, 1e-6).open(storage.join(url, wrong.name), wrong)
+
+
+def silent(failing: list[bool]) -> Plan:
+    """A bucket that answers SlowDown to whoever reads a shard, for as long as it is told."""
+    return lambda method, path: "slowdown" if failing[0] and "shard-" in path else ""
+
+
+def test_an_outage_damages_no_sample(
+    tiny_data: Path, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = storage.join(s3_server.url, "train")
+    upload(tiny_data / "train", url)
+    local = samples(loader(open_split(str(tiny_data / "train"))))
+    monkeypatch.setattr("pipeline.storage.bucket.RETRY_FOR", 0.1)  # seconds, then it is "down"
+    monkeypatch.setattr("pipeline.storage.patience.WAITS", (0.1,) * 50)
+    failing = [True]
+    with faulty_proxy(s3_server.endpoint, silent(failing)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        lenient = loader(open_split(url, str(tmp_path)), skip_damaged=True)
+        batches = iter(lenient)
+        threading.Timer(2.0, lambda: failing.__setitem__(0, False)).start()
+        seen = [pair for batch in batches for pair in zip(batch.ids, batch.crcs, strict=True)]
+        lenient.close()
+    assert proxy.faults() > 3
+    assert seen == local
+    assert lenient.skipped == {}
+
+
+def test_an_outage_that_lasts_is_no_damage_either(
+    tiny_data: Path, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = storage.join(s3_server.url, "train")
+    upload(tiny_data / "train", url)
+    monkeypatch.setattr("pipeline.storage.bucket.RETRY_FOR", 0.1)
+    monkeypatch.setattr("pipeline.storage.patience.WAITS", (0.1,))
+    with faulty_proxy(s3_server.endpoint, silent([True])) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        lenient = loader(open_split(url, str(tmp_path)), skip_damaged=True)
+        with pytest.raises(StorageDown):
+            samples(lenient)
+        lenient.close()
+        assert lenient.skipped == {}
+        monkeypatch.setattr("pipeline.storage.patience.WAITS", (60.0,))
+        patient = loader(open_split(url, str(tmp_path)), skip_damaged=True)
+        patient._thread.start()
+        time.sleep(0.7)
+        began = time.monotonic()
+        patient.close()  # a run that ends does not wait for the bucket
+        assert time.monotonic() - began < 10
+
+
+def test_vanished_and_damaged_objects_are_named_or_skipped(
+    tiny_data: Path, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = storage.join(s3_server.url, "train")
+    upload(tiny_data / "train", url)
+    first, second = load_manifest(url)[0].shards[:2]
+    storage.delete(storage.join(url, first.name))
+    storage.write_bytes(storage.join(url, second.name), bytes(second.bytes))
+    with pytest.raises(DamagedError, match=r"shard-0000[01]\.tar: (this shard has van|damaged)"):
+        samples(loader(open_split(url, str(tmp_path))))
+    downloads: list[str] = []
+
+    def counted(source: str, path: Path) -> None:
+        downloads.append(storage.name_of(source))
+        download(source, path)
+
+    download = storage.download
+    monkeypatch.setattr("pipeline.storage.download", counted)
+    lenient = loader(open_split(url, str(tmp_path)), skip_damaged=True)
+    assert len(samples(lenient)) == PLAN.steps * PLAN.global_batch
+    assert set(lenient.skipped) == {s.key for shard in (first, second) for s in shard.samples}
+    assert downloads.count(second.name) == 1  # damage is looked for once
+
+
+def mapped(folder: Path) -> list[str]:
+    """The files of a folder that this process has mapped, as the system lists them."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return sorted({line[line.index("/") :] for line in lines if f"{folder}/" in line})
+
+
+def test_evicted_copies_are_let_go_of(tiny_data: Path, s3_server: S3Server, tmp_path: Path) -> None:
+    """A deleted file that is mapped still takes its place on the disk."""
+    url = storage.join(s3_server.url, "train")
+    upload(tiny_data / "train", url)
+    manifest, _ = load_manifest(url)
+    largest = max(shard.bytes for shard in manifest.shards)
+    assert len(manifest.shards) > 3
+    local = open_split(str(tiny_data / "train"))
+    plan = replace(PLAN, window=1)
+    for room, name in ((2.5, "two fit"), (1.5, "one fits")):
+        split = open_split(url, str(tmp_path / name), room * largest / 1e9)
+        pairs = []
+        for source in (local, split):
+            part = TrainLoader(source, plan, rank=0, world_size=1, start_step=0, steps=12)
+            pairs.append([name for batch in part for name in batch.ids])
+            part.close()
+            del part
+        assert pairs[0] == pairs[1]
+        gc.collect()
+        held = mapped(tmp_path / name)
+        assert not [path for path in held if "deleted" in path]
+        assert 0 < len(held) <= room
+
+
+def test_what_is_in_use_stays_in_the_cache(
+    tiny_data: Path, s3_server: S3Server, tmp_path: Path
+) -> None:
+    url = storage.join(s3_server.url, "train")
+    upload(tiny_data / "train", url)
+    shards = load_manifest(url)[0].shards
+    split = open_split(url, str(tmp_path), 2.5 * max(shard.bytes for shard in shards) / 1e9)
+    paths = [tmp_path / "shards" / f"{shard.sha256}.tar" for shard in shards]
+    split.prepare(0), split.prepare(1)
+    os.utime(paths[0], (1, 1)), os.utime(paths[1], (2, 2))
+    split.hold([0, 1])  # both were opened long ago, and are used all the time
+    assert min(path.stat().st_mtime for path in paths[:2]) > 2
+    split.hold([0])
+    os.utime(paths[1], (2, 2))
+    split.prepare(2)
+    assert [path.exists() for path in paths[:3]] == [True, False, True]
+    paths[0].unlink()  # as another job's eviction does
+    split.hold([0, 2])
+    gc.collect()
+    assert mapped(tmp_path) == [str(paths[2])]
+
+
+def test_cache_survives_kill_in_a_download(
+    tiny_data: Path, s3_server: S3Server, tmp_path: Path
+) -> None:
+    url = storage.join(s3_server.url, "train")
+    upload(tiny_data / "train", url)
+    program = "import sys; from pipeline.data.split import open_split\n"
+    program += "open_split(sys.argv[1], sys.argv[2]).prepare(0)"
+
+    def hangs(method: str, path: str) -> str:
+        return "hang" if method == "GET" and "shard-" in path else ""
+
+    with faulty_proxy(s3_server.endpoint, hangs) as proxy:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, url, str(tmp_path)],
+            env={**os.environ, "AWS_ENDPOINT_URL": proxy.endpoint},
+        )
+        try:
+            left = tmp_path / "shards"
+            while not list(left.glob(".*.era-part")):
+                assert process.poll() is None
+                time.sleep(0.02)
+        finally:
+            process.kill()
+            process.wait()
+    assert list(left.glob(".*.era-part"))
+    open_split(url, str(tmp_path)).prepare(1)
+    assert not list(left.glob(".*.era-part"))
+    assert len(list(left.glob("*.tar"))) == 1
+
+
+def test_jobs_together_stay_within_the_limit(
+    tiny_data: Path, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four that share a cache for two and a half shards; every read is whole all the same."""
+    url = storage.join(s3_server.url, "train")
+    upload(tiny_data / "train", url)
+    shards = load_manifest(url)[0].shards
+    limit = 2.5 * max(shard.bytes for shard in shards)
+    most = 0
+
+    def job(number: int) -> None:
+        cache = ShardCache(tmp_path, limit / 1e9)
+        for turn in range(6):
+            shard = shards[(turn + number) % len(shards)]
+            data = cache.open(storage.join(url, shard.name), shard)
+            assert hashlib.sha256(data.data).hexdigest() == shard.sha256
+
+    def slowly(method: str, path: str) -> str:
+        time.sleep(0.005)
+        return ""
+
+    def sizes() -> int:
+        total = 0
+        for path in tmp_path.iterdir():
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
+        return total
+
+    with faulty_proxy(s3_server.endpoint, slowly) as proxy, ThreadPoolExecutor(4) as pool:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        jobs = [pool.submit(job, number) for number in range(4)]
+        while not all(one.done() for one in jobs):
+            most = max(most, sizes())
+        for one in jobs:
+            one.result()
+    assert max(shard.bytes for shard in shards) < most <= limit
 
 
 def test_manifest_is_plain_and_whole(tiny_data: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -149,3 +150,26 @@ def test_windows_name_the_shards_that_their_positions_read(
     epoch, number = order.window(position)
     assert epoch == position // order.per_epoch
     assert int(owner[order.image(position)]) in order.window_shards(epoch, number)
+
+
+@given(SHARDS, st.integers(0, 7), st.integers(1, 3), st.lists(st.integers(0, 400), max_size=20))
+def test_windows_are_the_shards_added_up(
+    shards: list[int], window: int, crops: int, positions: list[int]
+) -> None:
+    """Against the plain definition, with the epochs in any order."""
+    order = order_of(shards, window=window, crops_per_image=crops)
+    for position in positions:
+        epoch, place = divmod(position, order.per_epoch)
+        number = 0
+        while place >= (size := crops * sum(shards[s] for s in order.window_shards(epoch, number))):
+            place, number = place - size, number + 1
+        assert order.window(position) == (epoch, number)
+
+
+def test_finding_a_window_costs_the_same_in_large_sets() -> None:
+    """It is asked for with every batch: 10,000 windows must not be gone through each time."""
+    order = order_of([1] * 10_000, window=1)
+    order.window(0)
+    began = time.process_time()
+    assert [order.window(p)[1] for p in range(0, 20_000, 100)] == list(range(0, 10_000, 50))
+    assert time.process_time() - began < 0.5  # 200 calls; by adding up, minutes

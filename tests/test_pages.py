@@ -12,6 +12,7 @@ from browser import browser
 
 from pipeline.report import Case, DemoReport, Gallery, write_demo_report, write_gallery
 from pipeline.report.pages import chosen
+from pipeline.report.pictures import busiest
 
 
 def case(key: str, gain: float) -> Case:
@@ -40,7 +41,30 @@ def gallery(tmp_path: Path) -> Path:
     rows = [{"name": c.key, "psnr": c.scores["psnr"], "gain": c.gain} for c in CASES]
     path = tmp_path / "gallery.html"
     published = [{"method": "Other", "psnr": 25.0, "ssim": 0.8, "lpips": None}]
-    write_gallery(str(path), Gallery("dpdd test", {"psnr": 20.1}, rows, CASES, published))
+    mean = {"psnr": 20.2, "psnr_blurred": 20.0, "ssim": 0.8, "ssim_blurred": 0.7, "gain": 0.2}
+    summary = {
+        **mean,
+        "mae": 0.05,
+        "mae_blurred": 0.06,
+        "radius_error": None,
+        "lpips": None,
+        "lpips_note": "no weights",
+        "psnr_interval": [19.5, 20.9],
+        "images": 3,
+        "protocol": "standard",
+        "checkpoint": "runs/a/checkpoints/step-00000640/of-a-run-with-a-long-name",
+        "indoor": {"images": 2, "psnr": 20.5, "ssim": 0.8, "mae": 0.05, "lpips": None},
+        "comparison": {
+            "checkpoint": "runs/b",
+            "psnr_difference": 0.125,
+            "psnr_interval": [0.1, 0.15],
+            "ssim_difference": 0.01,
+            "ssim_interval": None,
+            "better": 2,
+            "images": 3,
+        },
+    }
+    write_gallery(str(path), Gallery("dpdd test", summary, rows, CASES, published))
     return path
 
 
@@ -80,6 +104,30 @@ def test_pages_need_nothing_else_and_escape_names(
     assert "<third>" not in text
     assert "&lt;third&gt;" in text
     assert text.count("data:image/") >= 3 * 9
+
+
+def test_gallery_says_what_it_measured(gallery: Path) -> None:
+    text = gallery.read_text()
+    for wanted in (
+        "protocol <code>standard</code>",
+        "95 % within 19.50 to 20.90",
+        "LPIPS, AlexNet: no weights",
+        "+0.125 dB, 95 % within 0.100 to 0.150",
+        "better on 2 of 3 images than <code>runs/b</code>",
+        "indoor",
+        "metric protocol is not stated",
+    ):
+        assert wanted in text
+
+
+def test_crop_is_taken_where_most_was_changed() -> None:
+    values = np.zeros((200, 300), np.float32)
+    values[150, 40] = 1
+    rows, columns = busiest(values, 64)
+    assert rows.start <= 150 < rows.stop
+    assert columns.start <= 40 < columns.stop
+    assert (rows.stop - rows.start, columns.stop - columns.start) == (64, 64)
+    assert busiest(values[:20, :30], 64) == (slice(0, 20), slice(0, 30))
 
 
 def test_report_has_curves_settings_versions_and_times(report: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -70,6 +73,78 @@ def test_same_input_gives_the_same_bytes_after_any_interruption(
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
     third = preprocess("dpdd", str(tiny_pairs), str(tmp_path / "b"), shard_bytes=SMALL_SHARDS)
     assert third == done
+
+
+def soft_pairs(folder: Path, count: int, size: tuple[int, int], ending: str = "png") -> None:
+    """16-bit pairs in two folders, the sharp ones as PNG."""
+    for number in range(count):
+        sharp = folder / "sharp" / f"{number:02d}.png"
+        picture(sharp, number, np.uint16, size)
+        image = cv2.imread(str(sharp), cv2.IMREAD_UNCHANGED)
+        assert image is not None
+        (folder / "blur").mkdir(exist_ok=True)
+        blur = folder / "blur" / f"{number:02d}.{ending}"
+        cv2.imwrite(str(blur), cv2.GaussianBlur(image, (5, 5), 2))
+
+
+def test_killed_process_goes_on_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.spread.has_cluster", lambda: False)
+    soft_pairs(tmp_path / "in", 12, (300, 400))
+    size = 2 * 300 * 400 * 12
+    undisturbed = preprocess("folder", str(tmp_path / "in"), str(tmp_path / "a"), shard_bytes=size)
+    program = (
+        "import sys; from pipeline.preprocess import preprocess\n"
+        f"preprocess('folder', sys.argv[1], sys.argv[2], shard_bytes={size})"
+    )
+    split = tmp_path / "b" / "train"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "in"), str(tmp_path / "b")],
+        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+    )
+    try:
+        while process.poll() is None:
+            if list(split.glob(".parts/shard-*.json")) and list(split.glob(".*.era-part")):
+                break
+    finally:
+        process.kill()
+        process.wait()
+    assert 0 < len(list(split.glob(".parts/shard-*.json"))) < 6
+    assert list(split.glob(".*.era-part"))
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess_run, "publish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess("folder", str(tmp_path / "in"), str(tmp_path / "b"), shard_bytes=size)
+    assert not list(split.glob(".*.era-part"))  # gone as soon as the folder is claimed again
+    again = preprocess("folder", str(tmp_path / "in"), str(tmp_path / "b"), shard_bytes=size)
+    assert again == undisturbed
+    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
+    assert not list(split.glob(".*"))
+
+
+def test_description_without_its_shard_is_not_trusted(
+    tiny_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.spread.has_cluster", lambda: False)
+    whole, out = tmp_path / "a", tmp_path / "b"
+    preprocess("dpdd", str(tiny_pairs), str(whole), shard_bytes=SMALL_SHARDS)
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess_run, "publish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess("dpdd", str(tiny_pairs), str(out), shard_bytes=SMALL_SHARDS)
+    first, second = sorted((out / "train").glob("*.tar"))[:2]
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-512])
+    preprocess("dpdd", str(tiny_pairs), str(out), shard_bytes=SMALL_SHARDS)
+    assert bytes_of(whole) == bytes_of(out)
+    first.unlink()
+    with pytest.raises(UserError, match=f"{first.name}: missing or cut short"):
+        preprocess("dpdd", str(tiny_pairs), str(out), shard_bytes=SMALL_SHARDS)
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_cluster_and_a_bucket_give_the_same_bytes(
@@ -217,6 +292,15 @@ def test_bad_pairs_stop_or_are_set_aside(spoil, tiny_pairs: Path, tmp_path: Path
     verify(str(tmp_path / "out"))
 
 
+def test_a_split_of_which_nothing_is_left_is_refused(tiny_pairs: Path, tmp_path: Path) -> None:
+    folder = pairs_copy(tiny_pairs, tmp_path / "in")
+    for number, path in enumerate(sorted((folder / "test_c" / "source").iterdir())):
+        cv2.imwrite(str(path), np.full((48, 56, 3), 30000 + number, np.uint16))
+    with pytest.raises(UserError, match="split test: no sound pair is left"):
+        preprocess("dpdd", str(folder), str(tmp_path / "out"), skip_bad=True)
+    assert not list((tmp_path / "out").glob("*/manifest.json"))
+
+
 def test_all_problems_are_listed_at_once(
     tiny_pairs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -224,6 +308,35 @@ def test_all_problems_are_listed_at_once(
     spoil_text(folder), spoil_size(folder)
     with pytest.raises(UserError, match="and 1 more"), caplog.at_level("WARNING", "era"):
         preprocess("dpdd", str(folder), str(tmp_path / "out"))
+
+
+def test_problems_of_pairs_and_of_splits_are_listed_together(
+    tiny_pairs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = pairs_copy(tiny_pairs, tmp_path / "in")
+    spoil_text(folder), spoil_size(folder)
+    unpaired = sorted((folder / "val_c" / "source").iterdir())[0]
+    unpaired.write_text("no picture either")
+    sorted((folder / "val_c" / "target").iterdir())[0].unlink()
+    for skip_bad in (False, True):  # a split that cannot be paired is nothing to set aside
+        caplog.clear()
+        with (
+            pytest.raises(UserError, match=r"counts must be equal \(and 3 more"),
+            caplog.at_level("WARNING", "era"),
+        ):
+            preprocess("dpdd", str(folder), str(tmp_path / "out"), skip_bad=skip_bad)
+        for text in ("counts must be equal", unpaired.name, "not an image", "not a pair"):
+            assert text in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_bit_depths_are_those_of_the_files(tmp_path: Path) -> None:
+    soft_pairs(tmp_path / "in", 2, (40, 48), "tif")  # 16 bits, as the PNGs beside
+    assert preprocess("folder", str(tmp_path / "in"), str(tmp_path / "out"))["samples"] == 2
+    assert open_split(str(tmp_path / "out" / "train")).load(0).meta["bit_depth"] == 16
+    picture(tmp_path / "in" / "blur" / "01.tif", 1, np.uint8)
+    with pytest.raises(UserError, match="different bit depths"):
+        preprocess("folder", str(tmp_path / "in"), str(tmp_path / "other"))
 
 
 def test_what_cannot_be_a_data_set(tiny_pairs: Path, tmp_path: Path) -> None:
@@ -240,11 +353,37 @@ def test_what_cannot_be_a_data_set(tiny_pairs: Path, tmp_path: Path) -> None:
         preprocess("dpdd", str(folder), str(tmp_path / "out"))
 
 
-def test_destination_with_something_else_is_refused(tiny_pairs: Path, tmp_path: Path) -> None:
-    (tmp_path / "out" / "train").mkdir(parents=True)
-    (tmp_path / "out" / "train" / "thesis.txt").write_text("x")
-    with pytest.raises(UserError, match="holds something else"):
-        preprocess("dpdd", str(tiny_pairs), str(tmp_path / "out"))
+def test_destination_with_something_else_is_refused(
+    tiny_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.spread.has_cluster", lambda: False)
+    soft_pairs(tmp_path / "in", 2, (40, 48))  # has a split `train` only
+    for name in ("thesis.txt", "train/thesis.txt", "train/sub/thesis.txt", "test/thesis.txt"):
+        out = tmp_path / name.replace("/", "-")
+        (out / name).parent.mkdir(parents=True)
+        (out / name).write_text("x")
+        with pytest.raises(UserError, match="holds something else"):
+            preprocess("folder", str(tmp_path / "in"), str(out))
+        assert list(bytes_of(out)) == [name]
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess_run, "publish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess("folder", str(tmp_path / "in"), str(out))
+    (out / "train" / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match=r"holds something else \(thesis\.txt\)"):
+        preprocess("folder", str(tmp_path / "in"), str(out))
+    (out / "train" / "thesis.txt").unlink()
+    preprocess("folder", str(tmp_path / "in"), str(out))
+    with pytest.raises(UserError, match="train: holds something else"):  # another `train`
+        preprocess("dpdd", str(tiny_pairs), str(out))
+    (tmp_path / "in").rename(tmp_path / "in2")
+    (tmp_path / "in" / "val").mkdir(parents=True)
+    (tmp_path / "in2").rename(tmp_path / "in" / "val" / "x")
+    for kind in ("blur", "sharp"):
+        (tmp_path / "in" / "val" / "x" / kind).rename(tmp_path / "in" / "val" / kind)
+    done = preprocess("folder", str(tmp_path / "in"), str(out))  # one more split is welcome
+    assert done["splits"] == ["val"]
 
 
 def test_verify_names_every_damage(tiny_data: Path, tmp_path: Path) -> None:
@@ -262,7 +401,10 @@ def test_verify_names_every_damage(tiny_data: Path, tmp_path: Path) -> None:
     offset, length = entry.members["blur.npy"]
     spoiled(offset + length - 1)  # a pixel: only the checksum sees it
     verify(str(folder), quick=True)
-    with pytest.raises(UserError, match=f"{path.name}: its sha256"):
+    with pytest.raises(UserError, match=f"{path.name}: sample {entry.key}: blur.npy is damaged"):
+        verify(str(folder))
+    spoiled(offset - 200)  # in the tar's own header, where nothing reads: between the members
+    with pytest.raises(UserError, match=f"{path.name}: its"):
         verify(str(folder))
     spoiled(offset + 2)  # the array's header
     for quick in (False, True):

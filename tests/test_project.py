@@ -80,4 +80,5 @@ def test_wheel_holds_configurations_and_templates(tmp_path: Path) -> None:
     )
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     assert "pipeline/_configs/train/tiny.yaml" in names
+    assert "pipeline/_k8s/base/ray-cluster.yaml" in names
     assert "pipeline/report/templates/report.html" in names

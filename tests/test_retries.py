@@ -1,15 +1,22 @@
-"""When a failed attempt is tried again: pure decisions, no cluster."""
+"""When a failed attempt is tried again, stopped or fenced off: decisions, without a cluster."""
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from pipeline.checkpoint import CheckpointStore
 from pipeline.config import load_train_config
-from pipeline.errors import Stopped, UserError
+from pipeline.errors import Stopped, StorageDown, UserError
 from pipeline.train import driver
+from pipeline.train.attempts import Attempts, require_owner
 from pipeline.train.failures import find_user_error
 
 
@@ -65,6 +72,65 @@ def test_the_users_errors_and_stops_are_never_retried(
         attempts(monkeypatch, tmp_path, [end, None])
 
 
+def test_a_bucket_that_is_down_is_tried_again_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    down = StorageDown("s3://b/run: no good answer")
+    assert attempts(monkeypatch, tmp_path / "a", [down, down, None]).count == 3
+    with pytest.raises(StorageDown, match="no good answer"):
+        attempts(monkeypatch, tmp_path / "b", [down, down, down, None])
+
+
+def test_the_newest_attempt_owns_the_run(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    config = load_train_config("tiny")
+    older = Attempts(url).begin(config, None)
+    store = CheckpointStore(url, lambda: require_owner(url, older))
+    store.save(step=1, meta={"step": 1}, model={}, training={}, files={}, metrics={})
+    store.wait()
+    newer = Attempts(url).begin(config, 1)
+    with pytest.raises(UserError, match="attempt 2 has taken it over"):
+        store.save(step=2, meta={"step": 2}, model={}, training={}, files={}, metrics={})
+        store.wait()
+    require_owner(url, newer)
+    assert CheckpointStore(url).steps() == [1]
+
+
+def fit(monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., None], heard: bool) -> None:
+    """One attempt whose trainer and workers are replaced."""
+
+    def deliver(courier: Any, display: Any) -> bool:
+        display.heard = heard
+        return False
+
+    monkeypatch.setattr(driver, "LISTEN_SECONDS", 0.2)
+    monkeypatch.setattr(driver, "start_courier", MagicMock)
+    monkeypatch.setattr(driver, "_deliver", deliver)
+    monkeypatch.setattr(driver, "_run_trainer", trainer)
+    driver._fit(load_train_config("tiny"), "run", "owner", None)
+
+
+def test_sigterm_wins_over_a_worker_that_dies_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(config: Any, payload: Any, scratch: str, outcome: list[Any]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        outcome.append(lost())
+
+    with pytest.raises(Stopped, match="SIGTERM"):
+        fit(monkeypatch, dies, heard=True)
+
+
+def test_sigterm_is_answered_while_workers_are_only_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def waits(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    with pytest.raises(Stopped, match="SIGTERM"):
+        fit(monkeypatch, waits, heard=False)
+
+
 def test_user_errors_are_found_inside_what_ray_raises() -> None:
     try:
         try:
@@ -72,5 +138,5 @@ def test_user_errors_are_found_inside_what_ray_raises() -> None:
         except UserError as inner:
             raise RuntimeError("worker failed") from inner
     except RuntimeError as outer:
-        assert find_user_error(outer) == "no such bucket"
+        assert str(find_user_error(outer)) == "no such bucket"
     assert find_user_error(RuntimeError("other")) is None

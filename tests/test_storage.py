@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from conftest import SECRET_KEY, S3Server
 from faulty_proxy import Plan, always, every, faulty_proxy
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import StorageDown, UserError
 
 BIG = bytes(range(256)) * 4096  # 1 MiB
 
@@ -105,6 +107,47 @@ def test_reading_past_the_end(place: str) -> None:
             storage.read_bytes(url, 0, 9)
 
 
+def test_what_a_killed_writer_left_is_not_listed_and_can_be_removed(tmp_path: Path) -> None:
+    url = str(tmp_path / "place")
+    storage.write_bytes(storage.join(url, "whole", "x"), b"1")
+    for name in (".shard.tar.0a1b2c3d.era-part", ".abc.era-part/shard.tar", ".abc.era-part/d/y"):
+        left = tmp_path / "place" / name
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_bytes(b"half")
+    assert [entry.relative for entry in storage.find(url)] == ["whole/x"]
+    assert storage.list_names(url) == ["whole"]
+    storage.remove_unfinished(url)
+    assert [path.name for path in (tmp_path / "place").iterdir()] == ["whole"]
+    storage.remove_unfinished(str(tmp_path / "nowhere"))
+
+
+def test_patience_outlasts_an_outage_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.storage.patience.WAITS", (0.01, 0.01))
+    ends: list[Exception | int] = [StorageDown("silent"), StorageDown("silent"), 7]
+
+    def work() -> int:
+        end = ends.pop(0)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    assert storage.patiently(work, "work") == 7
+    ends = [StorageDown("silent")] * 3
+    with pytest.raises(StorageDown):
+        storage.patiently(work, "work")
+    ends = [UserError("denied"), 7]
+    with pytest.raises(UserError, match="denied"):
+        storage.patiently(work, "work")
+    monkeypatch.setattr("pipeline.storage.patience.WAITS", (60.0,))
+    giving_up = threading.Event()
+    ends = [StorageDown("silent"), StorageDown("silent")]
+    threading.Timer(0.1, giving_up.set).start()
+    began = time.monotonic()
+    with pytest.raises(StorageDown):
+        storage.patiently(work, "work", giving_up)
+    assert time.monotonic() - began < 5
+
+
 def test_check_writable(place: str) -> None:
     storage.check_writable(storage.join(place, "deep", "down"))
     assert storage.find(place) == []
@@ -161,7 +204,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
     program = (
         "import resource, sys\n"
         "from pipeline import storage\n"
-        "from pipeline.errors import UserError\n"
+        "from pipeline.errors import StorageDown, UserError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: storage.write_bytes(sys.argv[1], bytes(100_000))\n"
         "except UserError as error: print(error)\n"

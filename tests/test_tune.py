@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,9 +21,17 @@ from pipeline import storage
 from pipeline.config import load_train_config
 from pipeline.errors import UserError
 from pipeline.runs import list_runs
+from pipeline.runs.search import find_runs
+from pipeline.spread import join_cluster
+from pipeline.tracking.mirror import run_id
+from pipeline.tracking.segments import history, offline_runs, records
+from pipeline.train import train
 from pipeline.tune import tune
 from pipeline.tune.config import load_sweep
-from pipeline.tune.space import grid, random_points
+from pipeline.tune.plan import Plan, make_plan
+from pipeline.tune.run import _scheduler, _searcher
+from pipeline.tune.space import for_tune, grid, random_points, value_at
+from pipeline.tune.trial import trial_config
 
 SPACE = {"train.learning_rate": {"loguniform": [1e-4, 1e-2]}, "train.ema": {"choice": [0.5, 0.9]}}
 
@@ -109,51 +119,206 @@ def test_packaged_sweeps_load() -> None:
         assert load_train_config(sweep.config).model.size == "tiny"
 
 
+# Memory
+
+
+def a_trial(index: int) -> Any:
+    from ray.tune.experiment import Trial
+
+    return Trial("none", config={"index": index}, stub=True)
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_early_stopping_knows_what_the_folders_know(kind: str, tmp_path: Path) -> None:
+    """A new scheduler in an old sweep stops what it would have stopped before."""
+    path = sweep_file(tmp_path, "data", str(tmp_path), scheduler=kind, reduction=2)
+    sweep = load_sweep(path, [])
+    for index, score in enumerate((25.0, 24.0)):
+        rows = ({"step": step, "val/psnr": score + step / 10} for step in (4, 8))
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        storage.write_text(str(tmp_path / "old" / f"trial-{index:03d}" / "metrics.jsonl"), text)
+    decisions = {}
+    for folder in ("old", "new"):
+        scheduler = _scheduler(sweep, str(tmp_path / folder))
+        scheduler.set_search_properties("val/psnr", "max")
+        trials = [a_trial(index) for index in range(3)]
+        for trial in trials:
+            scheduler.on_trial_add(None, trial)
+        decisions[folder] = scheduler.on_trial_result(
+            None, trials[2], {"step": 4, "val/psnr": 20.0}
+        )
+    assert decisions == {"old": "STOP", "new": "CONTINUE"}
+
+
+def test_tpe_keeps_numbers_and_points(tmp_path: Path) -> None:
+    def search() -> Any:
+        found = _searcher(load_sweep(sweep_file(tmp_path, "d", "r", search="tpe"), []), url)
+        found.set_search_properties("val/psnr", "max", for_tune(SPACE))
+        return found
+
+    url = str(tmp_path / "sweep")
+    first = search()
+    points = [first.suggest(f"id{index}") for index in range(2)]
+    first.save(str(tmp_path / "state"))
+    lost = first.suggest("id2")  # after the last notes: only its folder knows
+    config = {"train": {"learning_rate": lost["train.learning_rate"], "ema": lost["train.ema"]}}
+    storage.write_text(f"{url}/trial-002/config.yaml", yaml.safe_dump(config))
+    again = search()
+    again.restore(str(tmp_path / "state"))
+    assert again.suggest("another") == lost
+    after = again.suggest("next")
+    assert after["index"] == 3
+    rates = [point["train.learning_rate"] for point in (*points, lost, after)]
+    assert len(set(rates)) == 4
+
+
+# The plan
+
+
+def test_plan_says_what_runs_at_once_and_where(
+    ray_cluster: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    """The cluster has three nodes of two processors; one of them offers eight `trial`."""
+    join_cluster()
+
+    def plan(*overrides: str, **changes: object) -> Plan:
+        path = sweep_file(tmp_path, str(tiny_data), str(tmp_path), **changes)
+        return make_plan(load_sweep(path, ["train.global_batch=8", *overrides]))
+
+    text = "20 trials, 6 at once; each has 1 worker of 1 CPU; drivers go to nodes that offer"
+    assert str(plan(trials=20)).startswith(text)
+    assert plan(trials=20, concurrent=4).at_once == 4
+    assert plan("scaling.workers=2", trials=20).at_once == 3
+    assert plan("scaling.workers=[2, 3]", trials=20).workers == (2, 3)
+    assert plan("scaling.workers=2", "scaling.cpus_per_worker=2", trials=20).at_once == 1
+    space = {"scaling.workers": {"choice": [1, 4]}, **SPACE}
+    assert plan(space=space).at_once == 1  # the heaviest trial counts
+    with pytest.raises(UserError, match="needs 7 CPU, the cluster has 6"):
+        plan("scaling.workers=7")
+    with pytest.raises(UserError, match="nodes have room for 0"):
+        plan("scaling.cpus_per_worker=3")
+    with pytest.raises(UserError, match="needs 1 GPU"):
+        plan("scaling.gpu=true")
+    with pytest.raises(UserError, match="needs 8 CPU"):
+        plan("scaling.cpus_per_worker=2", space={"scaling.workers": {"int": [1, 4]}})
+
+
 # Sweeps
+
+
+def command_for(path: str, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline", "tune", "--config", path, "--json", *overrides]
+
+
+def kill_when(command: list[str], ready: Callable[[], bool]) -> str:
+    """Start a sweep, kill its driver without a word as soon as `ready`; return its log."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    for _ in range(1500):
+        if ready():
+            break
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    return process.communicate()[1]
+
+
+def finish(command: list[str]) -> dict[str, Any]:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def rows_of(url: str, trial: str) -> list[dict[str, float]]:
+    """A trial's validations."""
+    lines = storage.read_text(f"{url}/{trial}/metrics.jsonl").splitlines()
+    return [
+        {k: v for k, v in row.items() if k == "step" or k.startswith("val/")}
+        for row in map(json.loads, lines)
+        if "val/psnr" in row
+    ]
 
 
 @pytest.mark.full
 def test_sweep_on_s3_is_killed_and_goes_on(
     ray_cluster: str, tiny_data: Path, s3_server: S3Server, tmp_path: Path
 ) -> None:
-    """The driver is killed in the middle: no trial is lost or run twice, and all are as planned."""
+    """No trial is lost or run twice; all are as planned, and as if nothing had happened."""
     root = storage.join(s3_server.url, "sweeps")
-    path = sweep_file(tmp_path, str(tiny_data), root, concurrent=2)
-    command = [sys.executable, "-m", "pipeline", "tune", "--config", path, "--json"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    url = storage.join(root, "sweep")
-    for _ in range(900):
-        if any("COMMIT" in e.relative for e in storage.find(url)):
-            break
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.2)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert (found["trials"], found["failed"]) == (3, 0)
+    path = sweep_file(tmp_path, str(tiny_data), root, trials=2)
+    command, url = command_for(path), storage.join(root, "sweep")
+    log = kill_when(command, lambda: any("COMMIT" in e.relative for e in storage.find(url)))
+    assert "2 trials, 2 at once; each has 1 worker of 1 CPU" in log
+    assert "trial-000 starts" in log
+    found = finish(command)
+    assert (found["trials"], found["failed"]) == (2, 0)
     rows = list_runs(url)["runs"]
-    assert sorted(row["name"] for row in rows) == ["trial-000", "trial-001", "trial-002"]
+    assert sorted(row["name"] for row in rows) == ["trial-000", "trial-001"]
     assert all(row["step"] == 8 for row in rows)
-    points = random_points(SPACE, 3, 0)
-    for index, point in enumerate(points):
-        config = yaml.safe_load(storage.read_text(f"{url}/trial-{index:03d}/config.yaml"))
+    for index, point in enumerate(random_points(SPACE, 2, 0)):
+        trial = f"trial-{index:03d}"
+        config = yaml.safe_load(storage.read_text(f"{url}/{trial}/config.yaml"))
         assert config["train"]["learning_rate"] == pytest.approx(point["train.learning_rate"])
-        lines = storage.read_text(f"{url}/trial-{index:03d}/metrics.jsonl").splitlines()
-        steps = [json.loads(line)["step"] for line in lines if "val/psnr" in line]
-        assert steps == [4, 8]
+        assert [row["step"] for row in rows_of(url, trial)] == [4, 8]
+    struck = max(rows, key=lambda row: row["attempts"])
+    assert struck["attempts"] == 2
+    calm = trial_config(load_sweep(path, []), {"index": int(struck["name"][-3:])})
+    calm.run.root = str(tmp_path)
+    train(calm)
+    assert rows_of(str(tmp_path), struck["name"]) == rows_of(url, struck["name"])
     assert found["best"].startswith(rows[0]["url"])
     page = storage.read_text(storage.join(url, "sweep.html"))
-    assert all(f"trial-00{index}" in page for index in range(3))
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    assert json.loads(again.stdout)["best"] == found["best"]
+    assert all(f"trial-00{index}" in page for index in range(2))
+    assert finish(command)["best"] == found["best"]
 
 
 @pytest.mark.full
-def test_asha_stops_a_trial_that_learns_nothing(
+def test_killed_tpe_sweep_keeps_its_trials_and_what_it_learned(
     ray_cluster: str, tiny_data: Path, tmp_path: Path
 ) -> None:
+    path = sweep_file(tmp_path, str(tiny_data), str(tmp_path), search="tpe", concurrent=2)
+    command = command_for(path, "tracking.wandb=offline")
+    url = tmp_path / "sweep"
+
+    def points() -> dict[str, Any]:
+        found = {run.name: run.config for run in find_runs(str(url))} if url.exists() else {}
+        return {
+            name: [value_at(config, key) for key in SPACE]
+            for name, config in found.items()
+            if name.startswith("trial")
+        }
+
+    kill_when(command, lambda: (url / "trial-001" / "config.yaml").exists())
+    before = points()
+    found = finish(command)
+    assert (found["trials"], found["failed"]) == (3, 0)
+    after = points()
+    assert sorted(after) == [f"trial-00{index}" for index in range(3)]
+    assert {name: after[name] for name in before} == before
+    # A search that has forgotten starts from its seed, with the same points again.
+    assert len({tuple(point) for point in after.values()}) == 3
+    rows = list_runs(str(url))["runs"]
+    assert all(row["step"] == 8 for row in rows)
+    for row in rows:
+        assert_one_wandb_run(row["url"])
+
+
+def assert_one_wandb_run(url: str) -> None:
+    """W&B's files of all attempts: the sweep's group, one run id, every step once."""
+    name, segments = run_id(url), offline_runs(url, run_id(url))
+    assert segments == [n for n in storage.list_names(f"{url}/wandb") if n.startswith("offline-")]
+    files = [storage.read_bytes(f"{url}/wandb/{n}/run-{name}.wandb") for n in segments]
+    starts = [one.run for file in files for one in records(file) if one.HasField("run")]
+    assert {(start.run_id, start.run_group) for start in starts} == {(name, "sweep")}
+    steps = [row["global_step"] for file in files for row in history(file)]
+    assert sorted(steps) == sorted(set(steps))
+    assert max(steps) == 8
+
+
+@pytest.mark.full
+def test_killed_asha_sweep_stops_a_trial_that_learns_nothing(
+    ray_cluster: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    """One at a time, the idle trial last: only what was known before the kill can stop it."""
     path = sweep_file(
         tmp_path,
         str(tiny_data),
@@ -161,38 +326,48 @@ def test_asha_stops_a_trial_that_learns_nothing(
         search="grid",
         scheduler="asha",
         reduction=2,
-        concurrent=2,
-        space={"train.learning_rate": {"choice": [4e-3, 3e-3, 2e-3, 0.0]}},
+        concurrent=1,
+        space={"train.learning_rate": {"choice": [4e-3, 0.0]}},
     )
     # So little regularisation that the network starts at 7 dB: who learns nothing stays there.
     overrides = ["model.overrides.lambda_2=1.0e-06", "train.prior_share=0", "train.ema=0.5"]
     overrides += ["train.estimator_share=0", "train.steps=80", "train.validate_every=10"]
-    found = tune(path, [*overrides, "train.global_batch=4", "checkpoint.every=20"])
-    rows = {row["name"]: row for row in list_runs(found["sweep"])["runs"]}
-    assert rows["trial-003"]["step"] < 80
-    assert "trial-003" not in found["best"]
-    assert max(row["step"] for row in rows.values()) == 80
+    command = command_for(path, *overrides, "train.global_batch=4", "checkpoint.every=20")
+    url = tmp_path / "sweep"
+    kill_when(command, lambda: (url / "trial-001" / "config.yaml").exists())
+    steps = {row["name"]: row["step"] for row in list_runs(str(url))["runs"]}
+    found = finish(command)
+    rows = {row["name"]: row for row in list_runs(str(url))["runs"]}
+    assert rows["trial-000"]["step"] == 80
+    assert rows["trial-001"]["step"] < 80
+    assert "trial-001" not in found["best"]
+    # Done before the kill: not touched again.
+    assert (steps["trial-000"], rows["trial-000"]["attempts"]) == (80, 1)
+    assert "stopped early" in (url / "sweep.html").read_text()
 
 
 @pytest.mark.full
-def test_tpe_and_a_failing_trial_set_aside(
+def test_failing_trial_is_retried_and_set_aside(
     ray_cluster: str, tiny_data: Path, tmp_path: Path
 ) -> None:
-    """A trial whose learning rate blows up is set aside with its error; the others finish."""
+    """A trial whose learning rate blows up is set aside with its error; the other finishes."""
     path = sweep_file(
         tmp_path,
         str(tiny_data),
         str(tmp_path),
-        search="tpe",
-        trials=4,
-        retries=0,
-        concurrent=2,
-        space={"train.learning_rate": {"choice": [1e-3, 1e30]}},
+        search="grid",
+        scheduler="median",
+        retries=1,
+        space={"train.learning_rate": {"choice": [1e30, 1e-3]}},
     )
     overrides = ["train.nonfinite_budget=0", "train.clip_norm=0", "train.warmup=0"]
     found = tune(path, [*overrides, "train.steps=12"])
-    assert found["trials"] == 4
-    rows = list_runs(found["sweep"])["runs"]
-    assert sum(row["step"] == 12 for row in rows) == 4 - found["failed"]
+    assert (found["trials"], found["failed"]) == (2, 1)
+    rows = {row["name"]: row for row in list_runs(found["sweep"])["runs"]}
+    assert rows["trial-001"]["step"] == 12
+    assert rows["trial-000"]["attempts"] == 2
+    page = (tmp_path / "sweep" / "sweep.html").read_text()
+    assert "failed" in page
+    assert "finite" in page
     with pytest.raises(UserError, match="began with another"):
         tune(sweep_file(tmp_path, str(tiny_data), str(tmp_path), trials=9), overrides)

@@ -14,13 +14,16 @@ from small_run import assert_same_run, config_of
 from test_chain import start
 
 from pipeline.checkpoint import CheckpointStore
+from pipeline.errors import UserError
 from pipeline.train import train
+from pipeline.train.cluster import require_resources
 from pipeline.train.courier import Event
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
 THREE = "scaling.workers=3"  # on nodes of two processors: no node holds them all
+THREE_SLOW = THREE, "train.global_batch=24", "train.patch=[40]"
 
 
 @pytest.mark.full
@@ -37,19 +40,23 @@ def test_elastic_run_takes_what_there_is(ray_cluster: str, tiny_data: Path, tmp_
 
 @pytest.mark.full
 def test_killed_node_changes_nothing(ray_nodes: Cluster, tiny_data: Path, tmp_path: Path) -> None:
-    calm = train(config_of(tiny_data, tmp_path, "calm", THREE))
+    calm = train(config_of(tiny_data, tmp_path, "calm", *THREE_SLOW))
     struck: list[str] = []
+    lines: list[str] = []
 
     def strike(event: Event) -> None:
-        if event.step >= 6 and not struck:
+        lines.append(event.line)
+        if not struck:
             struck.append(node_of_a_worker())
+        elif event.step >= 6 and len(struck) == 1:
+            struck.append("gone")
             victim = next(n for n in ray_nodes.worker_nodes if n.node_id == struck[0])
             ray_nodes.remove_node(victim, allow_graceful=False)  # kill -9 of all that is on it
 
-    lost = train(config_of(tiny_data, tmp_path, "lost", THREE), on_event=strike)
+    lost = train(config_of(tiny_data, tmp_path, "lost", *THREE_SLOW), on_event=strike)
     ray_nodes.add_node(num_cpus=2)
-    assert struck
-    assert len((tmp_path / "lost" / "attempts.jsonl").read_text().splitlines()) == 2
+    assert len(struck) == 2
+    assert re.search(r"on 3 workers, resumed at step \d", " ".join(lines))
     assert_same_run(calm, lost)
 
 
@@ -76,6 +83,30 @@ def test_drained_node_leaves_a_checkpoint_in_time(
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.full
+def test_what_an_autoscaler_can_never_bring_is_refused(
+    ray_cluster: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    """The cluster's own state store, told what Ray's autoscaler tells it; the last test of all."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import AutoscalingState
+
+    state = AutoscalingState(autoscaler_state_version=1)
+    gcs = GcsClient(ray_cluster)
+    gcs.report_autoscaling_state(state.SerializeToString())
+    config = config_of(tiny_data, tmp_path, "growing", "scaling.gpu=true")
+    require_resources(config)  # it may grow
+    gang = state.infeasible_gang_resource_requests.add()
+    for _ in range(2):
+        gang.requests.add().resources_bundle.update({"CPU": 1, "GPU": 1})
+    state.autoscaler_state_version = 2
+    gcs.report_autoscaling_state(state.SerializeToString())
+    began = time.monotonic()
+    with pytest.raises(UserError, match="the autoscaler says that it can never have it"):
+        train(config)
+    assert time.monotonic() - began < 60
 
 
 def node_of_a_worker() -> str:

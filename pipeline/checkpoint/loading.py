@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from era import ErA, ErAConfig
 from pipeline import storage
 from pipeline.checkpoint.folder import COMMIT, Checkpoint, open_checkpoint
@@ -42,6 +44,8 @@ def load_model(url: str, metric: str = "val/psnr") -> LoadedModel:
         raise UserError(
             f"{checkpoint.url}: its network is not one that this version knows ({reason})"
         ) from None
+    # Convolutions take a third less time on a CPU when a pixel's channels lie side by side.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return LoadedModel(model.eval(), config, checkpoint.meta, checkpoint.url)
 
 

@@ -30,10 +30,9 @@ from pipeline.checkpoint.folder import (
     write_commit,
 )
 from pipeline.checkpoint.ranking import ranked
-from pipeline.errors import DamagedError, StorageDown
+from pipeline.errors import DamagedError
 
 log = logging.getLogger("era")
-WAITS = (5.0, 10.0, 20.0, 40.0, 60.0)  # seconds between tries: a bucket may fail for a minute
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,11 @@ class CheckpointStore:
 
     Args:
         run_url: the run's folder, local or s3://.
+        guard: called before anything is written or removed; raises where the run is not ours.
     """
 
-    def __init__(self, run_url: str) -> None:
-        self.run_url = run_url
+    def __init__(self, run_url: str, guard: Callable[[], None] = lambda: None) -> None:
+        self.run_url, self.guard = run_url, guard
         self.folder = storage.join(run_url, "checkpoints")
         self._queue: queue.Queue[_Job] = queue.Queue(maxsize=1)
         self._thread: threading.Thread | None = None
@@ -202,14 +202,16 @@ class CheckpointStore:
 
     def _write(self, job: _Job) -> None:
         files = serialised(job.model, job.training, job.meta)
-        patiently(lambda: self._put(job, files), f"checkpoint of step {job.step}")
-        patiently(lambda: self.prune(job.keep_best, job.step), "removal of old checkpoints")
+        storage.patiently(lambda: self._put(job, files), f"checkpoint of step {job.step}")
+        storage.patiently(lambda: self.prune(job.keep_best, job.step), "removal of old checkpoints")
 
     def _put(self, job: _Job, files: dict[str, bytes]) -> None:
+        self.guard()
         url = self.url_of(job.step)
         storage.delete(storage.join(url, COMMIT))  # what was there is not whole any more
         for name, data in files.items():
             storage.write_bytes(storage.join(url, name), data)
+        self.guard()
         for name, data in job.files.items():
             storage.write_bytes(storage.join(self.run_url, name), data)
         prints = {name: fingerprint(data) for name, data in files.items()}
@@ -227,24 +229,3 @@ def serialised(
         TRAINING: stream.getvalue(),
         META: (json.dumps({"format": FORMAT, **meta}, indent=1) + "\n").encode(),
     }
-
-
-def patiently(work: Callable[[], None], what: str) -> None:
-    """Do storage work, again and again for over two minutes: an outage of a minute loses nothing.
-
-    Raises:
-        StorageDown: if the outage lasts. UserError: at once, for what no patience cures.
-    """
-    import tenacity
-
-    def announce(state: tenacity.RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        log.warning("%s: try %d failed (%s); again", what, state.attempt_number, error)
-
-    tenacity.Retrying(
-        stop=tenacity.stop_after_attempt(len(WAITS) + 1),
-        wait=tenacity.wait_chain(*(tenacity.wait_fixed(seconds) for seconds in WAITS)),
-        retry=tenacity.retry_if_exception_type(StorageDown),
-        before_sleep=announce,
-        reraise=True,
-    )(work)

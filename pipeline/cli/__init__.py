@@ -18,6 +18,7 @@ from pipeline.cli import (
     preprocess,
     restore,
     runs,
+    submit,
     synthesize,
     train,
     tune,
@@ -40,7 +41,19 @@ def _main() -> None:
     set_up_logging()
 
 
-for verb in (demo, synthesize, preprocess, verify, train, tune, evaluate, restore, runs, doctor):
+for verb in (
+    demo,
+    synthesize,
+    preprocess,
+    verify,
+    train,
+    tune,
+    evaluate,
+    restore,
+    runs,
+    submit,
+    doctor,
+):
     verb.register(app)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any
 
 import typer
@@ -18,27 +19,40 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     address: Annotated[
-        str, typer.Option(help="A Ray dashboard (http://...) or cluster; else RAY_ADDRESS.")
+        str, typer.Option(help="A dashboard (http://...) or cluster (HOST:PORT); else RAY_ADDRESS.")
     ] = "",
     bucket: Annotated[str, typer.Option(help="A folder to write, read and delete in.")] = "",
     data: Annotated[str, typer.Option(help="A split whose shards are to be reached.")] = "",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Ranks of the all-reduce; 0: one per node, or per GPU.")
+    ] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check this machine, the cluster, the bucket and the data; every failure with its cure."""
+    """Check this machine, the cluster, the bucket and the data; every failure with its cure.
+
+    With a dashboard's address, a job checks the cluster, the bucket and the data from there.
+    """
 
     def work() -> dict[str, Any]:
         from pipeline.doctor import diagnose
 
         found = []
-        for finding in diagnose(address, bucket, data):
+        for finding in diagnose(address, bucket, data, workers):
             found.append(vars(finding))
             if not as_json:
                 typer.echo(f"{MARKS[finding.state]}  {finding.check}: {finding.text}", err=True)
-        failures = sum(finding["state"] == "failure" for finding in found)
-        return {"checks": found, "failures": failures, "incomplete": bool(failures)}
+        counts = Counter(finding["state"] for finding in found)
+        failures, warnings = counts["failure"], counts["warning"]
+        return {
+            "checks": found,
+            "warnings": warnings,
+            "failures": failures,
+            "incomplete": bool(failures),
+        }
 
     run_verb(work, _show, as_json)
 
 
 def _show(summary: dict[str, Any]) -> None:
-    print(f"{len(summary['checks'])} checks, {summary['failures']} failures")
+    counts = f"{summary['warnings']} warnings, {summary['failures']} failures"
+    print(f"{len(summary['checks'])} checks, {counts}")

@@ -84,7 +84,10 @@ def _show_run(summary: dict[str, Any]) -> None:
     rows = [
         {**row, **row["metrics"], "size": _size(row["bytes"])} for row in summary["checkpoints"]
     ]
-    _table({"checkpoint": "checkpoint", **{m: m for m in metrics}, "size": "size"}, rows)
+    _table(
+        {"checkpoint": "checkpoint", "saved": "saved", **{m: m for m in metrics}, "size": "size"},
+        rows,
+    )
 
 
 def _show_best(summary: dict[str, Any]) -> None:

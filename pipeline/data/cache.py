@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from filelock import FileLock
 
 from pipeline import storage
 from pipeline.data.manifest import Shard
-from pipeline.errors import UserError
+from pipeline.errors import DamagedError, UserError
 
+Image = np.ndarray[Any, Any]
 GB = 10**9
 
 
@@ -24,6 +28,11 @@ def cache_folder(configured: str) -> Path:
 class ShardCache:
     """Shards by their sha256, so that data sets that share one share the copy.
 
+    A copy that is there is opened without a lock: it is whole, since it was renamed into place, and
+    what has been opened can be read even after the copy went. Making room and downloading happen
+    under one lock for the node, so that the limit holds whoever downloads; the system frees the
+    lock of a process that is killed, and what it left is removed by the next one.
+
     Args:
         folder: local; several jobs may use it at once.
         limit_gb: when it would be exceeded, the copies unused for longest go.
@@ -32,38 +41,71 @@ class ShardCache:
     def __init__(self, folder: Path, limit_gb: float) -> None:
         self.folder, self.limit = folder, int(limit_gb * GB)
 
-    def fetch(self, url: str, shard: Shard) -> Path:
-        """The local copy of a shard, downloaded first where it is not there yet.
+    def open(self, url: str, shard: Shard) -> Image:
+        """A shard's bytes as a memory map of its local copy, downloaded first where need be.
 
         Raises:
-            UserError: if the shard is missing, damaged, or larger than the cache may be.
+            DamagedError: if the shard has vanished or is not what the manifest says.
+            StorageDown: if the storage does not answer.
+            UserError: if the cache cannot hold it.
         """
-        path = self.folder / f"{shard.sha256}.tar"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # the ranks of a node: one downloads, all use
-            if not path.exists() or path.stat().st_size != shard.bytes:
-                self._make_room(shard)
-                storage.download(url, path)
-                self._check(url, path, shard)
-            os.utime(path)
-        return path
+        mapped = map_file(self._path(shard), shard.bytes)
+        if mapped is None:
+            storage.check_writable(str(self.folder))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / "cache.lock"):
+                mapped = map_file(self._path(shard), shard.bytes)  # another one brought it?
+                if mapped is None:
+                    mapped = self._download(url, shard)
+        self.touch(shard)
+        return mapped
 
-    def _check(self, url: str, path: Path, shard: Shard) -> None:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        if digest != shard.sha256:
-            path.unlink()
-            raise UserError(f"{url}: damaged: its sha256 is not the manifest's; preprocess again")
+    def has(self, shard: Shard) -> bool:
+        """Whether the copy of a shard is there."""
+        return self._path(shard).exists()
+
+    def touch(self, shard: Shard) -> bool:
+        """Say that a shard is in use; False if its copy is not there any more."""
+        with suppress(FileNotFoundError):
+            os.utime(self._path(shard))
+            return True
+        return False
+
+    def _path(self, shard: Shard) -> Path:
+        return self.folder / f"{shard.sha256}.tar"
+
+    def _download(self, url: str, shard: Shard) -> Image:
+        storage.remove_unfinished(str(self.folder))
+        self._make_room(shard)
+        if not storage.exists(url):
+            raise DamagedError(f"{url}: this shard has vanished; preprocess again")
+        path = self._path(shard)
+        storage.download(url, path)
+        mapped = map_file(path, shard.bytes)
+        if mapped is None or hashlib.sha256(mapped.data).hexdigest() != shard.sha256:
+            path.unlink(missing_ok=True)
+            raise DamagedError(
+                f"{url}: damaged: its sha256 is not the manifest's; preprocess again"
+            )
+        return mapped
 
     def _make_room(self, shard: Shard) -> None:
         if shard.bytes > self.limit:
             raise UserError(
                 f"cache.max_gb={self.limit / GB:g} is less than one shard ({shard.bytes / GB:.2f})"
             )
-        with FileLock(self.folder / "room.lock"):
-            copies = sorted(self.folder.glob("*.tar"), key=lambda path: path.stat().st_mtime)
-            used = sum(path.stat().st_size for path in copies)
-            while copies and used + shard.bytes > self.limit:
-                oldest = copies.pop(0)
-                used -= oldest.stat().st_size
-                oldest.unlink(missing_ok=True)  # whoever has it mapped keeps it until he lets go
+        copies = sorted(self.folder.glob("*.tar"), key=lambda path: path.stat().st_mtime)
+        used = sum(path.stat().st_size for path in copies)
+        for oldest in copies:
+            if used + shard.bytes <= self.limit:
+                return
+            used -= oldest.stat().st_size
+            oldest.unlink()
+
+
+def map_file(path: Path, size: int) -> Image | None:
+    """A file of this size as a memory map; None if there is none, or it has another size."""
+    with suppress(FileNotFoundError), path.open("rb") as stream:
+        if os.fstat(stream.fileno()).st_size == size:
+            return np.asarray(np.memmap(stream, np.uint8, "r"))
+    return None

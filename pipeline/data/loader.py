@@ -10,25 +10,28 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import storage
 from pipeline.data.order import Crop, Order, OrderPlan, Table, rank_slice, table
 from pipeline.data.shards import BLUR, RADIUS, SHARP
 from pipeline.data.split import Split
-from pipeline.errors import UserError
+from pipeline.errors import DamagedError, UserError
 
 log = logging.getLogger("era")
 Image = np.ndarray[Any, Any]
+AGAIN = 60.0  # seconds after which the cache is told again what is in use
 
 
 @dataclass
@@ -60,9 +63,13 @@ class TrainLoader:
         rank, world_size: the share, see `order.rank_slice`.
         workers: extra threads that cut crops; 0: the one background thread does it.
         prefetch: batches made ahead.
-        skip_damaged: take the next sound image in the place of a damaged one, and say so
-            (`skipped`), instead of stopping.
+        skip_damaged: take the next sound image in the place of a damaged one, and say so,
+            instead of stopping. A storage that does not answer damages nothing: it is waited for
+            over two minutes, then `StorageDown` is raised where the batches are taken.
         log_samples: compute crcs.
+
+    Attributes:
+        skipped: by the sample's key, why it is not trained on; grows while the loader runs.
     """
 
     def __init__(
@@ -124,12 +131,13 @@ class TrainLoader:
         first = step * self.plan.global_batch
         if self._ahead is not None:
             self._ahead.reach(first + self.share[0])
-        crops = [self._crop(first + p) for p in range(*self.share)]
+        sources = [self._source(first + p) for p in range(*self.share)]
+        crops = [source.crop for source in sources]
         count, size = len(crops), crops[0].size
         images = [np.empty((count, size, size, 3), np.uint16) for _ in (BLUR, SHARP)]
         radius = np.zeros((count, size, size), np.uint16) if self.split.has_radius else None
-        cuts = [(i, crop, images, radius) for i, crop in enumerate(crops)]
-        known = list((self._pool.map if self._pool else map)(self._cut, cuts))
+        cuts = [(i, source, images, radius) for i, source in enumerate(sources)]
+        known = list((self._pool.map if self._pool else map)(_cut, cuts))
         crcs = []
         if self.log_samples:
             crcs = [zlib.crc32(images[1][i], zlib.crc32(images[0][i])) for i in range(count)]
@@ -160,25 +168,27 @@ class TrainLoader:
                 self._queue.put(item, timeout=0.2)
                 return
 
-    def _crop(self, position: int) -> Crop:
+    def _source(self, position: int) -> _Source:
         chosen = self.order.image(position)
         for offset in range(len(self.split) if self.skip_damaged else 1):
             image = (chosen + offset) % len(self.split)
+            key = self.split.key(image)
+            if key in self.skipped:
+                continue
             try:
-                if self.split.key(image) in self.skipped:
-                    continue
-                return self._crop_of(position, image)
-            except UserError as error:
+                opening = partial(self._open, position, image)
+                return storage.patiently(opening, f"sample {key}", self._stopping)
+            except DamagedError as error:
                 if not self.skip_damaged:
                     raise
-                self.skipped[self.split.key(image)] = str(error)
+                self.skipped[key] = str(error)
                 log.warning("sample skipped: %s", error)
-        raise UserError(f"{self.split.url}: no sound sample is left; run `era verify`")
+        raise DamagedError(f"{self.split.url}: no sound sample is left; run `era verify`")
 
-    def _crop_of(self, position: int, image: int) -> Crop:
-        for name in (BLUR, SHARP):
-            self.split.member(image, name)
-        return self.order.crop_of(position, image, self._sharpness(image))
+    def _open(self, position: int, image: int) -> _Source:
+        names = (BLUR, SHARP, RADIUS) if self.split.has_radius else (BLUR, SHARP)
+        members = [self.split.member(image, name) for name in names]
+        return _Source(self.order.crop_of(position, image, self._sharpness(image)), members)
 
     def _read_sharpness(self, image: int) -> Table | None:
         if not self.plan.min_sharpness_quantile:
@@ -186,47 +196,63 @@ class TrainLoader:
         values = self.split.meta(image).get("sharpness")
         return table(values) if values else None
 
-    def _cut(self, job: tuple[int, Crop, list[Image], Image | None]) -> bool:
-        index, crop, images, radius = job
-        place = (slice(crop.top, crop.top + crop.size), slice(crop.left, crop.left + crop.size))
-        for target, name in zip(images, (BLUR, SHARP), strict=True):
-            source = self.split.member(crop.image, name)
-            assert source is not None  # _crop_of saw it
-            np.copyto(target[index], source[place])
-        source = self.split.member(crop.image, RADIUS) if radius is not None else None
-        if source is None or radius is None:
-            return False
-        np.copyto(radius[index], source[place])
-        return True
+
+@dataclass(frozen=True)
+class _Source:
+    """A crop to be cut, and the arrays that it is cut from, kept open until then."""
+
+    crop: Crop
+    members: list[Image | None]
+
+
+def _cut(job: tuple[int, _Source, list[Image], Image | None]) -> bool:
+    """Copy a crop into its place in the batch; returns whether its radius is known."""
+    index, source, images, radius = job
+    crop = source.crop
+    place = (slice(crop.top, crop.top + crop.size), slice(crop.left, crop.left + crop.size))
+    for target, member in zip(images, source.members, strict=False):
+        assert member is not None  # the manifest says so
+        np.copyto(target[index], member[place])
+    known = source.members[2] if radius is not None else None
+    if known is None or radius is None:
+        return False
+    np.copyto(radius[index], known[place])
+    return True
 
 
 class _Ahead:
-    """Fetches shards before they are asked for: this window's, then the next one's."""
+    """Holds this window's shards and the next one's, fetched before they are asked for."""
 
     def __init__(self, split: Split, order: Order) -> None:
         self.split, self.order = split, order
-        self.reached = (-1, -1)
+        self.reached, self.said = (-1, -1), 0.0
+        self.wanted: list[int] = []
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="era-fetch")
 
     def reach(self, position: int) -> None:
         """Say which position is read; fetches in the background when its window is new."""
         window = self.order.window(position)
-        if window == self.reached:
-            return
-        self.reached = window
-        epoch, number = window
+        is_new = window != self.reached
+        if is_new:
+            self.reached, self.wanted = window, self._needed(*window)
+        if is_new or time.monotonic() - self.said > AGAIN:
+            self.said = time.monotonic()
+            self.split.hold(self.wanted)
+        if is_new:
+            for shard in self.wanted:
+                self.pool.submit(self._fetch, shard)
+
+    def _needed(self, epoch: int, number: int) -> list[int]:
+        """As much as the cache can hold; nothing where even one window is too much for it."""
         wanted = self.order.window_shards(epoch, number)
         following = self.order.window_shards(epoch, number + 1)
         together = list(dict.fromkeys([*wanted, *following]))
-        for shards in (together, wanted):
-            if self.split.fits_cache(shards):
-                for shard in shards:
-                    self.pool.submit(self._fetch, shard)
-                return
+        return next((s for s in (together, wanted) if self.split.fits_cache(s)), [])
 
     def _fetch(self, shard: int) -> None:
-        with suppress(UserError):  # whoever reads it is told
-            self.split.prepare(shard)
+        if shard in self.wanted:  # unless reading has gone on since
+            with suppress(UserError):  # whoever reads it is told
+                self.split.prepare(shard)
 
     def close(self) -> None:
         """Finish the download in hand and drop the rest."""

@@ -4,9 +4,11 @@
      "bit_depth": 16, "sharp": true, "radius": false,
      "shards": [{"name": ..., "bytes": n, "sha256": ...,
                  "samples": [{"key": ..., "height": h, "width": w,
-                              "members": {"blur.npy": [offset, length], ...}}]}]}
+                              "members": {"blur.npy": [offset, length], ...},
+                 "crc32": {"blur.npy": n, ...}}]}]}
 
-Offsets are of a member's data in its shard, so that any crop can be read at random.
+Offsets are of a member's data in its shard, so that any crop can be read at random. The shard's
+sha256 shows damage, the members' crc32 name the samples that have it (older manifests lack them).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import DamagedError, UserError
 
 FORMAT = "era-shards/1"
 NAME = "manifest.json"
@@ -26,12 +28,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SampleEntry:
-    """A sample: its key, its size in pixels, and (offset, bytes) of each member."""
+    """A sample: its key, its size in pixels, (offset, bytes) of each member, and its crc32."""
 
     key: str
     height: int
     width: int
     members: dict[str, tuple[int, int]]
+    crc32: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def parse_manifest(text: str, url: str) -> Manifest:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{url}: not a manifest that can be read ({error})") from None
     if counts != (manifest.samples, manifest.bytes):
-        raise UserError(f"{url}: damaged: its counts do not match its shards")
+        raise DamagedError(f"{url}: damaged: its counts do not match its shards")
     return manifest
 
 
@@ -121,6 +124,7 @@ def parse_shard(values: dict[str, Any]) -> Shard:
             _of(int, s, "height"),
             _of(int, s, "width"),
             {k: _span(v) for k, v in _of(dict, s, "members").items()},
+            {k: int(v) for k, v in s.get("crc32", {}).items()},
         )
         for s in _of(list, values, "samples")
     ]

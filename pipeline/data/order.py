@@ -88,6 +88,7 @@ class Order:
         self.per_epoch = self.images * plan.crops_per_image
         self.smallest = min(min(size) for size in sizes)
         self._epoch = (-1, np.empty(0, np.int64))
+        self._ends = self._epoch
 
     def patch(self, position: int) -> int:
         """The crop size of a position, pixels; never more than the smallest image has."""
@@ -119,13 +120,7 @@ class Order:
     def window(self, position: int) -> tuple[int, int]:
         """(epoch, window) of a position."""
         epoch, place = divmod(position, self.per_epoch)
-        size = self.plan.window or len(self.shard_counts)
-        for number, first in enumerate(range(0, len(self.shard_counts), size)):
-            images = sum(self.shard_counts[s] for s in self._shards_of(epoch, first))
-            place -= images * self.plan.crops_per_image
-            if place < 0:
-                return epoch, number
-        raise AssertionError("an epoch's windows hold all of its positions")
+        return epoch, int(np.searchsorted(self._window_ends(epoch), place, side="right"))
 
     def window_shards(self, epoch: int, number: int) -> list[int]:
         """The shards of a window; of the first one of the next epoch after an epoch's last."""
@@ -164,6 +159,15 @@ class Order:
     def _shard_order(self, epoch: int) -> np.ndarray[Any, Any]:
         shards = np.arange(len(self.shard_counts), dtype=np.uint64)
         return np.argsort(mix(self.plan.seed, SHARD, epoch, shards), kind="stable")
+
+    def _window_ends(self, epoch: int) -> np.ndarray[Any, Any]:
+        """Where an epoch's windows end, in positions; kept for one epoch at a time."""
+        if self._ends[0] != epoch:
+            slots = np.asarray(self.shard_counts)[self._shard_order(epoch)]
+            size = self.plan.window or len(slots)
+            totals = np.add.reduceat(slots, np.arange(0, len(slots), size))
+            self._ends = (epoch, np.cumsum(totals) * self.plan.crops_per_image)
+        return self._ends[1]
 
     def _slots(self, epoch: int) -> np.ndarray[Any, Any]:
         """The images of an epoch's positions; kept for one epoch at a time."""

@@ -11,17 +11,18 @@ import io
 import json
 import os
 import tarfile
+import zlib
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
 
 from pipeline.data.manifest import SampleEntry, Shard
-from pipeline.errors import UserError
+from pipeline.errors import DamagedError
 
 Image = np.ndarray[Any, Any]
-COPY_PART = 8 << 20  # bytes
 BLUR, SHARP, RADIUS, META = "blur.npy", "sharp.npy", "radius.npy", "json"
 
 
@@ -47,21 +48,18 @@ class ShardWriter:
         self.path = path
         self.samples: list[SampleEntry] = []
         self._file = _Hashed(path)
-        self._tar = tarfile.TarFile(
-            fileobj=cast(IO[bytes], self._file),
-            mode="w",
-            format=tarfile.USTAR_FORMAT,
-            copybufsize=COPY_PART,
-        )
+        stream = cast(IO[bytes], self._file)
+        self._tar = tarfile.TarFile(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT)
 
     def add(self, sample: Sample) -> None:
         """Append a sample."""
-        members = {BLUR: sample.blur, SHARP: sample.sharp, RADIUS: sample.radius}
-        places = {n: self._put(sample.key, n, _npy(a)) for n, a in members.items() if a is not None}
-        meta = json.dumps(sample.meta, sort_keys=True).encode()
-        places[META] = self._put(sample.key, META, meta)
+        images = {BLUR: sample.blur, SHARP: sample.sharp, RADIUS: sample.radius}
+        parts = {name: _npy(image) for name, image in images.items() if image is not None}
+        parts[META] = [memoryview(json.dumps(sample.meta, sort_keys=True).encode())]
+        places = {name: self._put(f"{sample.key}.{name}", parts[name]) for name in parts}
+        crcs = {name: reduce(_crc32, parts[name], 0) for name in parts}
         height, width = sample.blur.shape[:2]
-        self.samples.append(SampleEntry(sample.key, height, width, places))
+        self.samples.append(SampleEntry(sample.key, height, width, places, crcs))
 
     def close(self) -> Shard:
         """Finish the file and describe it."""
@@ -69,19 +67,24 @@ class ShardWriter:
         self._file.close()
         return Shard(self.path.name, self._file.size, self._file.hash.hexdigest(), self.samples)
 
-    def _put(self, key: str, member: str, data: bytes | bytearray) -> tuple[int, int]:
-        info = tarfile.TarInfo(f"{key}.{member}")  # its defaults: mtime 0, uid 0, mode 0644
-        info.size = len(data)
-        self._tar.addfile(info, cast(IO[bytes], _Slices(data)))
-        blocks = -(-len(data) // tarfile.BLOCKSIZE)
-        return self._tar.offset - blocks * tarfile.BLOCKSIZE, len(data)
+    def _put(self, name: str, parts: list[memoryview]) -> tuple[int, int]:
+        """Append a member of these bytes; returns its offset and its length."""
+        info = tarfile.TarInfo(name)  # its defaults: mtime 0, uid 0, mode 0644
+        info.size = sum(map(len, parts))
+        self._tar.addfile(info)  # the header alone
+        start, padding = self._tar.offset, -info.size % tarfile.BLOCKSIZE
+        for part in parts:
+            self._file.write(part)
+        self._file.write(bytes(padding))
+        self._tar.offset += info.size + padding
+        return start, info.size
 
 
 def view_member(shard: Image, entry: SampleEntry, member: str, where: str) -> Image:
     """An array of a memory-mapped shard (bytes), without a copy.
 
     Raises:
-        UserError: if what lies there is not the array that the manifest promises.
+        DamagedError: if what lies there is not the array that the manifest promises.
     """
     offset, length = entry.members[member]
     channels = () if member == RADIUS else (3,)
@@ -90,22 +93,25 @@ def view_member(shard: Image, entry: SampleEntry, member: str, where: str) -> Im
     header = 10 + int.from_bytes(raw[8:10].tobytes(), "little") if len(raw) >= 10 else 0
     whole = length - header == 2 * int(np.prod(shape)) and len(raw) == length
     if raw[:6].tobytes() != b"\x93NUMPY" or not whole or b"'<u2'" not in raw[10:header].tobytes():
-        raise UserError(
-            f"{where}: sample {entry.key}: {member} is damaged; run `era verify`, then "
-            "preprocess again"
-        )
+        raise damaged_member(where, entry, member)
     return raw[header:].view("<u2").reshape(shape)
 
 
-class _Slices:
-    """Reads bytes piece by piece without a copy."""
+def changed_members(shard: Image, entry: SampleEntry) -> list[str]:
+    """The members of a sample whose bytes are not those written; none where no crc32 is known."""
+    return [
+        member
+        for member, (offset, length) in entry.members.items()
+        if member in entry.crc32
+        and zlib.crc32(shard[offset : offset + length].data) != entry.crc32[member]
+    ]
 
-    def __init__(self, data: bytes | bytearray) -> None:
-        self.rest = memoryview(data)
 
-    def read(self, count: int) -> memoryview:
-        piece, self.rest = self.rest[:count], self.rest[count:]
-        return piece
+def damaged_member(where: str, entry: SampleEntry, member: str) -> DamagedError:
+    """What to raise for a member that is not what was written; `where` is its shard."""
+    return DamagedError(
+        f"{where}: sample {entry.key}: {member} is damaged; run `era verify`, then preprocess again"
+    )
 
 
 class _Hashed:
@@ -130,13 +136,14 @@ class _Hashed:
         self.stream.close()
 
 
-def _npy(array: Image) -> bytearray:
+def _npy(array: Image) -> list[memoryview]:
+    """The bytes of an .npy file: its header, and the array's own memory."""
     head = io.BytesIO()
     plain = np.ascontiguousarray(array, "<u2")
     description = np.lib.format.header_data_from_array_1_0(plain)
     np.lib.format.write_array_header_1_0(head, description)
-    start = head.getbuffer().nbytes
-    data = bytearray(start + plain.nbytes)
-    data[:start] = head.getvalue()
-    np.frombuffer(data, "<u2", offset=start)[:] = plain.ravel()
-    return data
+    return [head.getbuffer(), plain.reshape(-1).data.cast("B")]
+
+
+def _crc32(so_far: int, data: memoryview) -> int:
+    return zlib.crc32(data, so_far)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections import OrderedDict
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,19 @@ import numpy as np
 from pipeline import storage
 from pipeline.data.cache import ShardCache, cache_folder
 from pipeline.data.manifest import Manifest, SampleEntry, load_manifest
-from pipeline.data.shards import BLUR, META, RADIUS, SHARP, Sample, view_member
+from pipeline.data.opened import OpenShards
+from pipeline.data.shards import (
+    BLUR,
+    META,
+    RADIUS,
+    SHARP,
+    Sample,
+    damaged_member,
+    view_member,
+)
 from pipeline.errors import UserError
 
 Image = np.ndarray[Any, Any]
-OPEN_SHARDS, OPEN_VIEWS = 256, 50_000  # memory maps and members of them held at once
 
 
 def open_split(url: str, cache_dir: str = "", cache_gb: float = 100.0) -> Split:
@@ -36,13 +43,10 @@ class Split:
 
     def __init__(self, url: str, manifest: Manifest, digest: str, cache: ShardCache) -> None:
         self.url, self.manifest, self.manifest_sha256 = url, manifest, digest
-        self._cache = cache
+        self._cache, self._shards = cache, OpenShards(url, manifest, cache)
         self._entries: list[tuple[int, SampleEntry]] = [
             (index, entry) for index, shard in enumerate(manifest.shards) for entry in shard.samples
         ]
-        self._maps: OrderedDict[int, Image] = OrderedDict()
-        self._views: dict[tuple[int, str], Image] = {}  # checked once, then only looked up
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -77,32 +81,43 @@ class Split:
         return self._entries[index][1].key
 
     def member(self, index: int, name: str) -> Image | None:
-        """A member as an array on the memory map, not copied; None where the sample lacks it."""
-        key = index, name
-        view = self._views.get(key)
+        """A member as an array on the memory map, not copied; None where the sample lacks it.
+
+        Raises:
+            DamagedError: if it, or its whole shard, is damaged or has vanished.
+            StorageDown: if the storage does not answer.
+        """
+        shard, entry = self._entries[index]
+        if name not in entry.members:
+            return None
+        opened = self._shards.get(shard)
+        view = opened.views.get((index, name))
         if view is None:
-            shard, entry = self._entries[index]
-            if name not in entry.members:
-                return None
-            view = view_member(self._map(shard), entry, name, self._where(shard))
-            if len(self._views) >= OPEN_VIEWS:
-                self._views.clear()
-            self._views[key] = view
+            if (entry.key, name) in opened.broken:
+                raise damaged_member(self._shards.where(shard), entry, name)
+            view = view_member(opened.data, entry, name, self._shards.where(shard))
+            opened.views[index, name] = view
         return view
 
     def meta(self, index: int) -> dict[str, Any]:
         """The content of a sample's KEY.json."""
         shard, entry = self._entries[index]
         offset, length = entry.members[META]
-        raw = self._map(shard)[offset : offset + length].tobytes()
+        opened = self._shards.get(shard)
+        raw = opened.data[offset : offset + length].tobytes()
         try:
+            if (entry.key, META) in opened.broken:
+                raise ValueError("its crc32 is not the manifest's")
             meta: dict[str, Any] = json.loads(raw)
         except ValueError:
-            raise UserError(f"{self._where(shard)}: sample {entry.key}: json is damaged") from None
+            raise damaged_member(self._shards.where(shard), entry, META) from None
         return meta
 
     def load(self, index: int) -> Sample:
-        """A whole sample, copied into memory."""
+        """A whole sample, copied into memory; waits for two minutes for a silent storage."""
+        return storage.patiently(lambda: self._load(index), f"sample {self.key(index)}")
+
+    def _load(self, index: int) -> Sample:
         blur, sharp, radius = (self.member(index, name) for name in (BLUR, SHARP, RADIUS))
         assert blur is not None  # every sample has it: view_member would have refused
         return Sample(
@@ -124,33 +139,11 @@ class Split:
 
     def prepare(self, shard: int) -> None:
         """Make sure that a shard is at hand, downloading it where needed."""
-        self._map(shard)
+        self._shards.get(shard)
 
-    def _where(self, shard: int) -> str:
-        return storage.join(self.url, self.manifest.shards[shard].name)
+    def hold(self, shards: Collection[int]) -> None:
+        """Say that these shards, and no others, are needed now; to be said again every minute.
 
-    def _map(self, shard: int) -> Image:
-        with self._lock:
-            if shard in self._maps:
-                self._maps.move_to_end(shard)
-                return self._maps[shard]
-        mapped = self._open(shard)
-        with self._lock:
-            self._maps[shard] = mapped
-            while len(self._maps) > OPEN_SHARDS:
-                self._maps.popitem(last=False)
-        return mapped
-
-    def _open(self, shard: int) -> Image:
-        described, url = self.manifest.shards[shard], self._where(shard)
-        path = storage.local_path(url)
-        if not storage.is_local(url):
-            path = self._cache.fetch(url, described)
-        elif not path.is_file():
-            raise UserError(f"{url}: this shard has vanished; preprocess again")
-        if path.stat().st_size != described.bytes:
-            raise UserError(
-                f"{url}: damaged: {path.stat().st_size} bytes instead of {described.bytes}; "
-                "preprocess again"
-            )
-        return np.asarray(np.memmap(path, np.uint8, "r"))
+        The cache keeps their copies for longest; whatever else is open is let go of.
+        """
+        self._shards.hold(shards)

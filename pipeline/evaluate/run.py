@@ -12,7 +12,8 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.checkpoint import resolve
-from pipeline.data.split import Split, open_split
+from pipeline.data.manifest import Manifest
+from pipeline.data.split import open_split
 from pipeline.errors import UserError
 from pipeline.evaluate.published import published_rows
 from pipeline.evaluate.score import ScoreJob, score
@@ -78,7 +79,7 @@ def evaluate(
     weights, reason = find_weights(lpips_weights)
     job = ScoreJob(resolve(checkpoint).url, data, 0, protocol, weights)
     rows = _score_all(job, range(len(split)))
-    summary = {
+    summary: dict[str, Any] = {
         **totals(rows),
         "images": len(rows),
         "protocol": protocol,
@@ -86,18 +87,22 @@ def evaluate(
     }
     if reason:
         summary["lpips_note"] = reason
-    summary |= _by_label(data, rows)
+    summary |= by_label(data, rows)
     if compare:
-        other = _score_all(_with(job, checkpoint=resolve(compare).url), range(len(split)))
-        summary["comparison"] = comparison(rows, other)
-    storage.write_text(storage.join(out, "per_image.csv"), _csv(rows))
+        rival = resolve(compare).url
+        other = _score_all(_with(job, checkpoint=rival), range(len(split)))
+        summary["comparison"] = {"checkpoint": rival, **comparison(rows, other)}
+    if reason and "psnr" in rows[0]:
+        rows = [{**row, "lpips": None} for row in rows]
+    told = [{**row, "lpips": reason} if reason and "lpips" in row else row for row in rows]
+    storage.write_text(storage.join(out, "per_image.csv"), _csv(told))
     cases = _pictures(job, rows)
     gallery = Gallery(
         title=f"{split.manifest.dataset} {split.manifest.split}",
-        totals={k: v for k, v in summary.items() if isinstance(v, (int, float, str))},
+        summary=summary,
         rows=rows,
         cases=cases,
-        published=_published(split, summary),
+        published=published(split.manifest, summary),
     )
     write_gallery(storage.join(out, "gallery.html"), gallery)
     return Evaluation(summary, rows, cases)
@@ -110,7 +115,7 @@ def totals(rows: list[Row]) -> dict[str, Any]:
         for name in MEANS
     }
     if len(rows) > 1 and "psnr" in rows[0]:
-        for name in INTERVALS:
+        for name in (name for name in INTERVALS if name in rows[0]):
             means[f"{name}_interval"] = interval([row[name] for row in rows])
     return means
 
@@ -130,20 +135,20 @@ def interval(values: list[float]) -> list[float]:
 
 
 def comparison(rows: list[Row], other: list[Row]) -> dict[str, Any]:
-    """The paired difference in PSNR of two checkpoints (first minus second).
+    """The paired differences of two checkpoints (first minus second), image by image.
 
     Raises:
         UserError: without ground truth.
     """
     if "psnr" not in rows[0]:
         raise UserError("--compare needs sharp images; this split has none")
-    differences = [a["psnr"] - b["psnr"] for a, b in zip(rows, other, strict=True)]
-    return {
-        "psnr_difference": float(np.mean(differences)),
-        "interval": interval(differences) if len(differences) > 1 else None,
-        "better": sum(d > 0 for d in differences),
-        "images": len(differences),
-    }
+    found: dict[str, Any] = {}
+    for name in ("psnr", "ssim"):
+        differences = [a[name] - b[name] for a, b in zip(rows, other, strict=True)]
+        found[f"{name}_difference"] = float(np.mean(differences))
+        found[f"{name}_interval"] = interval(differences) if len(differences) > 1 else None
+    better = sum(a["psnr"] > b["psnr"] for a, b in zip(rows, other, strict=True))
+    return {**found, "better": better, "images": len(rows)}
 
 
 def _score_all(job: ScoreJob, indices: range) -> list[Row]:
@@ -166,26 +171,39 @@ def _pictures(job: ScoreJob, rows: list[Row]) -> list[Case]:
     return [case for index in range(len(jobs)) if (case := found[index][1]) is not None]
 
 
-def _by_label(data: str, rows: list[Row]) -> dict[str, Any]:
-    """Means over DPDD's indoor and outdoor pictures, where the label files lie beside the data."""
+def by_label(data: str, rows: list[Row]) -> dict[str, Any]:
+    """Means over DPDD's indoor and outdoor pictures, where the label files are.
+
+    Args:
+        data: the split's URL; `indoor_labels.npy` and `outdoor_labels.npy`, numbers of the images
+            from 1 as IFAN and Restormer publish them, lie in it or beside it.
+    """
     found = {}
     for label in LABELS:
-        url = storage.join(data, f"{label}_labels.npy")
-        if storage.exists(url) and "psnr" in rows[0]:
-            places = np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False).ravel()
-            chosen = [rows[int(place) - 1] for place in places if 0 < place <= len(rows)]
-            if chosen:
-                means = totals(chosen)
-                found[label] = {name: means[name] for name in ("psnr", "ssim", "mae", "lpips")}
+        places = [storage.join(url, f"{label}_labels.npy") for url in (data, _parent(data))]
+        url = next(filter(storage.exists, places), None)
+        if url is None or "psnr" not in rows[0]:
+            continue
+        numbers = np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False).ravel()
+        if not len(numbers) or numbers.min() < 1 or numbers.max() > len(rows):
+            raise UserError(f"{url}: numbers from 1 to {len(rows)} expected, the images of {data}")
+        means = totals([rows[int(number) - 1] for number in numbers])
+        names = ("psnr", "ssim", "mae", "lpips")
+        found[label] = {"images": len(numbers), **{name: means[name] for name in names}}
     return found
 
 
-def _published(split: Split, summary: dict[str, Any]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = list(published_rows(split.manifest.dataset, len(split)))
-    if rows and split.manifest.split == "test":
-        mine = {name: summary[name] for name in ("psnr", "ssim", "lpips")}
-        return [*rows, {"method": "this checkpoint", **mine}]
-    return []
+def _parent(url: str) -> str:
+    return url.rpartition("/")[0]
+
+
+def published(manifest: Manifest, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The published table with this checkpoint as one more row; none for other data."""
+    rows: list[dict[str, Any]] = list(published_rows(manifest.dataset, summary["images"]))
+    if not rows or manifest.split != "test":
+        return []
+    mine = {name: summary[name] for name in ("psnr", "ssim", "lpips")}
+    return [*rows, {"method": f"this checkpoint, protocol {summary['protocol']}", **mine}]
 
 
 def _csv(rows: list[Row]) -> str:

@@ -15,6 +15,7 @@ from pipeline.images import decode_any, decode_image
 from pipeline.preprocess.layouts import Pair
 
 Image = np.ndarray[Any, Any]
+PARTS = ".parts"  # folder of what is only there until a split is published
 SHARPNESS_CELL = 32  # pixels
 SMALL = 256  # longest side of the reduced pictures that are compared
 SAME_SCENE = 0.5  # least correlation of a pair's reduced pictures
@@ -43,7 +44,7 @@ class ShardJob:
     @property
     def part_url(self) -> str:
         """Where the shard's description waits until all shards are there."""
-        return storage.join(self.dest, ".parts", f"{self.name}.json")
+        return storage.join(self.dest, PARTS, f"{self.name}.json")
 
 
 def convert(job: ShardJob) -> dict[str, Any]:

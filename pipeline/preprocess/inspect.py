@@ -7,12 +7,18 @@ import io
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.preprocess.layouts import Pair, base_of
+from pipeline.preprocess.layouts import Layout, Pair, base_of
 from pipeline.progress import track
 from pipeline.spread import spread
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
+TIFF_BITS = 258  # the tag BitsPerSample
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with a pair of a split."""
+    """Something wrong with a pair of a split, or, without a key, with all of the split."""
 
     split: str
     key: str
@@ -50,17 +56,25 @@ class _Job:
     name: str
 
 
-def inspect(source: str, splits: dict[str, list[Pair]]) -> Inspection:
+def inspect(source: str, layout: Layout) -> Inspection:
     """Look at every file of every split; all problems are gathered, none is raised."""
-    names = sorted({name for pairs in splits.values() for pair in pairs for name in pair.files})
+    splits = layout.splits
+    paired = {name for pairs in splits.values() for pair in pairs for name in pair.files}
+    names = sorted(paired.union(*layout.unpaired.values()))
     jobs = [_Job(base_of(source), name) for name in names]
-    found = Inspection()
+    found = Inspection(problems=[Problem(split, "", text) for split, text in layout.problems])
     unreadable: dict[str, str] = {}
     for index, result in track(spread(_look, jobs), len(jobs), "inspect"):
         if isinstance(result, Header):
             found.headers[names[index]] = result
         else:
             unreadable[names[index]] = result
+    found.problems += [
+        Problem(split, "", unreadable[name])
+        for split, files in layout.unpaired.items()
+        for name in files
+        if name in unreadable
+    ]
     for split, pairs in splits.items():
         found.problems += [
             Problem(split, pair.key, text)
@@ -84,13 +98,21 @@ def _look(job: _Job) -> Header | str:
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            channels, png = len(image.getbands()), image.format == "PNG"
+            channels, bits = len(image.getbands()), _bits(image, data)
             image.verify()  # of a PNG: the checksum of every chunk
     except Exception as error:  # Pillow raises many kinds for a broken file
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         return f"{url}: not an image that can be read, or a damaged one{reason}"
-    bits = data[24] if png else 8
     return Header(width, height, channels, bits, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _bits(image: ImageFile, data: bytes) -> int:
+    """Bits per channel in the file; Pillow itself reads 16-bit RGB as 8."""
+    if image.format == "PNG":
+        return data[24]
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(TIFF_BITS, (1,)))  # type: ignore[attr-defined]
+    return 8
 
 
 def _wrong_with(

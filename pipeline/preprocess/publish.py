@@ -9,8 +9,10 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.data.manifest import NAME, Manifest, parse_shard
+from pipeline.preprocess.convert import PARTS
 
 Image = np.ndarray[Any, Any]
+CONTACT, SKIPPED = "contact.jpg", "skipped.json"
 SHEET = 24  # samples on the contact sheet
 COLUMNS = 4
 
@@ -43,12 +45,13 @@ def publish(
         shards=shards,
         statistics={"fingerprint": fingerprint, **_statistics(seen)},
     )
-    storage.write_bytes(storage.join(folder, "contact.jpg"), contact_sheet(seen))
+    storage.write_bytes(storage.join(folder, CONTACT), contact_sheet(seen))
     if skipped:
         listed = [{"key": key, "reason": reason} for key, reason in skipped]
-        storage.write_json(storage.join(folder, "skipped.json"), listed)
+        storage.write_json(storage.join(folder, SKIPPED), listed)
     storage.write_text(storage.join(folder, NAME), manifest.to_json())
-    storage.delete(storage.join(folder, ".parts"))
+    storage.remove_unfinished(folder)
+    storage.delete(storage.join(folder, PARTS))
 
 
 def _statistics(seen: list[dict[str, Any]]) -> dict[str, Any]:

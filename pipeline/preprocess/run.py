@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipeline import storage
-from pipeline.data.manifest import FORMAT, NAME, load_manifest
+from pipeline.data.manifest import FORMAT, load_manifest
 from pipeline.errors import UserError
+from pipeline.preprocess.claim import finished, published, refuse_others
 from pipeline.preprocess.convert import CLIPPED, ShardJob, convert
 from pipeline.preprocess.inspect import Header, Problem, inspect
 from pipeline.preprocess.layouts import Pair, base_of, read_layout
@@ -44,8 +45,9 @@ def preprocess(
     layout = read_layout(dataset, source)
     for warning in layout.warnings:
         log.warning("%s", warning)
+    refuse_others(dest, [*layout.splits, *layout.unpaired])
     storage.check_writable(dest)
-    inspection = inspect(source, layout.splits)
+    inspection = inspect(source, layout)
     bad = inspection.problems
     _stop_if(bad, skip_bad)
     splits = _without(layout.splits, bad)
@@ -53,7 +55,7 @@ def preprocess(
         split: _plan(dataset, source, dest, split, pairs, inspection.headers, shard_bytes)
         for split, pairs in splits.items()
     }
-    todo = {split: plan for split, plan in plans.items() if not _published(*plan)}
+    todo = {split: plan for split, plan in plans.items() if not published(*plan)}
     parts = _convert_all([job for _, jobs in todo.values() for job in jobs])
     bad = bad + [
         Problem(split, key, text)
@@ -62,6 +64,7 @@ def preprocess(
         for key, text in parts[job.part_url]["problems"]
     ]
     _stop_if(bad, skip_bad)
+    _without(splits, bad)  # all that conversion has left may be nothing
     _warn({split: [parts[j.part_url] for j in jobs] for split, (_, jobs) in todo.items()})
     for split, (fingerprint, jobs) in todo.items():
         skipped = [(p.key, p.text) for p in bad if p.split == split]
@@ -75,11 +78,11 @@ def _stop_if(problems: list[Problem], skip_bad: bool) -> None:
         return
     for problem in problems:
         log.warning("%s: %s", "skipped" if skip_bad else "bad", problem.text)
-    if not skip_bad:
+    of_splits = [problem for problem in problems if not problem.key]  # no pair to set aside
+    if of_splits or not skip_bad:
         rest = f" (and {len(problems) - 1} more, see above)" if len(problems) > 1 else ""
-        raise UserError(
-            f"{problems[0].text}{rest}; mend it, or set bad pairs aside with --skip-bad"
-        )
+        cure = "mend it" if of_splits else "mend it, or set bad pairs aside with --skip-bad"
+        raise UserError(f"{problems[0].text}{rest}; {cure}")
 
 
 def _without(splits: dict[str, list[Pair]], problems: list[Problem]) -> dict[str, list[Pair]]:
@@ -131,36 +134,9 @@ def _raw_bytes(header: Header) -> int:
     return 2 * header.channels * header.width * header.height
 
 
-def _published(fingerprint: str, jobs: list[ShardJob]) -> bool:
-    """Whether this very split is there already; else claim its folder, or refuse.
-
-    Raises:
-        UserError: if the folder holds something else.
-    """
-    folder = jobs[0].dest
-    claim = storage.join(folder, ".parts", "claim.json")
-    other = UserError(f"{folder}: holds something else; choose another --dest, or empty it")
-    if storage.exists(storage.join(folder, NAME)):
-        if load_manifest(folder)[0].statistics.get("fingerprint") != fingerprint:
-            raise other
-        storage.delete(storage.join(folder, ".parts"))
-        return True
-    if storage.exists(claim):
-        if storage.read_json(claim) != fingerprint:
-            raise other
-    elif storage.list_names(folder):
-        raise other
-    else:
-        storage.write_json(claim, fingerprint)
-    return False
-
-
 def _convert_all(jobs: list[ShardJob]) -> dict[str, Any]:
     """Convert what is not done yet; returns every shard's description by its URL."""
-    parts = {}
-    for job in jobs:
-        if storage.exists(job.part_url):
-            parts[job.part_url] = storage.read_json(job.part_url)
+    parts = finished(jobs)
     missing = [job for job in jobs if job.part_url not in parts]
     if len(missing) < len(jobs):
         log.info("%d of %d shards are there already", len(jobs) - len(missing), len(jobs))

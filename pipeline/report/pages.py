@@ -41,14 +41,25 @@ class DemoReport:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What `gallery.html` shows: totals, every image's scores, some cases in pictures, and the
-    published figures for the same test set, if there are any."""
+    """What `gallery.html` shows.
+
+    Attributes:
+        summary: the evaluation's: means, intervals, protocol, means by label, comparison.
+        rows: every image's scores. cases: some in pictures.
+        published: figures for the same test set, if there are any.
+    """
 
     title: str
-    totals: dict[str, Any]
+    summary: dict[str, Any]
     rows: list[dict[str, Any]]
     cases: list[Case]
     published: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def labels(self) -> dict[str, dict[str, Any]]:
+        """Means by label, such as indoor and outdoor."""
+        means = {k: v for k, v in self.summary.items() if isinstance(v, dict)}
+        return {k: v for k, v in means.items() if k != "comparison"}
 
 
 @dataclass(frozen=True)

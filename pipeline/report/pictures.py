@@ -15,6 +15,8 @@ from pipeline.images import encode_png, from_float, to_float
 Image = np.ndarray[Any, Any]
 JPEG_QUALITY = 92
 MAX_SIDE = 640  # pixels of an embedded picture; larger ones are reduced
+CROP = 128  # pixels
+DIFFERENCE = 0.2  # mean over the channels: the brightest colour of an error map
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,17 @@ class Case:
         return self.scores.get("psnr", 0.0) - self.scores.get("psnr_blurred", 0.0)
 
     @cached_property
+    def crops(self) -> dict[str, str]:
+        """The same crop of blurred, restored, sharp and error as data URIs, at full resolution."""
+        place = busiest(np.abs(self.restored - self.blur).sum(axis=2), CROP)
+        crops = {"blurred": picture(self.blur[place]), "restored": picture(self.restored[place])}
+        if self.sharp is not None:
+            crops["sharp"] = picture(self.sharp[place])
+            difference = np.abs(self.restored - self.sharp).mean(axis=2)
+            crops["difference"] = heat(difference[place], DIFFERENCE)
+        return crops
+
+    @cached_property
     def pictures(self) -> dict[str, str]:
         """All pictures as data URIs."""
         most = float(
@@ -54,7 +67,9 @@ class Case:
         pictures = {"blurred": picture(self.blur), "restored": picture(self.restored)}
         if self.sharp is not None:
             pictures["sharp"] = picture(self.sharp)
-            pictures["difference"] = heat(np.abs(self.restored - self.sharp).mean(axis=2), 0.2)
+            pictures["difference"] = heat(
+                np.abs(self.restored - self.sharp).mean(axis=2), DIFFERENCE
+            )
         pictures["radius"] = heat(self.radius, most)
         if self.true_radius is not None:
             pictures["true radius"] = heat(self.true_radius, most)
@@ -64,6 +79,17 @@ class Case:
             tile(self.kernels / self.kernels.max(axis=(1, 2), keepdims=True))
         )
         return pictures
+
+
+def busiest(values: Image, side: int) -> tuple[slice, slice]:
+    """The square of at most `side` pixels with the greatest sum of values (H, W)."""
+    import cv2
+
+    height, width = (min(side, n) for n in values.shape)
+    sums = cv2.boxFilter(values.astype(np.float32), -1, (width, height), anchor=(0, 0))
+    valid = sums[: values.shape[0] - height + 1, : values.shape[1] - width + 1]
+    top, left = np.unravel_index(int(valid.argmax()), valid.shape)
+    return slice(int(top), int(top) + height), slice(int(left), int(left) + width)
 
 
 def picture(image: Image) -> str:

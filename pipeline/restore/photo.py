@@ -1,12 +1,13 @@
 """A user's photograph: pixels in, pixels out, and all that belongs to the file kept.
 
 Bit depth, channels, ICC profile, EXIF (with the orientation, which is not applied) and XMP survive.
-Of a TIFF the base tags survive, but not a nested EXIF directory.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +15,11 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.images import decode_any
+from pipeline.restore.tiff import count_pages, decode_tiff, encode_tiff
 
 Image = np.ndarray[Any, Any]
 QUALITY = 95  # of JPEG and WebP files
-# Base tags of a TIFF that are carried over: description, make, model, orientation, software,
-# date, artist, XMP, copyright, ICC profile.
-TIFF_TAGS = (270, 271, 272, 274, 305, 306, 315, 700, 33432, 34675)
+TIFF = (".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Photo:
         suffix: of the file, lower case, such as ``.png``.
         grey: the file had one channel. alpha: (H, W) or None.
         metadata: as the file's kind needs it back.
+        pages: pictures in the file, of which this is the first.
     """
 
     rgb: Image
@@ -38,6 +39,7 @@ class Photo:
     grey: bool = False
     alpha: Image | None = None
     metadata: Any = field(default=None, repr=False)
+    pages: int = 1
 
 
 def decode_photo(data: bytes, name: str) -> Photo:
@@ -47,10 +49,13 @@ def decode_photo(data: bytes, name: str) -> Photo:
         UserError: if it is damaged, or of a kind that cannot be restored.
     """
     suffix = "." + name.lower().rpartition(".")[2]
-    if suffix in (".tif", ".tiff"):
-        image, metadata = _decode_tiff(data, name)
-    else:
-        image, metadata = decode_any(data, name), _metadata(data)
+    with _explained(f"{name}: cannot be read"):
+        if suffix in TIFF:
+            image, metadata = decode_tiff(data, name)
+            pages = count_pages(data)
+        else:
+            image, metadata = decode_any(data, name), _metadata(data)
+            pages = _pages(data, name)
     alpha = None
     if image.ndim == 3 and image.shape[2] in (2, 4):
         image, alpha = image[..., :-1], np.ascontiguousarray(image[..., -1])
@@ -59,7 +64,7 @@ def decode_photo(data: bytes, name: str) -> Photo:
         image = np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
     if image.shape[2] != 3:
         raise UserError(f"{name}: {image.shape[2]} colour channels; RGB or grey is supported")
-    return Photo(np.ascontiguousarray(image), suffix, grey, alpha, metadata)
+    return Photo(np.ascontiguousarray(image), suffix, grey, alpha, metadata, pages)
 
 
 def encode_photo(photo: Photo, restored: Image) -> bytes:
@@ -70,9 +75,36 @@ def encode_photo(photo: Photo, restored: Image) -> bytes:
         image = np.rint(mean).astype(restored.dtype)
     if photo.alpha is not None:
         image = np.dstack([image, photo.alpha])
-    if photo.suffix in (".tif", ".tiff"):
-        return _encode_tiff(photo, image)
-    return _encode(photo, image)
+    with _explained("its restored form cannot be written"):
+        if photo.suffix in TIFF:
+            return encode_tiff(image, photo.metadata, photo.alpha is not None)
+        return _encode(photo, image)
+
+
+@contextmanager
+def _explained(message: str) -> Iterator[None]:
+    """Whatever a damaged file makes of a codec is the file's fault, and stops no other file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UserError(f"{message} ({reason})") from None
+
+
+def _pages(data: bytes, name: str) -> int:
+    """How many pictures a file holds (animations); CMYK is refused.
+
+    Raises:
+        UserError: for CMYK, whose profile would not fit the RGB that a decoder makes of it.
+    """
+    from PIL import Image as Pillow
+
+    with Pillow.open(io.BytesIO(data)) as file:
+        if file.mode == "CMYK":
+            raise UserError(f"{name}: colours are CMYK; RGB or grey is supported")
+        return int(getattr(file, "n_frames", 1))
 
 
 def _metadata(data: bytes) -> Any:
@@ -104,37 +136,3 @@ def _encode(photo: Photo, image: Image) -> bytes:
     if not done:
         raise UserError(f"cannot write {image.shape}, {image.dtype} as {photo.suffix}")
     return bytes(data)
-
-
-def _decode_tiff(data: bytes, name: str) -> tuple[Image, Any]:
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page: Any = file.pages[0]
-            image = page.asarray()
-            kept = [(t.code, t.dtype, t.count, t.value) for t in page.tags if t.code in TIFF_TAGS]
-    except Exception as error:  # tifffile and its codecs raise many kinds
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(f"{name}: not a TIFF that can be read ({reason})") from None
-    if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3):
-        raise UserError(f"{name}: {image.dtype} of shape {image.shape}; 8 or 16 bits are supported")
-    return image, kept
-
-
-def _encode_tiff(photo: Photo, image: Image) -> bytes:
-    import tifffile
-
-    stream = io.BytesIO()
-    options: dict[str, Any] = {"extrasamples": ["unassalpha"]} if photo.alpha is not None else {}
-    tifffile.imwrite(
-        stream,
-        image,
-        photometric="minisblack" if photo.grey else "rgb",
-        compression="zlib",
-        metadata=None,
-        software=False,
-        extratags=[(*tag, True) for tag in photo.metadata],
-        **options,
-    )
-    return stream.getvalue()

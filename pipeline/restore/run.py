@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from era.estimator import STRIDE
 from pipeline import storage
 from pipeline.checkpoint import LoadedModel, load_model, resolve, shipped_models
 from pipeline.errors import UserError
@@ -26,6 +27,7 @@ from pipeline.spread import spread
 log = logging.getLogger("era")
 Image = np.ndarray[Any, Any]
 DEFAULT_MODEL = "tiny"
+COMPARE, MAPS = ("compare",), ("radius", "error", "weights")  # pictures beside a photograph
 BEYOND = 0.9  # of the greatest radius: an estimate above may be of a blur that is greater still
 BEYOND_SHARE = 0.05
 _opening = threading.Lock()
@@ -81,7 +83,7 @@ def restore(
         raise UserError(f"--working-scale {working_scale}: expected a number above 0, at most 1")
     files, problems = _expand(inputs)
     out = storage.absolute(out)
-    outputs = _outputs(files, out)
+    outputs = _outputs(files, out, (*COMPARE * compare, *MAPS * maps))
     storage.check_writable(out)
     loaded = _open(_checkpoint(checkpoint))
     log.info("%s knows blur radii from 0 to %g pixels", loaded.url, loaded.config.radius_max)
@@ -117,9 +119,12 @@ def _restore_one(job: RestoreJob) -> _Done:
         result, warning = _restored(job, photo)
         storage.write_bytes(job.output, encode_photo(photo, result.restored))
         for ending, image in _pictures(job, photo, result):
-            storage.write_bytes(f"{job.output.rpartition('.')[0]}.{ending}.png", encode_png(image))
+            storage.write_bytes(_beside(job.output, ending), encode_png(image))
     except UserError as error:
         return _Done(problem=str(error) if job.input in str(error) else f"{job.input}: {error}")
+    if photo.pages > 1:
+        first = f"only the first of its {photo.pages} pictures is restored"
+        warning = f"{warning}; {first}" if warning else first
     return _Done(warning=f"{job.input}: {warning}" if warning else "")
 
 
@@ -158,7 +163,8 @@ def _pictures(job: RestoreJob, photo: Photo, result: Restoration) -> list[tuple[
     if job.maps:
         pictures.append(("radius", false_colours(result.radius, None)))
         pictures.append(("error", false_colours(np.abs(result.error).mean(axis=2), None)))
-        pictures.append(("weights", from_float(tile(result.weights), np.uint8)))
+        weights = result.weights[:, ::STRIDE, ::STRIDE]  # as they were estimated
+        pictures.append(("weights", from_float(tile(weights), np.uint8)))
     return pictures
 
 
@@ -206,13 +212,27 @@ def _images_in(folder: str, pattern: str) -> list[str]:
     return [storage.join(folder, n) for n in names if n.lower().endswith(IMAGE_SUFFIXES)]
 
 
-def _outputs(files: Sequence[str], out: str) -> list[str]:
+def _outputs(files: Sequence[str], out: str, beside: Sequence[str]) -> list[str]:
+    """Where each photograph goes; what would overwrite an input or another output is refused."""
     names = [storage.name_of(file) for file in files]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise UserError(f"{twice[0]}: two inputs have this name; restore them into two folders")
     outputs = [storage.join(out, name) for name in names]
     for file, output in zip(files, outputs, strict=True):
-        if file == output:
+        if _same(file, output):
             raise UserError(f"--out {out}: is the folder of {file}; inputs are never overwritten")
+    pictures = [_beside(output, ending) for output in outputs for ending in beside]
+    twice = [url for url, count in Counter([*outputs, *pictures]).items() if count > 1]
+    if twice:
+        name = storage.name_of(twice[0])
+        raise UserError(f"{name}: two inputs would be written there; restore them into two folders")
     return outputs
+
+
+def _beside(output: str, ending: str) -> str:
+    return f"{output.rpartition('.')[0]}.{ending}.png"
+
+
+def _same(file: str, output: str) -> bool:
+    """Whether two URLs are one file, links included."""
+    if storage.is_local(file) and storage.is_local(output):
+        return storage.local_path(file).resolve() == storage.local_path(output).resolve()
+    return file == output

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.checkpoint import Checkpoint, ranked
+from pipeline import storage
+from pipeline.checkpoint import COMMIT, Checkpoint, ranked
 from pipeline.errors import UserError
 from pipeline.runs.search import Run, find_runs
 
@@ -115,6 +116,7 @@ def _checkpoint_row(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "checkpoint": checkpoint.url,
         "step": checkpoint.step,
+        "saved": storage.modified(storage.join(checkpoint.url, COMMIT)).isoformat(" ", "seconds"),
         "metrics": checkpoint.metrics,
         "bytes": checkpoint.size,
     }

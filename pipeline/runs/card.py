@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from era import ErAConfig
+from era import ErA, ErAConfig, parameter_count
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import UserError
@@ -48,8 +48,9 @@ def _section(title: str, lines: list[str]) -> str:
 
 def _model(model: ErAConfig, config: dict[str, Any]) -> list[str]:
     size = config.get("model", {}).get("size", "unknown")
+    count = parameter_count(ErA(model))
     return [
-        f"- size `{size}`: {model.stages} stages, {model.kernels} kernels of "
+        f"- size `{size}`, {count:,} parameters: {model.stages} stages, {model.kernels} kernels of "
         f"{model.kernel_size} x {model.kernel_size} pixels, radius to {model.radius_max:g} pixels",
         f"- error term: {'on' if model.error_term else 'off'}; X update: {model.x_form}",
     ]
@@ -86,7 +87,7 @@ def _training(checkpoint: Checkpoint, config: dict[str, Any]) -> list[str]:
         *(f"- {key}: {train[key]}" for key in TRAIN_KEYS[1:] if key in train),
         f"- loss: {config.get('loss', {})}",
         f"- sha256 of what defines the result: `{meta.get('frozen_sha256', 'unknown')}`",
-        f"- {versions or 'versions unknown'}",
+        f"- {versions or 'versions unknown'}; code `{meta.get('git') or 'unknown'}`",
     ]
 
 

@@ -15,11 +15,13 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.errors import UserError
 from pipeline.storage.entry import UNFINISHED, Entry, Kind
+from pipeline.storage.patience import patiently
 
 __all__ = [
     "Entry",
@@ -35,11 +37,14 @@ __all__ = [
     "join",
     "list_names",
     "local_path",
+    "modified",
     "move_in",
     "name_of",
+    "patiently",
     "read_bytes",
     "read_json",
     "read_text",
+    "remove_unfinished",
     "size",
     "upload",
     "write_bytes",
@@ -53,12 +58,14 @@ DOWNLOAD_PART = 32 << 20  # bytes; each part is retried by itself
 class _Files(Protocol):
     def kind(self, url: str) -> Kind: ...
     def size(self, url: str) -> int: ...
+    def modified(self, url: str) -> datetime: ...
     def list_names(self, url: str) -> list[str]: ...
     def find(self, url: str) -> list[Entry]: ...
     def read(self, url: str, start: int | None, end: int | None) -> bytes: ...
     def write(self, url: str, data: bytes) -> None: ...
     def write_from(self, path: Path, url: str) -> None: ...
     def delete(self, url: str) -> None: ...
+    def remove_unfinished(self, url: str) -> None: ...
     def check_writable(self, url: str) -> None: ...
 
 
@@ -115,6 +122,11 @@ def find(url: str) -> list[Entry]:
 def size(url: str) -> int:
     """Bytes of a file."""
     return _files(url).size(url)
+
+
+def modified(url: str) -> datetime:
+    """When a file was written, UTC."""
+    return _files(url).modified(url)
 
 
 def read_bytes(url: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -180,6 +192,11 @@ def download(url: str, path: str | Path) -> None:
 def delete(url: str) -> None:
     """Remove a file, or a folder with all below; a missing one is no error."""
     _files(url).delete(url)
+
+
+def remove_unfinished(url: str) -> None:
+    """Remove what killed writers left directly in a folder; nobody may be writing there now."""
+    _files(url).remove_unfinished(url)
 
 
 def check_writable(url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,6 +74,10 @@ class BucketFiles:
     def size(self, url: str) -> int:
         return int(self._required(url, self.fs.info, _key(url))["size"] or 0)
 
+    def modified(self, url: str) -> datetime:
+        found: datetime = self._required(url, self.fs.info, _key(url))["LastModified"]
+        return found.astimezone(UTC)
+
     def list_names(self, url: str) -> list[str]:
         key = _key(url)
         try:
@@ -121,6 +126,9 @@ class BucketFiles:
         elif kind == "folder":
             for entry in self.find(url):
                 self._required(entry.url, self.fs.rm_file, _key(entry.url))
+
+    def remove_unfinished(self, url: str) -> None:
+        """Nothing to do: what is not whole is no object."""
 
     def check_writable(self, url: str) -> None:
         probe = f"{url.rstrip('/')}/.era-probe-{secrets.token_hex(4)}"

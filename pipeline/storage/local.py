@@ -8,6 +8,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
@@ -82,6 +83,10 @@ class LocalFiles:
         with explained(_path(url)):
             return _path(url).stat().st_size
 
+    def modified(self, url: str) -> datetime:
+        with explained(_path(url)):
+            return datetime.fromtimestamp(_path(url).stat().st_mtime, UTC)
+
     def list_names(self, url: str) -> list[str]:
         path = _path(url)
         with explained(path):
@@ -93,7 +98,8 @@ class LocalFiles:
         root = _path(url)
         found = []
         with explained(root):
-            for folder, _, names in os.walk(root):
+            for folder, below, names in os.walk(root):
+                below[:] = [name for name in below if not name.endswith(UNFINISHED)]
                 for name in names:
                     path = Path(folder, name)
                     if not name.endswith(UNFINISHED):
@@ -130,6 +136,12 @@ class LocalFiles:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+    def remove_unfinished(self, url: str) -> None:
+        path = _path(url)
+        with explained(path):
+            for left in path.glob(f".*{UNFINISHED}"):
+                self.delete(str(left))
 
     def check_writable(self, url: str) -> None:
         path = _path(url)

@@ -5,11 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
+from collections.abc import Mapping
+from typing import Any
 
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
 from pipeline.errors import UserError
 from pipeline.spread import has_cluster, join_cluster
+
+log = logging.getLogger("era")
+GROWTH_CHECK_SECONDS = 5.0
 
 
 def connect(config: TrainConfig) -> None:
@@ -56,28 +62,90 @@ def _free_ports() -> tuple[int, int]:
         return one.getsockname()[1], other.getsockname()[1]
 
 
+def per_worker(config: TrainConfig) -> dict[str, int]:
+    """What one worker takes: CPUs, and a GPU where the run wants them."""
+    wanted = {"CPU": config.scaling.cpus_per_worker, "GPU": int(config.scaling.gpu)}
+    return {name: count for name, count in wanted.items() if count}
+
+
+def room(config: TrainConfig) -> int:
+    """How many of a run's workers fit on the nodes that the cluster has now, were they empty."""
+    import ray
+
+    needs = per_worker(config).items()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(int(min(node.get(name, 0) // count for name, count in needs)) for node in nodes)
+
+
 def require_resources(config: TrainConfig) -> None:
     """Refuse a request that the cluster cannot meet and has no autoscaler to grow for.
 
     Raises:
         UserError: at once, where Ray would wait for ever.
     """
+    fits, least = room(config), worker_range(config)[0]
+    if fits >= least:
+        return
+    if autoscaling_state() is not None:
+        log.info("the cluster has room for %d of %d workers; waiting for it to grow", fits, least)
+        return
+    raise UserError(_too_much(config, f"the nodes have room for {fits}, and no autoscaler"))
+
+
+class Growth:
+    """Watches a cluster's autoscaler while workers are waited for."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.next = time.monotonic() + GROWTH_CHECK_SECONDS
+        self.refusals = 0
+
+    def check(self) -> None:
+        """Ask the autoscaler now and then.
+
+        Raises:
+            UserError: when it says twice in a row that it can never bring what the run needs.
+        """
+        if time.monotonic() < self.next:
+            return
+        self.next = time.monotonic() + GROWTH_CHECK_SECONDS
+        self.refusals = self.refusals + 1 if self._refused() else 0
+        if self.refusals >= 2:
+            raise UserError(_too_much(self.config, "the autoscaler says that it can never have it"))
+
+    def _refused(self) -> bool:
+        state = autoscaling_state()
+        needs, least = per_worker(self.config), worker_range(self.config)[0]
+        return state is not None and any(
+            len(gang.requests) == least
+            and all(_takes(request.resources_bundle, needs) for request in gang.requests)
+            for gang in state.infeasible_gang_resource_requests
+        )
+
+
+def autoscaling_state() -> Any | None:
+    """What the cluster's autoscaler (v2) last reported; None where there is none.
+
+    `ray status` reads the same; no public call has it.
+    """
     import ray
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
 
-    least = worker_range(config)[0]
-    needs = {"CPU": least * config.scaling.cpus_per_worker, "GPU": least * int(config.scaling.gpu)}
-    has = ray.cluster_resources()
-    for name, needed in needs.items():
-        if needed > max(has.get(name, 0), _growth_limit(name)):
-            raise UserError(
-                f"scaling.workers={config.scaling.workers} needs {needed} {name}, the cluster has "
-                f"{has.get(name, 0):g} and cannot grow to it; lower scaling.workers"
-                + (" or set scaling.gpu=false" if name == "GPU" else "")
-            )
+    client = GcsClient(ray.get_runtime_context().gcs_address)
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(client.get_cluster_status(timeout_s=10))
+    return reply.autoscaling_state if reply.autoscaling_state.autoscaler_state_version else None
 
 
-def _growth_limit(resource: str) -> float:
-    """How much of a resource the cluster's autoscaler could reach; 0 without an autoscaler."""
-    from ray._private.state import state  # what `ray status` itself reads; no public call has it
+def _takes(bundle: Mapping[str, float], needs: dict[str, int]) -> bool:
+    return all(bundle.get(name, 0.0) == count for name, count in needs.items())
 
-    return float((state.get_max_resources_from_cluster_config() or {}).get(resource, 0))
+
+def _too_much(config: TrainConfig, why: str) -> str:
+    each = " and ".join(f"{count} {name}" for name, count in per_worker(config).items())
+    cure = " or set scaling.gpu=false" if config.scaling.gpu else ""
+    return (
+        f"scaling.workers={config.scaling.workers} needs {each} for each worker: {why}; "
+        f"lower scaling.workers{cure}"
+    )

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,9 +17,9 @@ from pipeline import storage
 from pipeline.checkpoint import CheckpointStore
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
-from pipeline.errors import Stopped, UserError
+from pipeline.errors import Stopped, StorageDown, UserError
 from pipeline.train.attempts import Attempts
-from pipeline.train.cluster import connect, require_resources
+from pipeline.train.cluster import Growth, connect, require_resources
 from pipeline.train.courier import POLL_SECONDS, start_courier
 from pipeline.train.failures import find_user_error, root_cause, was_preempted
 from pipeline.train.freeze import freeze
@@ -26,6 +28,7 @@ from pipeline.train.worker import train_worker
 
 log = logging.getLogger("era")
 TRIES_WITHOUT_PROGRESS = 3
+LISTEN_SECONDS = 5.0  # for workers that have just started to hear of a signal
 
 
 def train(config: TrainConfig, on_event: OnEvent | None = None) -> dict[str, Any]:
@@ -84,50 +87,63 @@ def _retry(
     attempts = Attempts(run_url)
     failures = 0
     while True:
-        before = store.latest_step()
-        attempts.begin(config, before)
+        before = storage.patiently(store.latest_step, "look for checkpoints")
+        owner = storage.patiently(partial(attempts.begin, config, before), "attempts.jsonl")
         try:
-            return _fit(config, run_url, on_event)
-        except (Stopped, UserError):
-            raise  # trying again would end the same way
+            return _fit(config, run_url, owner, on_event)
         except Exception as error:
-            excused = was_preempted(error) or attempts.chaos_struck()
-            progress = (store.latest_step() or 0) > (before or 0)
-            failures = 0 if progress or excused else failures + 1
-            reason = root_cause(error)
+            if isinstance(error, (Stopped, UserError)) and not isinstance(error, StorageDown):
+                raise  # trying again would end the same way
+            chaos = storage.patiently(attempts.chaos_struck, "chaos.jsonl")
+            after = storage.patiently(store.latest_step, "look for checkpoints")
+            progress = (after or 0) > (before or 0)
+            failures = 0 if progress or chaos or was_preempted(error) else failures + 1
             if failures >= TRIES_WITHOUT_PROGRESS:
-                raise RuntimeError(
-                    f"run {run_url}: {failures} failures without a new checkpoint; last: {reason}"
-                ) from None
+                raise _given_up(run_url, failures, error) from None
+            reason = root_cause(error)
             log.warning("a worker failed (%s); going on from the last checkpoint", reason)
 
 
-def _fit(config: TrainConfig, run_url: str, on_event: OnEvent | None) -> None:
+def _given_up(run_url: str, failures: int, error: Exception) -> Exception:
+    if isinstance(error, StorageDown):
+        return error
+    reason = root_cause(error)
+    return RuntimeError(
+        f"run {run_url}: {failures} failures without a new checkpoint; last: {reason}"
+    )
+
+
+def _fit(config: TrainConfig, run_url: str, owner: str, on_event: OnEvent | None) -> None:
     """One attempt. Ray Train runs in a thread, so that signals are ours."""
     courier = start_courier()
+    payload = {"config": config, "run_url": run_url, "courier": courier, "owner": owner}
     outcome: list[BaseException | None] = []
     asked = False
     with tempfile.TemporaryDirectory(prefix="era-ray-") as scratch:
         thread = threading.Thread(
-            target=_run_trainer, args=(config, run_url, courier, scratch, outcome), daemon=True
+            target=_run_trainer, args=(config, payload, scratch, outcome), daemon=True
         )
+        growth = Growth(config)
         with _Signals(courier) as signals, Display(config.train.steps, on_event) as display:
             thread.start()
             while thread.is_alive():
                 thread.join(POLL_SECONDS)
                 if _deliver(courier, display):
                     courier.stop.remote()
+                if not display.heard:  # no worker is up yet
+                    signals.leave_if_nobody_listens()
+                    growth.check()
             asked = _deliver(courier, display)
+    if signals.received:
+        raise Stopped(signals.name)
     if outcome and outcome[0] is not None:
         raise outcome[0]
-    if signals.received:
-        raise Stopped(signal.Signals(signals.received).name)
     if asked:
         raise Stopped("asked to")
 
 
 def _run_trainer(
-    config: TrainConfig, run_url: str, courier: Any, scratch: str, outcome: list[Any]
+    config: TrainConfig, payload: dict[str, Any], scratch: str, outcome: list[Any]
 ) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -138,7 +154,7 @@ def _run_trainer(
     try:
         TorchTrainer(
             train_worker,
-            train_loop_config={"config": config, "run_url": run_url, "courier": courier},
+            train_loop_config=payload,
             torch_config=TorchConfig(backend="nccl" if config.scaling.gpu else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=workers,
@@ -152,8 +168,7 @@ def _run_trainer(
         ).fit()
         outcome.append(None)
     except BaseException as error:  # handed to the main thread, which raises it
-        message = find_user_error(error)
-        outcome.append(error if message is None else UserError(message))
+        outcome.append(find_user_error(error) or error)
 
 
 def _deliver(courier: Any, display: Display) -> bool:
@@ -182,7 +197,7 @@ class _Signals:
 
     def __init__(self, courier: Any) -> None:
         self.courier = courier
-        self.received = 0
+        self.received, self.since = 0, 0.0
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
@@ -195,9 +210,19 @@ class _Signals:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
+    @property
+    def name(self) -> str:
+        """The name of the signal that came first."""
+        return signal.Signals(self.received).name
+
+    def leave_if_nobody_listens(self) -> None:
+        """Stop at once where workers are only waited for: there is nothing to save."""
+        if self.received and time.monotonic() - self.since > LISTEN_SECONDS:
+            raise Stopped(self.name)
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.received:
-            raise KeyboardInterrupt
-        self.received = number
-        log.info("%s: saving a checkpoint, then stopping", signal.Signals(number).name)
+            raise Stopped(self.name)
+        self.received, self.since = number, time.monotonic()
+        log.info("%s: saving a checkpoint, then stopping", self.name)
         self.courier.stop.remote()

@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from pipeline.errors import UserError
 
 
-def find_user_error(error: BaseException) -> str | None:
-    """The message of the `UserError` inside what Ray raised, if there is one."""
-    for inner in _inside(error):
-        if isinstance(inner, UserError):
-            return str(inner)
-    return None
+def find_user_error(error: BaseException) -> UserError | None:
+    """The `UserError` inside what Ray raised, if there is one."""
+    return next((inner for inner in _inside(error) if isinstance(inner, UserError)), None)
 
 
 def was_preempted(error: BaseException) -> bool:

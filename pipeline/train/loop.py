@@ -46,7 +46,8 @@ class Loop:
         strict = config.train.deterministic == "strict"
         self.reduction = (IntegerReduction if strict else FloatReduction)(objective, device)
         if config.train.compile:
-            self.reduction.module.compile()
+            # Shapes are static: a size met again after a resume compiles to the same code.
+            self.reduction.module.compile(dynamic=False)
 
     def run(self, step_done: StepDone) -> None:
         """Step until the last, calling `step_done(batch, values)` after each.
@@ -75,7 +76,7 @@ class Loop:
             terms = self.reduction.accumulate(
                 parts, phase, config.train.global_batch, self._backward
             )
-        norm = state.apply_gradients()
+        norm = state.apply_gradients() if terms.isfinite().all() else state.drop_gradients()
         if not math.isfinite(norm) and not self._scale_too_large(terms):
             self._skip(batch)
         values = {f"train/{name}": float(value) for name, value in zip(TERMS, terms, strict=True)}
@@ -103,14 +104,14 @@ class Loop:
     def _skip(self, batch: Batch) -> None:
         self.state.skipped += 1
         ids = gather_lists(batch.ids)
+        self.loader_note(self.state.step, ids)
         budget = self.config.train.nonfinite_budget
         if self.state.skipped > budget:
             raise UserError(
-                f"step {self.state.step}: the gradient is not finite, and more than "
+                f"step {self.state.step}: the loss or gradient is not finite, and more than "
                 f"train.nonfinite_budget={budget} steps were skipped for that; samples: "
                 f"{' '.join(ids)}. Lower train.learning_rate, or look at these samples"
             )
-        self.loader_note(self.state.step, ids)
 
     def loader_note(self, step: int, ids: list[str]) -> None:
         """Called with the samples of a skipped step; replaced by the worker."""

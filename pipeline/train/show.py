@@ -29,6 +29,7 @@ class Display:
         self.task: Any = None
         self.last = 0.0
         self.asked_to_stop = False
+        self.heard = False  # anything at all: workers are up
 
     def __enter__(self) -> Display:
         if self.on_event is None and sys.stderr.isatty():
@@ -46,6 +47,7 @@ class Display:
 
     def show(self, event: Event) -> None:
         """Show one event."""
+        self.heard = True
         if self.on_event is not None:
             self.asked_to_stop |= self.on_event(event) is True
         elif event.line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,18 +19,19 @@ class Averages:
     """Sums since the last line of metrics; saved too, so that a resumed curve is unbroken."""
 
     sums: dict[str, float] = field(default_factory=dict)
-    count: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, values: dict[str, float]) -> None:
-        """Add one step's values."""
+        """Add one step's values; those that are not finite are left out of the means."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count += 1
+            if math.isfinite(value):
+                self.sums[name] = self.sums.get(name, 0.0) + value
+                self.counts[name] = self.counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
         """Return the means and begin again."""
-        means = {name: total / max(1, self.count) for name, total in self.sums.items()}
-        self.sums, self.count = {}, 0
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
         return means
 
 
@@ -75,6 +77,11 @@ class TrainState:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
+    def drop_gradients(self) -> float:
+        """Leave a step out whose loss is not finite; return NaN, its norm."""
+        self.optimizer.zero_grad(set_to_none=True)
+        return float("nan")
+
     @torch.no_grad()
     def _average(self) -> None:
         decay = ema_decay(self.step, self.config.train)
@@ -92,7 +99,7 @@ class TrainState:
             "model": _copied(self.model.state_dict()),
             "optimizer": _copied(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
-            "averages": {"sums": dict(self.averages.sums), "count": self.averages.count},
+            "averages": {"sums": {**self.averages.sums}, "counts": {**self.averages.counts}},
             "step": self.step,
             "skipped": self.skipped,
             "torch_rng": torch.get_rng_state(),

@@ -22,29 +22,33 @@ def validate(
     """Score the model on every image of a split.
 
     Args:
-        images: panels wanted; rank 0 draws them from its own images.
+        images: panels wanted, of the split's first images whatever the number of ranks: rank 0
+            restores those again that belong to others.
 
     Returns:
-        The means on every rank, and rank 0's panels.
+        The means on every rank, and the panels on rank 0.
     """
     scores: list[tuple[int, float, float, float, float]] = []
     panels: list[Panel] = []
-    for index in evaluation_indices(len(split), rank, world_size):
+    own = evaluation_indices(len(split), rank, world_size)
+    drawn = range(min(images, len(split))) if rank == 0 else range(0)
+    for index in sorted({*own, *drawn}):
         sample = split.load(index)
         assert sample.sharp is not None  # open_splits refuses sets without ground truth
         blur, sharp = to_float(sample.blur), to_float(sample.sharp)
         result = restore_array(model, sample.blur, device=device)
         restored = result.restored_float
-        scores.append(
-            (
-                index,
-                psnr(restored, sharp),
-                ssim(restored, sharp),
-                psnr(blur, sharp),
-                ssim(blur, sharp),
+        if index in own:
+            scores.append(
+                (
+                    index,
+                    psnr(restored, sharp),
+                    ssim(restored, sharp),
+                    psnr(blur, sharp),
+                    ssim(blur, sharp),
+                )
             )
-        )
-        if rank == 0 and len(panels) < images:
+        if index in drawn:
             panels.append(
                 Panel(
                     sample.key,

@@ -22,7 +22,7 @@ from pipeline.data.order import OrderPlan
 from pipeline.data.split import Split, open_split
 from pipeline.errors import UserError
 from pipeline.tracking import Tracker
-from pipeline.train.attempts import append_line, read_lines
+from pipeline.train.attempts import note_once, require_owner
 from pipeline.train.courier import Courier, Event
 from pipeline.train.freeze import frozen_hash
 from pipeline.train.loop import Loop, any_rank, gather_lists
@@ -33,7 +33,7 @@ PREEMPTION_CHECK_SECONDS = 5.0
 
 
 def train_worker(payload: dict[str, Any]) -> None:
-    """Ray Train's entry on every rank; `payload` holds `config`, `run_url` and `courier`."""
+    """Ray Train's entry on every rank; `payload` has `config`, `run_url`, `courier`, `owner`."""
     import ray.train
 
     context = ray.train.get_context()
@@ -41,6 +41,7 @@ def train_worker(payload: dict[str, Any]) -> None:
         payload["config"],
         payload["run_url"],
         payload["courier"],
+        payload["owner"],
         context.get_world_rank(),
         context.get_world_size(),
     )
@@ -54,7 +55,13 @@ class Worker:
     """One rank of a run."""
 
     def __init__(
-        self, config: TrainConfig, run_url: str, courier: Any, rank: int, world_size: int
+        self,
+        config: TrainConfig,
+        run_url: str,
+        courier: Any,
+        owner: str,
+        rank: int,
+        world_size: int,
     ) -> None:
         self.config, self.run_url = config, run_url
         self.rank, self.world_size = rank, world_size
@@ -62,10 +69,12 @@ class Worker:
         self.device = prepare_torch(config)
         self.train_split, self.val_split = open_splits(config)
         self.state = TrainState(config, self.device)
-        self.store = CheckpointStore(run_url)
+        self.store = CheckpointStore(run_url, lambda: require_owner(run_url, owner))
         self.spool = tempfile.TemporaryDirectory(prefix="era-spool-")
         self.tracker: Tracker | None = None
-        self.preempted, self.looked = False, time.monotonic()
+        self.draining_nodes: set[str] = set()
+        self.looked = time.monotonic()
+        self.told_skipped: set[str] = set()
         self.saved_step = -1
         self.last_step = min(config.debug.stop_at or config.train.steps, config.train.steps)
 
@@ -122,11 +131,15 @@ class Worker:
             )
 
     def _refuse_other_data(self, meta: dict[str, Any]) -> None:
-        if meta["data_manifest_sha256"] != self.train_split.manifest_sha256:
-            raise UserError(
-                f"{self.config.data.train}: the data is not what run {self.run_url} began with "
-                "(its manifest changed); train under another run.name"
-            )
+        for name, split in self._manifests().items():
+            if split is not None and meta.get(name, split.manifest_sha256) != split.manifest_sha256:
+                raise UserError(
+                    f"{split.url}: the data is not what run {self.run_url} began with "
+                    "(its manifest changed); train under another run.name"
+                )
+
+    def _manifests(self) -> dict[str, Split | None]:
+        return {"data_manifest_sha256": self.train_split, "val_manifest_sha256": self.val_split}
 
     def _step_done(self, batch: Batch, values: dict[str, float]) -> None:
         config, step = self.config, self.state.step
@@ -135,6 +148,8 @@ class Worker:
             self._log_samples(batch)
         if step % config.tracking.log_every == 0 or step == config.train.steps:
             self._log_step()
+            if config.data.skip_damaged:
+                self._tell_damaged()
         stopping, look = self._agreed()
         validated = self._validate_now(step)
         metrics = self._validate() if validated else {}
@@ -211,7 +226,7 @@ class Worker:
             "step": self.state.step,
             "model": self.state.model.config.to_dict(),
             "frozen_sha256": frozen_hash(self.config),
-            "data_manifest_sha256": self.train_split.manifest_sha256,
+            **{k: split and split.manifest_sha256 for k, split in self._manifests().items()},
             "world_size": self.world_size,
             "threads": self.config.scaling.threads,
             "machine": platform.machine(),
@@ -232,14 +247,17 @@ class Worker:
         wanted, due = any_rank(wanted, due)
         if due:
             self.looked = time.monotonic()
-        return wanted, due and not self.preempted
+        return wanted, due
 
     def _draining(self) -> bool:
-        """Whether Ray has just said that a node is being taken away; every rank must ask."""
+        """Whether Ray says that one more node is being taken away; every rank must ask."""
         import ray.train
 
-        self.preempted = ray.train.get_preemption_info() is not None
-        return self.preempted
+        info = ray.train.get_preemption_info()
+        nodes = set(info.preempted_node_ids) if info is not None else set()
+        new = not nodes <= self.draining_nodes
+        self.draining_nodes |= nodes
+        return new
 
     def _leave(self) -> None:
         self.store.wait()
@@ -247,9 +265,20 @@ class Worker:
 
     def _note_skipped(self, step: int, ids: list[str]) -> None:
         if self.rank == 0:
-            line = {"step": step, "ids": ids}
-            append_line(storage.join(self.run_url, "nonfinite.jsonl"), line)
-            self.courier.tell(Event(step, line=f"step {step} skipped: gradient not finite"))
+            note_once(storage.join(self.run_url, "nonfinite.jsonl"), {"step": step, "ids": ids})
+            self.courier.tell(Event(step, line=f"step {step} skipped: not finite"))
+
+    def _tell_damaged(self) -> None:
+        """Say which samples data.skip_damaged has left out; every rank must take part."""
+        skipped = dict(self.loader.skipped)  # the loader's thread may add to it
+        new = [f"{key}: {skipped[key]}" for key in sorted(skipped) if key not in self.told_skipped]
+        self.told_skipped.update(skipped)
+        found = sorted(set(gather_lists(new)))
+        if self.rank == 0 and found:
+            line = {"step": self.state.step, "damaged": found}
+            note_once(storage.join(self.run_url, "skipped.jsonl"), line)
+            for text in found:
+                self.courier.tell(Event(self.state.step, line=f"sample left out: {text}"))
 
     def _chaos(self, step: int) -> None:
         every = self.config.chaos.kill_every
@@ -258,8 +287,7 @@ class Worker:
         if (step // every) % self.world_size != self.rank:
             return
         url = storage.join(self.run_url, "chaos.jsonl")
-        if all(line["step"] != step for line in read_lines(url)):
-            append_line(url, {"step": step, "rank": self.rank})
+        if note_once(url, {"step": step, "rank": self.rank}):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _opening(self) -> str:

@@ -7,15 +7,26 @@ from typing import Any
 from pipeline.report import SweepPage, write_sweep_page
 from pipeline.runs.search import Run
 from pipeline.tune.config import SweepConfig
+from pipeline.tune.space import Point, value_at
 
 
-def write_page(url: str, sweep: SweepConfig, runs: list[Run], best: dict[str, Any]) -> None:
+def write_page(
+    url: str,
+    sweep: SweepConfig,
+    runs: list[Run],
+    best: dict[str, Any],
+    failed: dict[str, tuple[Point, str]],
+) -> None:
     """Write the page from what the runs left.
 
     Args:
         runs: the trials'. best: as `pipeline.runs.best_run` names it.
+        failed: trials set aside: their points and errors.
     """
-    rows = [_row(run, sweep) for run in sorted(runs, key=lambda run: run.name)]
+    known = {run.name: run for run in runs}
+    rows = [
+        _row(name, known.get(name), sweep, failed.get(name)) for name in sorted({*known, *failed})
+    ]
     curves = {run.name: _curve(run, sweep.metric) for run in runs}
     winner = next(run for run in runs if run.url == best["run"])
     write_sweep_page(
@@ -34,24 +45,23 @@ def write_page(url: str, sweep: SweepConfig, runs: list[Run], best: dict[str, An
     )
 
 
-def _row(run: Run, sweep: SweepConfig) -> dict[str, Any]:
-    chosen = {key: _at(run.config, key) for key in sweep.space}
-    state = "finished" if run.step >= run.steps else "stopped"
+def _row(
+    name: str, run: Run | None, sweep: SweepConfig, failed: tuple[Point, str] | None
+) -> dict[str, Any]:
+    """A trial; one that failed at once has left no run."""
+    chosen = failed[0] if failed else {}
+    if run is not None:
+        chosen = {key: value_at(run.config, key) for key in sweep.space}
+    finished = run is not None and run.step >= run.steps
     return {
-        "trial": run.name,
-        sweep.metric: run.value(sweep.metric),
+        "trial": name,
+        sweep.metric: run.value(sweep.metric) if run else None,
         **chosen,
-        "step": run.step,
-        "state": state,
-        "attempts": len(run.attempts),
+        "step": run.step if run else 0,
+        "state": "failed" if failed else "finished" if finished else "stopped early",
+        "attempts": len(run.attempts) if run else 0,
+        "error": failed[1] if failed else "",
     }
-
-
-def _at(config: dict[str, Any], key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
 
 
 def _curve(run: Run, metric: str) -> list[tuple[float, float]]:

@@ -12,20 +12,23 @@ import yaml
 
 from pipeline import storage
 from pipeline.config.check import worker_range
-from pipeline.errors import UserError
+from pipeline.errors import Stopped, UserError
 from pipeline.runs import best_run
 from pipeline.runs.search import find_runs
 from pipeline.spread import has_cluster, join_cluster
-from pipeline.train.cluster import require_resources, start_local
+from pipeline.train.cluster import start_local
+from pipeline.train.failures import root_cause
+from pipeline.train.freeze import frozen_hash
 from pipeline.tune.config import SweepConfig, load_sweep
 from pipeline.tune.page import write_page
+from pipeline.tune.plan import Plan, make_plan
 from pipeline.tune.space import for_tune
-from pipeline.tune.trial import INDEX, points_of, run_trial, trial_name
+from pipeline.tune.trial import INDEX, point_of, points_of, run_trial, trial_name
 
 log = logging.getLogger("era")
 STATE = ".tune"  # Tune's own files
 FILE = "sweep.yaml"
-LITTLE_MEMORY = 1 << 20  # bytes: what a driver asks for where no node offers `trial`
+SNAPSHOT_SECONDS = "2"  # between Tune's notes of who runs and who is done; its own choice is 10
 
 
 def tune(name: str, overrides: list[str]) -> dict[str, Any]:
@@ -37,22 +40,35 @@ def tune(name: str, overrides: list[str]) -> dict[str, Any]:
 
     Raises:
         UserError: for a configuration that cannot work, or a cluster that can never hold a trial.
+        Stopped: after Ctrl-C.
     """
     sweep = load_sweep(name, overrides)
     training = sweep.training()
     url = storage.absolute(storage.join(training.run.root, training.run.name))
     storage.check_writable(url)
-    _freeze(url, sweep)
+    _refuse_another(url, sweep)
     _connect(sweep)
-    require_resources(training)
-    at_once = _plan(sweep)
-    results = _tuner(sweep, url, at_once).fit()
-    failed = [str(error).splitlines()[-1] for error in results.errors]
-    for text in failed:
-        log.warning("trial set aside: %s", text)
+    plan = make_plan(sweep)
+    log.info("%s", plan)
+    if not storage.exists(storage.join(url, FILE)):
+        storage.write_text(storage.join(url, FILE), yaml.safe_dump(asdict(sweep), sort_keys=False))
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", SNAPSHOT_SECONDS)
+    results = _tuner(sweep, url, plan).fit()
+    ended = [r for r in results if r.error is not None or (r.metrics or {}).get("done")]
+    if len(ended) < plan.trials:  # Tune takes Ctrl-C for itself, and returns what there is
+        raise Stopped("SIGINT")
+    failed = {
+        trial_name(result.config): (point_of(sweep, result.config), _reason(result.error))
+        for result in results
+        if result.error is not None
+    }
+    for name, (_, reason) in sorted(failed.items()):
+        log.warning("%s set aside: %s", name, reason)
+    if len(failed) == len(results):
+        raise UserError(f"sweep {url}: all {len(failed)} trials failed; the last: {reason}")
     best = best_run(url, sweep.metric)
     page = storage.join(url, "sweep.html")
-    write_page(page, sweep, find_runs(url), best)
+    write_page(page, sweep, find_runs(url), best, failed)
     return {
         "best": best["checkpoint"],
         "trials": len(results),
@@ -63,22 +79,26 @@ def tune(name: str, overrides: list[str]) -> dict[str, Any]:
     }
 
 
-def _freeze(url: str, sweep: SweepConfig) -> None:
-    """Write `sweep.yaml` at the first start; refuse another sweep under the same name."""
-    place, values = storage.join(url, FILE), asdict(sweep)
-    free = ("concurrent", "retries")
-    if storage.exists(place):
-        before = yaml.safe_load(storage.read_text(place))
-        changed = [k for k in values if k not in free and before.get(k) != values[k]]
-        if changed:
-            raise UserError(
-                f"sweep {url}: it began with another {', '.join(changed)}; choose another run.name"
-            )
+def _refuse_another(url: str, sweep: SweepConfig) -> None:
+    """Refuse a folder with another sweep, or with something else.
+
+    What does not define the results (retries, workers, tracking, ...) may change on the way.
+    """
+    place = storage.join(url, FILE)
+    if not storage.exists(place):
+        names = storage.list_names(url)
+        if names:
+            raise UserError(f"sweep {url}: the folder holds {names[0]}; choose another run.name")
         return
-    names = storage.list_names(url)
-    if names:
-        raise UserError(f"sweep {url}: the folder holds {names[0]}; choose another run.name")
-    storage.write_text(place, yaml.safe_dump(values, sort_keys=False))
+    before = SweepConfig(**yaml.safe_load(storage.read_text(place)))
+    free = ("concurrent", "retries", "config", "overrides")
+    changed = [k for k, v in vars(sweep).items() if k not in free and getattr(before, k) != v]
+    if frozen_hash(before.training()) != frozen_hash(sweep.training()):
+        changed.append("training configuration")
+    if changed:
+        raise UserError(
+            f"sweep {url}: it began with another {', '.join(changed)}; choose another run.name"
+        )
 
 
 def _connect(sweep: SweepConfig) -> None:
@@ -90,45 +110,17 @@ def _connect(sweep: SweepConfig) -> None:
     start_local(max(need, os.cpu_count() or 1), {"trial": 1000})
 
 
-def _plan(sweep: SweepConfig) -> int:
-    """Say how the sweep will use the cluster; return how many trials run at once."""
-    import ray
-
-    training = sweep.training()
-    least = worker_range(training)[0]
-    has = ray.cluster_resources()
-    needs = {"CPU": least * training.scaling.cpus_per_worker}
-    if training.scaling.gpu:
-        needs["GPU"] = least
-    fit = max(1, min(int(has.get(k, 0) // n) for k, n in needs.items()))  # else it must grow
-    points = points_of(sweep)
-    trials = sweep.trials if points is None else len(points)
-    at_once = min(trials, fit, sweep.concurrent or trials)
-    where = "nodes that offer `trial`" if has.get("trial") else "any node"
-    log.info(
-        "%d trials, %d at once; each has %d workers and takes %s; drivers go to %s",
-        trials,
-        at_once,
-        least,
-        ", ".join(f"{n} {k}" for k, n in needs.items()),
-        where,
-    )
-    return at_once
-
-
-def _tuner(sweep: SweepConfig, url: str, at_once: int) -> Any:
+def _tuner(sweep: SweepConfig, url: str, plan: Plan) -> Any:
     """The sweep as Tune sees it: new, or as it was when it was killed."""
-    import ray
     from ray import tune
 
-    driver: dict[str, float] = {"CPU": 0, "trial": 1}
-    if not ray.cluster_resources().get("trial"):
-        driver = {"CPU": 0, "memory": LITTLE_MEMORY}
-    trainable = tune.with_resources(partial(run_trial, sweep=sweep), driver)
+    from pipeline.tune.show import Lines
+
+    trainable = tune.with_resources(partial(run_trial, sweep=sweep), plan.driver)
     state, filesystem = storage.join(url, STATE), _filesystem(url)
-    path = state if filesystem is None else state.removeprefix("s3://")
-    if tune.Tuner.can_restore(path, storage_filesystem=filesystem):
+    if _has_state(state):
         log.info("going on with the sweep %s", url)
+        path = state if filesystem is None else state.removeprefix("s3://")
         return tune.Tuner.restore(
             path, trainable=trainable, storage_filesystem=filesystem, resume_unfinished=True
         )
@@ -145,9 +137,9 @@ def _tuner(sweep: SweepConfig, url: str, at_once: int) -> Any:
             metric=sweep.metric,
             mode=_mode(sweep),
             num_samples=samples,
-            max_concurrent_trials=at_once,
-            search_alg=_searcher(sweep) if points is None else None,
-            scheduler=_scheduler(sweep),
+            max_concurrent_trials=plan.at_once,
+            search_alg=_searcher(sweep, url) if points is None else None,
+            scheduler=_scheduler(sweep, url),
             trial_dirname_creator=_dirname,
             trial_name_creator=_dirname,
         ),
@@ -156,13 +148,32 @@ def _tuner(sweep: SweepConfig, url: str, at_once: int) -> Any:
             storage_path=root,
             storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=sweep.retries),
+            callbacks=[Lines(sweep.metric)],
             verbose=0,
         ),
     )
 
 
+def _has_state(url: str) -> bool:
+    """Whether Tune has left whole notes; without, the trials' folders are enough to go on."""
+    names = storage.list_names(url)
+    notes = sorted(name for name in names if name.startswith("experiment_state-"))
+    if "tuner.pkl" not in names or not notes:
+        return False
+    try:
+        storage.read_json(storage.join(url, notes[-1]))
+    except ValueError:  # cut in the middle of a copy
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    """A trial's error in one line: Ray's carries the worker's traceback."""
+    return root_cause(error)
+
+
 def _dirname(trial: Any) -> str:
-    return trial_name(trial.config, trial.trial_id)
+    return trial_name(trial.config)
 
 
 def _filesystem(url: str) -> Any:
@@ -181,25 +192,26 @@ def _mode(sweep: SweepConfig) -> str:
     return "max" if higher_is_better(sweep.metric) else "min"
 
 
-def _searcher(sweep: SweepConfig) -> Any:
-    from ray.tune.search.optuna import OptunaSearch
+def _searcher(sweep: SweepConfig, url: str) -> Any:
+    from pipeline.tune.memory import TpeSearch
 
-    return OptunaSearch(seed=sweep.seed)
+    return TpeSearch(url, list(sweep.space), sweep.seed)
 
 
-def _scheduler(sweep: SweepConfig) -> Any:
-    from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
+def _scheduler(sweep: SweepConfig, url: str) -> Any:
+    from pipeline.tune.memory import Asha, MedianStopping
 
     training = sweep.training().train
     if sweep.scheduler == "asha":
-        return AsyncHyperBandScheduler(
-            time_attr="step",
+        return Asha(
+            url,
+            sweep.metric,
             max_t=training.steps,
             grace_period=training.validate_every,
             reduction_factor=sweep.reduction,
         )
     if sweep.scheduler == "median":
-        return MedianStoppingRule(
-            time_attr="step", grace_period=training.validate_every, min_samples_required=2
+        return MedianStopping(
+            url, sweep.metric, grace_period=training.validate_every, min_samples_required=2
         )
     return None

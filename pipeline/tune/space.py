@@ -85,6 +85,14 @@ def overrides_of(point: Point) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in point.items()]
 
 
+def value_at(config: dict[str, Any], key: str) -> Any:
+    """The value of a key such as ``train.ema`` in a configuration of plain values, else None."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
 def for_tune(space: Space) -> dict[str, Any]:
     """The space in Tune's own form, for searchers that choose points themselves."""
     from ray import tune

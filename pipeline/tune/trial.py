@@ -11,7 +11,7 @@ from pipeline.train.courier import Event
 from pipeline.tune.config import SweepConfig
 from pipeline.tune.space import Point, grid, overrides_of, random_points
 
-INDEX = "index"  # Tune's parameter where the points are known beforehand
+INDEX = "index"  # Tune's parameter: the trial's number
 
 
 def points_of(sweep: SweepConfig) -> list[Point] | None:
@@ -23,19 +23,26 @@ def points_of(sweep: SweepConfig) -> list[Point] | None:
     )
 
 
-def trial_name(parameters: dict[str, Any], trial_id: str) -> str:
-    """A trial's folder: by its place in the list, else by Tune's id, which restoring keeps."""
-    return f"trial-{parameters[INDEX]:03d}" if INDEX in parameters else f"trial-{trial_id}"
+def trial_name(parameters: dict[str, Any]) -> str:
+    """A trial's folder, by its number in the sweep: the same after any interruption."""
+    return f"trial-{parameters[INDEX]:03d}"
 
 
-def trial_config(sweep: SweepConfig, parameters: dict[str, Any], trial_id: str) -> TrainConfig:
-    """The training configuration of a trial: `<run.root>/<run.name>/<trial>/`."""
+def point_of(sweep: SweepConfig, parameters: dict[str, Any]) -> Point:
+    """A trial's point in the space."""
     points = points_of(sweep)
-    point = points[parameters[INDEX]] if points is not None else parameters
+    if points is not None:
+        return points[parameters[INDEX]]
+    return {key: parameters[key] for key in sweep.space}
+
+
+def trial_config(sweep: SweepConfig, parameters: dict[str, Any]) -> TrainConfig:
+    """The training configuration of a trial: `<run.root>/<run.name>/<trial>/`."""
+    point = point_of(sweep, parameters)
     config = sweep.training(overrides_of(point))
     config.tracking.group = config.tracking.group or config.run.name
     config.run.root = storage.absolute(storage.join(config.run.root, config.run.name))
-    config.run.name = trial_name(parameters, trial_id)
+    config.run.name = trial_name(parameters)
     return config
 
 
@@ -43,8 +50,7 @@ def run_trial(parameters: dict[str, Any], sweep: SweepConfig) -> None:
     """Tune's trainable: train, reporting each validation; the same trial again goes on."""
     from ray import tune
 
-    trial_id = str(tune.get_context().get_trial_id())
-    config = trial_config(sweep, parameters, trial_id)
+    config = trial_config(sweep, parameters)
 
     def report(event: Event) -> None:
         if event.checkpoint and sweep.metric in event.metrics:

@@ -1,0 +1,121 @@
+"""A MODEL, not a measurement: what a cluster needs, from a few measured constants and assumptions.
+
+    python -m benchmarks.sizing [--gpu-tflops 100] [--link-gbit 25] [--workers 8]
+
+Prints the tables of docs/operations.md; a test holds them equal for the defaults. Put in what
+`era doctor` and a GPU of yours show, and read the tables again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+import era
+from benchmarks.table import markdown
+
+# Measured on two cores of an AMD EPYC (benchmarks/RESULTS.md).
+CROP_MS_256 = 0.193  # CPU ms of a crop pair of 256 pixels, local copy, warm
+CROP_MS_64 = 0.047  # the same of 64 pixels: what does not shrink with the area
+PREPROCESS_S = 0.275  # CPU s of a pair of 1680x1120 pixels
+# Read off the format and the code.
+BYTES_PER_PIXEL = 12  # of a pair: two uint16 RGB images; a radius map adds 2
+BYTES_PER_PARAMETER = 4  # float32 gradients
+CHECKPOINT_COPIES = 4  # averaged weights, weights, two moments of Adam
+TRAINING_FACTOR = 3  # forward and backward against forward alone
+# Assumed, never measured by us.
+LINK_EFFICIENCY = 0.8  # of the nominal rate that an all-reduce reaches; nothing of it overlaps
+BUCKET_MB = 200.0  # MB/s of one node from and to the bucket: `era doctor` measures yours
+
+SETS = {"DPDD": (500, 1680, 1120), "LFDOF": (12_000, 1008, 688)}  # pairs as published
+RUNS = {"base": (160, 32), "paper": (140, 8)}  # patch in pixels, global batch
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one step of a run takes on so many GPUs."""
+
+    compute: float  # seconds
+    all_reduce: float  # seconds
+    rate: float  # samples per second, all GPUs
+    loader_cores: float
+    checkpoint: int  # bytes
+
+
+def need(size: str, patch: int, batch: int, tflops: float, link_gbit: float, workers: int) -> Need:
+    """The model itself.
+
+    Args:
+        size: of the network; patch: pixels; batch: samples over all workers.
+        tflops: that a GPU reaches (not its data sheet's).
+        link_gbit: of each worker.
+        workers: GPUs.
+    """
+    cost = era.cost(era.named_config(size), patch, patch)
+    flop = 2 * cost.macs * TRAINING_FACTOR
+    compute = -(-batch // workers) * flop / (tflops * 1e12)
+    gradient = cost.parameters * BYTES_PER_PARAMETER
+    all_reduce = 2 * (workers - 1) / workers * gradient / (link_gbit / 8 * 1e9 * LINK_EFFICIENCY)
+    rate = batch / (compute + all_reduce)
+    return Need(
+        compute,
+        all_reduce,
+        rate,
+        rate * crop_ms(patch) / 1e3,
+        cost.parameters * 4 * CHECKPOINT_COPIES,
+    )
+
+
+def crop_ms(patch: int) -> float:
+    """CPU ms of a crop pair: a constant and a part that grows with the area, through two points."""
+    area = (patch**2 - 64**2) / (256**2 - 64**2)
+    return CROP_MS_64 + (CROP_MS_256 - CROP_MS_64) * area
+
+
+def tables(args: argparse.Namespace) -> str:
+    """The data sets' table and the runs' table, as Markdown."""
+    rows = []
+    for name, (pairs, width, height) in SETS.items():
+        size = pairs * width * height * BYTES_PER_PIXEL
+        cpu = PREPROCESS_S * pairs * width * height / (1680 * 1120)
+        fill = size / 1e6 / BUCKET_MB
+        rows.append([name, pairs, f"{size / 1e9:.1f} GB", f"{cpu / 60:.0f}", f"{fill / 60:.1f}"])
+    columns = [
+        "data set",
+        "pairs",
+        "shards",
+        "CPU minutes to preprocess",
+        "minutes to fill a cache",
+    ]
+    data = markdown(columns, rows)
+    rows = []
+    for name, (patch, batch) in RUNS.items():
+        for workers in sorted({1, args.workers}):
+            n = need(name, patch, batch, args.gpu_tflops, args.link_gbit, workers)
+            rows.append(
+                [
+                    f"{name}, {workers} GPU",
+                    f"{n.compute * 1e3:.1f}",
+                    f"{n.all_reduce * 1e3:.1f}",
+                    f"{n.rate:.0f}",
+                    f"{n.loader_cores:.2f}",
+                    f"{n.checkpoint / 1e6:.0f} MB",
+                    f"{n.checkpoint / 1e6 / BUCKET_MB:.1f}",
+                ]
+            )
+    columns = ["run", "compute ms per step", "all-reduce ms per step", "samples per second"]
+    columns += ["cores to load, all nodes", "checkpoint", "s to upload it"]
+    return f"{data}\n\n{markdown(columns, rows)}"
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """The assumed hardware."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--gpu-tflops", type=float, default=100.0, help="that a GPU reaches")
+    parser.add_argument("--link-gbit", type=float, default=25.0, help="of each worker")
+    parser.add_argument("--workers", type=int, default=8, help="GPUs")
+    return parser.parse_args(given)
+
+
+if __name__ == "__main__":
+    print(tables(arguments()))

@@ -1,0 +1,185 @@
+"""`era submit`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.common import JsonFlag, run_verb, show_summary
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.submit import Command, KubernetesOptions, Outcome, RayOptions
+
+VERBS = ("preprocess", "train", "tune", "evaluate", "restore")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    settings = {"ignore_unknown_options": True}  # they are the other verb's
+    app.command("submit", context_settings=settings)(submit)
+
+
+def submit(
+    context: typer.Context,
+    words: Annotated[
+        list[str], typer.Argument(metavar="VERB [ARGUMENTS]...", help=f"{', '.join(VERBS)}.")
+    ],
+    address: Annotated[str, typer.Option(help="A Ray cluster's job server, http://...")] = "",
+    working_dir: Annotated[
+        str, typer.Option(help="With --address: a folder that travels with the job.")
+    ] = "",
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="With --address: an environment variable to pass on."),
+    ] = None,
+    kubernetes: Annotated[
+        bool, typer.Option("--kubernetes", help="Run as a RayJob, through kubectl.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --kubernetes: only print the manifest.")
+    ] = False,
+    overlay: Annotated[
+        str, typer.Option(help="With --kubernetes: base, local, gpu, spot or kueue.")
+    ] = "",
+    image: Annotated[str, typer.Option(help="With --kubernetes: the image.")] = "",
+    name: Annotated[str, typer.Option(help="With --kubernetes: the RayJob's name.")] = "",
+    namespace: Annotated[str, typer.Option(help="With --kubernetes (default: era).")] = "",
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Local paths name one file system on every node.")
+    ] = False,
+    stop_on_exit: Annotated[
+        bool, typer.Option("--stop-on-exit", help="Ctrl-C here stops the job; else it goes on.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Run another verb on a Ray cluster or on Kubernetes; ends with its exit code.
+
+    The same command again follows a job that still runs, and goes on with one that failed.
+
+    Example: era submit train --config tiny run.root=s3://bucket/runs ... --address http://...
+    """
+    from pipeline.submit import KubernetesOptions, RayOptions
+
+    verb, arguments = words[0], words[1:]
+    if verb in VERBS:
+        values = _parse(context, verb, arguments)
+    ray = RayOptions(address, working_dir, env or (), stop_on_exit, as_json)
+    pods = KubernetesOptions(overlay, image, name, namespace or "era")
+    given = {"--overlay": overlay, "--image": image, "--name": name, "--namespace": namespace}
+    code = 0
+
+    def work() -> dict[str, Any]:
+        nonlocal code
+        if verb not in VERBS:
+            raise UserError(f"submit {verb}: expected one of {', '.join(VERBS)}")
+        _check_place(address, kubernetes, dry_run, [k for k, v in given.items() if v])
+        if kubernetes and (working_dir or env):
+            raise UserError(
+                "--working-dir and --env go with --address; on Kubernetes the code is the image's, "
+                "and the environment comes from the secrets era-s3 and era-wandb"
+            )
+        command = _command(verb, arguments, values, shared)
+        if dry_run:
+            manifest = _render(command, pods)
+            return manifest if as_json else {"manifest": manifest}
+        outcome = _run(command, ray, pods, kubernetes)
+        code = outcome.exit_code
+        return _summary(outcome, as_json)
+
+    run_verb(work, _show, as_json)
+    raise typer.Exit(code)
+
+
+def _parse(context: typer.Context, verb: str, arguments: list[str]) -> dict[str, Any]:
+    """The verb's own options, as its own command line would read them, errors included."""
+    root: Any = context.find_root().command
+    inner = root.commands[verb].make_context(f"era {verb}", list(arguments))
+    return dict(inner.params)
+
+
+def _check_place(address: str, kubernetes: bool, dry_run: bool, given: list[str]) -> None:
+    if bool(address) == kubernetes:
+        raise UserError("give one of --address http://... (a Ray cluster) and --kubernetes")
+    if address and (dry_run or given):
+        raise UserError(f"{', '.join(given) or '--dry-run'}: goes with --kubernetes only")
+
+
+def _command(verb: str, arguments: list[str], values: dict[str, Any], shared: bool) -> Command:
+    from pipeline.config import load_train_config
+    from pipeline.submit import training_command, urls_command
+    from pipeline.submit.command import packaged_arguments
+
+    overrides = values.get("overrides") or []
+    if verb == "train":
+        config = load_train_config(values["config"], overrides)
+        if _is_file(values["config"]):
+            arguments = packaged_arguments(config)
+        return training_command(verb, arguments, config, 1, shared)
+    if verb == "tune":
+        from pipeline.tune.config import load_sweep
+
+        if _is_file(values["config"]):
+            raise UserError(
+                f"--config {values['config']}: this file is not where the job runs; "
+                "build the image with it in configs/sweeps, and give its name"
+            )
+        sweep = load_sweep(values["config"], overrides)
+        at_once = min(sweep.concurrent or sweep.trials, sweep.trials)
+        return training_command(verb, arguments, sweep.training(), at_once, shared)
+    return urls_command(verb, arguments, values, shared)
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml")) or "/" in name
+
+
+def _run(command: Command, ray: RayOptions, pods: KubernetesOptions, kubernetes: bool) -> Outcome:
+    from pipeline.submit import submit_to_kubernetes, submit_to_ray
+
+    def write(text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+    if not kubernetes:
+        return submit_to_ray(command, ray, write)
+    if ray.as_json:
+        command = replace(command, arguments=(*command.arguments, "--json"))
+    return submit_to_kubernetes(_render(command, pods), write, ray.stop_on_exit)
+
+
+def _render(command: Command, pods: KubernetesOptions) -> dict[str, Any]:
+    from pipeline.submit import render
+
+    return render(command, pods)
+
+
+def _summary(outcome: Outcome, as_json: bool) -> dict[str, Any]:
+    """How the job ended; with --json also what it printed itself."""
+    summary: dict[str, Any] = {
+        "job": outcome.job,
+        "state": outcome.state,
+        "exit_code": outcome.exit_code,
+    }
+    if outcome.message:
+        summary["message"] = " ".join(outcome.message.split())
+    if as_json:
+        lines = [line for line in outcome.log.splitlines() if line.startswith("{")]
+        try:
+            summary["result"] = json.loads(lines[-1]) if lines else None
+        except json.JSONDecodeError:
+            summary["result"] = None
+    return summary
+
+
+def _show(summary: dict[str, Any]) -> None:
+    if "manifest" in summary:
+        import yaml
+
+        print(yaml.safe_dump(summary["manifest"], sort_keys=False), end="")
+    else:
+        show_summary(summary)

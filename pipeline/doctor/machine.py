@@ -1,0 +1,115 @@
+"""This machine, or any node of a cluster: python, packages, disks, shared memory, GPUs, W&B."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from email.message import Message
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+
+from pipeline.doctor.finding import FAILURE, OK, WARNING, Finding, judged
+
+LEAST_CACHE, LEAST_TEMPORARY, LEAST_SHARED = 20, 2, 2  # GB
+ANSWER = 5  # seconds that a server may take to answer
+
+
+def python() -> Iterator[Finding]:
+    """Is it new enough?"""
+    found = platform.python_version_tuple()
+    good = tuple(map(int, found[:2])) >= (3, 11)
+    yield judged("python", good, ".".join(found), "install Python 3.11 or later", FAILURE)
+
+
+def packages() -> Iterator[Finding]:
+    """The installed versions against the lock."""
+    lock = _lock()
+    if lock is None:
+        text = "requirements.lock is not at hand, nothing was compared; install the wheel again"
+        yield Finding("packages", WARNING, text)
+        return
+    wrong = []
+    for line in lock.split():
+        name, _, wanted = line.partition("==")
+        try:
+            found = version(name).partition("+")[0]
+        except PackageNotFoundError:
+            found = "missing"
+        if found != wanted:
+            wrong.append(f"{name} {found} instead of {wanted}")
+    rest = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+    text = ", ".join(wrong[:5]) + rest if wrong else "as in requirements.lock"
+    yield judged("packages", not wrong, text, "pip install -r requirements.lock")
+
+
+def _lock() -> str | None:
+    packaged = files("pipeline") / "_requirements.lock"
+    beside = Path(__file__).parents[2] / "requirements.lock"
+    for place in (packaged, beside):
+        if place.is_file():
+            return place.read_text()
+    return None
+
+
+def disks() -> Iterator[Finding]:
+    """Room for cached shards, for Ray's own files, and in shared memory."""
+    from pipeline.data.cache import cache_folder
+
+    cache = cache_folder("")
+    while not cache.exists():
+        cache = cache.parent
+    free = shutil.disk_usage(cache).free / 1e9
+    text = f"{free:.0f} GB free for the cache in {cache}"
+    yield judged("disk", free >= LEAST_CACHE, text, "set ERA_CACHE_DIR to a larger disk")
+    temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    free = shutil.disk_usage(temporary).free / 1e9
+    text = f"{free:.0f} GB free for Ray's logs and spilled objects in {temporary}"
+    yield judged("ray's disk", free >= LEAST_TEMPORARY, text, "free some, or set RAY_TMPDIR")
+    if Path("/dev/shm").exists():
+        shared = shutil.disk_usage("/dev/shm").total / 1e9
+        cure = "give the container more (--shm-size, or an emptyDir in memory)"
+        yield judged("shared memory", shared >= LEAST_SHARED, f"{shared:.1f} GB", cure)
+
+
+def gpus() -> Iterator[Finding]:
+    """What torch sees; a driver without a torch that can use it is a failure."""
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        yield Finding("gpu", OK, f"{len(names)}: {', '.join(sorted(set(names)))}")
+    elif Path("/proc/driver/nvidia/version").exists():
+        text = f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it"
+        yield Finding("gpu", FAILURE, f"{text}; install torch's CUDA wheel, or a newer driver")
+    else:
+        yield Finding("gpu", OK, "none: training runs on processors (scaling.gpu=false)")
+
+
+def wandb() -> Iterator[Finding]:
+    """Does its server answer, where there is a key for it? The key itself is not tried."""
+    if not os.environ.get("WANDB_API_KEY"):
+        yield Finding("wandb", OK, "no WANDB_API_KEY: runs stay offline (`wandb sync` sends them)")
+        return
+    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    answers = answer_of(server) is not None
+    text = f"a key is set; {server} {'answers (the key: not tried)' if answers else 'is silent'}"
+    cure = "check WANDB_BASE_URL and the network, or set tracking.wandb=offline"
+    yield judged("wandb", answers, text, cure)
+
+
+def answer_of(url: str) -> Message | None:
+    """The headers of a server's answer, refusals included; None where there is none."""
+    try:
+        with urllib.request.urlopen(url, timeout=ANSWER) as answer:
+            headers: Message = answer.headers
+            return headers
+    except urllib.error.HTTPError as refusal:
+        return refusal.headers
+    except (OSError, ValueError):
+        return None

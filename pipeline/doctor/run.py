@@ -1,0 +1,63 @@
+"""Which checks apply, in which order; a check that breaks is a finding, not an end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+from pipeline.doctor.dashboard import check_dashboard
+from pipeline.doctor.finding import FAILURE, OK, Finding
+from pipeline.doctor.machine import disks, gpus, packages, python, wandb
+from pipeline.doctor.store import check_bucket, check_data
+from pipeline.errors import UserError
+
+Check = Callable[[], Iterator[Finding]]
+
+
+def diagnose(
+    address: str = "", bucket: str = "", data: str = "", workers: int = 0
+) -> Iterator[Finding]:
+    """Run every check that applies.
+
+    Args:
+        address: of a Ray dashboard (http://...): the checks of bucket, data and cluster are made
+            there, by a job. Or of a cluster (HOST:PORT), which is joined; else RAY_ADDRESS.
+        bucket: URL of a folder to read, write and delete in.
+        data: URL of a split, whose shards are looked for and read.
+        workers: ranks of the all-reduce; 0: one per node, or per GPU.
+    """
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    checks: dict[str, Check] = {"python": python, "packages": packages}
+    if address.startswith(("http://", "https://")):
+        checks["ray jobs"] = lambda: check_dashboard(address, bucket, data, workers)
+    else:
+        checks |= {"disk": disks, "wandb": wandb}
+        if bucket:
+            checks["bucket"] = lambda: check_bucket(bucket)
+        if data:
+            checks["data"] = lambda: check_data(data)
+        checks["ray"] = lambda: _cluster(address, workers)
+    for name, check in checks.items():
+        yield from guarded(name, check)
+
+
+def guarded(name: str, check: Check) -> Iterator[Finding]:
+    """The findings of a check; whatever it raises is one more."""
+    try:
+        yield from check()
+    except UserError as error:
+        yield Finding(name, FAILURE, str(error))
+    except Exception as error:
+        lines = str(error).split("\n")
+        yield Finding(name, FAILURE, f"the check broke: {type(error).__name__}: {lines[0][:300]}")
+
+
+def _cluster(address: str, workers: int) -> Iterator[Finding]:
+    if not address:
+        yield Finding("ray", OK, "no RAY_ADDRESS: training starts a cluster of its own here")
+        yield from gpus()
+        return
+    from pipeline.doctor.cluster import check_cluster
+
+    os.environ["RAY_ADDRESS"] = address
+    yield from check_cluster(address, workers)

@@ -1,0 +1,234 @@
+"""Sending a command to a Ray cluster's job server, and staying with it until it ends.
+
+The job belongs to the cluster: a lost connection, or the end of this process, doesn't end it. The
+same command again finds it there and goes on following it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipeline.errors import UserError
+from pipeline.submit.command import Command, Outcome, refuse_local_paths
+from pipeline.submit.follow import PAUSE, follow
+from pipeline.submit.package import pack
+
+log = logging.getLogger("era")
+ANSWER_SECONDS = 60  # of one request
+STOP_SECONDS = 90  # between SIGTERM and SIGKILL of a stopped job: a checkpoint's upload; Ray has 3
+TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
+SENDS = 3  # tries to send a job over a connection that breaks
+TARGET = "era-target"  # in the job's metadata: what it makes
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Where a job goes and what travels with it.
+
+    Attributes:
+        address: of the job server, http://...
+        working_dir: a folder whose files the job sees, and whose code comes before the image's.
+        env: names of environment variables that travel with their values.
+        stop_on_exit: Ctrl-C or SIGTERM here stops the job, instead of leaving it alone.
+        as_json: the job's own summary is JSON, as its last line.
+    """
+
+    address: str
+    working_dir: str = ""
+    env: Sequence[str] = ()
+    stop_on_exit: bool = False
+    as_json: bool = False
+
+
+def submit_to_ray(command: Command, options: RayOptions, write: Callable[[str], None]) -> Outcome:
+    """Send the command, or find it running already, and follow it to its end.
+
+    Args:
+        command: what to run.
+        options: where.
+        write: receives the job's log as it comes.
+
+    Raises:
+        UserError: if the cluster doesn't answer, has another Ray, or can't read what the job reads.
+    """
+    variables = _values_of(options.env)
+    client = connect(options.address)
+    entrypoint = command.entrypoint(options.as_json)
+    job = _running(client, command, entrypoint)
+    if job:
+        log.info("job %s does this already; following it", job)
+    else:
+        job = _send(client, command, options, entrypoint, variables)
+        log.info("job %s sent to %s", job, options.address)
+    try:
+        return follow(client, job, write)
+    except Exception:
+        raise
+    except BaseException:  # Ctrl-C or SIGTERM of this process
+        _part_from(client, job, options)
+        raise
+
+
+def connect(address: str) -> Any:
+    """A client of the job server.
+
+    Raises:
+        UserError: if it can't be reached, refuses the token, or runs another version of Ray.
+    """
+    _check_address(address)
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray would not send it
+    import ray
+    import requests
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    for talkative in (JobSubmissionClient.__module__, *TALKATIVE):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+
+    class Client(JobSubmissionClient):
+        """Ray's client, but no request waits for ever on a connection that is dead."""
+
+        def _do_request(self, method: str, endpoint: str, **rest: Any) -> Any:
+            rest.setdefault("timeout", ANSWER_SECONDS)
+            return super()._do_request(method, endpoint, **rest)
+
+    try:
+        with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would go before --address
+            client = Client(address)
+    except AuthenticationError:
+        raise UserError(
+            f"{address}: the cluster wants another token; set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        ) from None
+    except (ConnectionError, RuntimeError, requests.RequestException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{address}: no Ray job server answers there ({reason}); is the port forwarded?"
+        ) from None
+    theirs = client._server_ray_version  # what the constructor asked for; no public call has it
+    if theirs != ray.__version__:
+        raise UserError(
+            f"{address}: the cluster has Ray {theirs}, this machine {ray.__version__}; "
+            f"use the cluster's image, or pip install 'ray[default]=={theirs}' here"
+        )
+    return client
+
+
+def _check_address(address: str) -> None:
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError("--address: expected the job server's URL, such as http://127.0.0.1:8265")
+    if parts.username or parts.password or parts.query:
+        raise UserError("--address: no credential belongs there; set RAY_AUTH_TOKEN instead")
+
+
+def _send(
+    client: Any, command: Command, options: RayOptions, entrypoint: str, variables: dict[str, str]
+) -> str:
+    several = _several_nodes(options.address)
+    with tempfile.TemporaryDirectory(prefix="era-submit-") as scratch:
+        runtime: dict[str, Any] = {
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **variables}
+        }
+        shipped: frozenset[str] = frozenset()
+        if options.working_dir:
+            package, shipped = pack(options.working_dir, scratch)
+            runtime["working_dir"] = str(package)
+        refuse_local_paths(command, several, shipped)
+        name = f"era-{command.verb}-{secrets.token_hex(4)}"
+        what = {"runtime_env": runtime, "metadata": {TARGET: _key(command)}}
+        for left in reversed(range(SENDS)):
+            try:
+                return str(client.submit_job(entrypoint=entrypoint, submission_id=name, **what))
+            except OSError as error:  # whether it arrived, nobody knows: the name will tell
+                if not left:
+                    raise UserError(
+                        f"{options.address}: the connection broke ({type(error).__name__}); the "
+                        "same command again goes on, whether the job has started or not"
+                    ) from None
+                time.sleep(PAUSE)
+            except RuntimeError as error:
+                if left < SENDS - 1 and name in str(error):  # an earlier one arrived after all
+                    return name
+                reason = str(error).partition(":")[0]  # what follows may hold what was sent
+                raise UserError(f"{options.address}: the job was refused ({reason})") from None
+    raise AssertionError("unreachable")
+
+
+def _running(client: Any, command: Command, entrypoint: str) -> str:
+    """The job that makes the same already; empty if there is none."""
+    for job in client.list_jobs():
+        if job.status.is_terminal() or (job.metadata or {}).get(TARGET) != _key(command):
+            continue
+        if job.entrypoint == entrypoint:
+            return str(job.submission_id)
+        raise UserError(
+            f"{command.target}: job {job.submission_id} works on it with other arguments; "
+            "stop it first, or choose another name"
+        )
+    return ""
+
+
+def _key(command: Command) -> str:
+    return command.target.rstrip("/")
+
+
+def _several_nodes(address: str) -> bool:
+    """Whether work may land on more than one node: now, or once an autoscaler adds some."""
+    from ray.util.state import list_nodes
+
+    with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        nodes = list_nodes(address=address, filters=[("state", "=", "ALIVE")], limit=100)
+    return len(nodes) != 1 or not (nodes[0].resources_total or {}).get("CPU")
+
+
+def _values_of(names: Sequence[str]) -> dict[str, str]:
+    for name in names:
+        if "=" in name:
+            key = name.partition("=")[0]
+            raise UserError(f"--env {key}: give the name only; the value comes from here")
+        if name not in os.environ:
+            raise UserError(f"--env {name}: not set in this environment")
+    return {name: os.environ[name] for name in names}
+
+
+def _part_from(client: Any, job: str, options: RayOptions) -> None:
+    """Say what becomes of the job, or stop it and wait until it has saved what it can."""
+    stop = f"ray job stop --address {options.address} {job}"
+    if not options.stop_on_exit:
+        log.warning(
+            "job %s goes on without us: the same command follows it, `%s` ends it", job, stop
+        )
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # supervisors send it twice; Ctrl-C still ends us
+    log.warning("stopping job %s; it may save for %d s", job, STOP_SECONDS)
+    try:
+        client.stop_job(job)
+        deadline = time.monotonic() + STOP_SECONDS + 30
+        while not client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
+            time.sleep(1)
+    except (RuntimeError, OSError):
+        log.warning("job %s may still run: the cluster doesn't answer; `%s` ends it", job, stop)
+        return
+    log.warning("job %s is stopped; the same command goes on with its work", job)
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """While open, these environment variables are unset."""
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)

@@ -1,0 +1,118 @@
+"""A RayJob from a checked command: the manifests of `k8s/`, changed only where it says so.
+
+One pod holds one training worker. Changed are the workers' number, their processors and GPUs, the
+image, the name and the namespace; a test holds everything else equal to `k8s/`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import TrainConfig
+from pipeline.config.check import worker_range
+from pipeline.errors import UserError
+from pipeline.submit import rules
+from pipeline.submit.command import Command, refuse_local_paths
+from pipeline.submit.template import cluster_of, job_of
+
+log = logging.getLogger("era")
+GPU = "nvidia.com/gpu"
+QUEUE = "kueue.x-k8s.io/queue-name"
+
+
+@dataclass(frozen=True)
+class KubernetesOptions:
+    """Where a RayJob runs.
+
+    Attributes:
+        overlay: base, local, gpu, spot or kueue; empty = gpu where scaling.gpu says so, else base.
+        image: of head and workers; empty = the manifest's.
+        name: of the RayJob; empty = from the run.
+        namespace: for all of it.
+    """
+
+    overlay: str = ""
+    image: str = ""
+    name: str = ""
+    namespace: str = "era"
+
+
+def render(command: Command, options: KubernetesOptions) -> dict[str, Any]:
+    """The RayJob that runs a command; touches no network.
+
+    Raises:
+        UserError: for paths that pods don't share, and for whatever excludes each other.
+    """
+    refuse_local_paths(command, several_nodes=True, shipped=())
+    config = command.config
+    overlay = options.overlay or ("gpu" if config and config.scaling.gpu else "base")
+    cluster = cluster_of(overlay)
+    spec = cluster["spec"]
+    if config is not None:
+        _size(spec, command, config, overlay)
+    if options.image:
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            group["template"]["spec"]["containers"][0]["image"] = options.image
+    elif overlay != "local":
+        log.warning(
+            "no --image: the nodes must have `era` already; else give --image registry/era:TAG"
+        )
+    job = job_of(overlay)
+    name = options.name or _name(command)
+    labels = job["metadata"]["labels"]
+    made = {
+        "apiVersion": job["apiVersion"],
+        "kind": job["kind"],
+        "metadata": {"name": name, "namespace": options.namespace, "labels": labels},
+        "spec": {"entrypoint": command.entrypoint(), **job["spec"], "rayClusterSpec": spec},
+    }
+    _refuse(overlay, name, rules.problems(made))
+    return made
+
+
+def _size(spec: dict[str, Any], command: Command, config: TrainConfig, overlay: str) -> None:
+    """One pod for each worker of the run, or of the trials that run side by side."""
+    least, most = worker_range(config)
+    group = spec["workerGroupSpecs"][0]
+    resources = group["template"]["spec"]["containers"][0]["resources"]
+    gang = not spec.get("enableInTreeAutoscaling")
+    has, needs = int(resources["limits"].get(GPU, 0)), int(config.scaling.gpu)
+    found = []
+    if gang and least != most:
+        found.append(
+            f"scaling.workers=[{least}, {most}] is elastic, and this overlay starts all workers or "
+            "none (gang scheduling); give one number"
+        )
+    if needs > has:
+        found.append(
+            f"scaling.gpu=true needs {needs} GPU per worker, the overlay's nodes have {has}; "
+            "choose --overlay gpu, spot or kueue, or say scaling.gpu=false"
+        )
+    _refuse(overlay, config.run.name, found)
+    if not needs and has:
+        log.warning("scaling.gpu=false: the workers of overlay %s leave their GPUs alone", overlay)
+        del resources["limits"][GPU]
+    group["minReplicas"] = group["replicas"] = least * command.at_once
+    group["maxReplicas"] = most * command.at_once
+    processors = config.scaling.cpus_per_worker
+    # Ray places by this number, so that a second worker doesn't squeeze into the pod.
+    group["rayStartParams"]["num-cpus"] = str(processors)
+    if not needs:
+        resources["requests"]["cpu"] = str(max(processors, config.scaling.threads))
+    elif int(resources["requests"]["cpu"]) < processors:
+        resources["requests"]["cpu"] = str(processors)
+
+
+def _name(command: Command) -> str:
+    of = command.config.run.name if command.config else storage.name_of(command.target)
+    verb = "" if command.verb == "train" else f"{command.verb}-"
+    return re.sub(r"[^a-z0-9]+", "-", f"era-{verb}{of}".lower()).strip("-")
+
+
+def _refuse(overlay: str, name: str, found: list[str]) -> None:
+    if found:
+        raise UserError(f"{name} on overlay {overlay}: {'; '.join(found)}")

@@ -1,0 +1,89 @@
+"""The manifests of `k8s/`, read as they are: one cluster, what an overlay patches, a job's rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import UserError
+
+
+def overlays() -> list[str]:
+    """Names that `--overlay` takes; `base` is the cluster without any."""
+    return ["base", *sorted(path.name for path in (_folder() / "overlays").iterdir())]
+
+
+def cluster_of(overlay: str) -> dict[str, Any]:
+    """The RayCluster that `kubectl kustomize` would make of an overlay."""
+    folder = _folder() / ("base" if overlay == "base" else f"overlays/{overlay}")
+    if not (folder / "kustomization.yaml").is_file():
+        raise UserError(f"--overlay {overlay}: expected one of {', '.join(overlays())}")
+    return next(_clusters(folder))
+
+
+def job_of(overlay: str) -> dict[str, Any]:
+    """The RayJob's settings for an overlay, without name, entrypoint and cluster."""
+    job = _read(_folder() / "jobs" / "base.yaml")
+    own = _folder() / "jobs" / f"{overlay}.yaml"
+    return _merged(job, _read(own)) if overlay != "base" else dict(job)
+
+
+def _clusters(folder: Path) -> Iterator[dict[str, Any]]:
+    """What kustomize does with a RayCluster: the resources below, then this folder's patches."""
+    kustomization = _read(folder / "kustomization.yaml")
+    patches = [
+        operation
+        for patch in kustomization.get("patches", [])
+        if patch["target"]["kind"] == "RayCluster"
+        for operation in _read(folder / patch["path"])
+    ]
+    for name in kustomization["resources"]:
+        path = folder / name
+        for found in _clusters(path.resolve()) if path.is_dir() else [_read(path, first=True)]:
+            if found["kind"] != "RayCluster":
+                continue
+            found = json.loads(json.dumps(found))  # YAML's anchors share parts, a patch must not
+            for operation in patches:
+                _patch(found, operation)
+            yield found
+
+
+def _patch(value: dict[str, Any], operation: dict[str, Any]) -> None:
+    """One operation of a JSON patch (RFC 6902): add, replace or remove."""
+    *way, last = (
+        part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]
+    )
+    place: Any = value
+    for part in way:
+        place = place[int(part) if isinstance(place, list) else part]
+    if operation["op"] == "remove":
+        del place[int(last) if isinstance(place, list) else last]
+    elif isinstance(place, list) and operation["op"] == "add":
+        place.insert(len(place) if last == "-" else int(last), operation["value"])
+    else:
+        place[int(last) if isinstance(place, list) else last] = operation["value"]
+
+
+def _merged(base: Any, change: Any) -> Any:
+    """A JSON merge patch (RFC 7386): mappings are merged, null removes, all else replaces."""
+    if not isinstance(base, dict) or not isinstance(change, dict):
+        return change
+    merged = {key: value for key, value in base.items() if change.get(key, value) is not None}
+    for key, value in change.items():
+        if value is not None:
+            merged[key] = _merged(base.get(key), value)
+    return merged
+
+
+def _read(path: Path, first: bool = False) -> Any:
+    text = path.read_text(encoding="utf-8")
+    return next(yaml.safe_load_all(text)) if first else yaml.safe_load(text)
+
+
+def _folder() -> Path:
+    installed = Path(__file__).parents[1] / "_k8s"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "k8s"

@@ -1,0 +1,275 @@
+"""`era submit --kubernetes`: what it renders, what it refuses, and how it follows a RayJob."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from kubernetes_api import Api, kubernetes_api
+from manifests import BIN, GPU, OVERLAYS, ROOT, Object, cluster, job, train
+
+from pipeline.errors import UserError
+from pipeline.submit import (
+    KubernetesOptions,
+    Outcome,
+    render,
+    submit_to_kubernetes,
+    urls_command,
+)
+from pipeline.submit.rules import problems
+from pipeline.submit.template import cluster_of
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kuberays_own_rules_hold(overlay: str) -> None:
+    assert problems(cluster(overlay)) == []
+    assert problems(job(overlay)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shutdownAfterJobFinishes": True}, "deletionRules exclude shutdownAfterJobFinishes"),
+        ({"suspend": True}, "suspend .Kueue. needs shutdownAfterJobFinishes"),
+        ({"suspend": True}, "excludes the autoscaler"),
+        ({"ttlSecondsAfterFinished": 5}, "needs shutdownAfterJobFinishes"),
+        ({"activeDeadlineSeconds": 0}, "must be positive"),
+        ({"deletionStrategy": {"deletionRules": [{"policy": "DeleteWorkers"}]}}, "autoscaler"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_found(change: Object, message: str) -> None:
+    one = job("base")
+    one["spec"].update(change)
+    assert re.search(message, "; ".join(problems(one)))
+
+
+def test_cluster_settings_that_exclude_each_other_are_found() -> None:
+    one = cluster("base")
+    one["metadata"]["name"] = "x" * 54
+    one["spec"].update(enableInTreeAutoscaling=False, rayVersion="2.51.0")
+    one["spec"]["headGroupSpec"]["resources"] = {"CPU": "1"}
+    group = one["spec"]["workerGroupSpecs"][0]
+    group.update(minReplicas=9)
+    found = "; ".join(problems(one))
+    for message in ("54 characters", "needs rayVersion 2.52", "given twice", "9 is more than"):
+        assert message in found
+    del group["maxReplicas"]
+    assert "minReplicas and maxReplicas are due" in "; ".join(problems(one))
+    one["spec"]["enableInTreeAutoscaling"] = True
+    group["template"]["spec"]["restartPolicy"] = "Always"
+    assert "restartPolicy Always excludes autoscaler v2" in "; ".join(problems(one))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_template_is_kustomizes_own(overlay: str) -> None:
+    """What `submit` reads without kubectl is what kubectl makes."""
+    assert cluster_of(overlay)["spec"] == cluster(overlay)["spec"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_job_differs_from_the_template_only_where_the_configuration_says(overlay: str) -> None:
+    workers = ["scaling.workers=3", "scaling.cpus_per_worker=12"]
+    made = job(overlay, *workers, image="registry/era:1", name="mine", namespace="else")
+    wanted = copy.deepcopy(cluster(overlay)["spec"])
+    group = wanted["workerGroupSpecs"][0]
+    group.update(replicas=3, minReplicas=3, maxReplicas=3)
+    group["rayStartParams"]["num-cpus"] = "12"
+    for part in (wanted["headGroupSpec"], group):
+        part["template"]["spec"]["containers"][0]["image"] = "registry/era:1"
+    group["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] = "12"
+    assert made["spec"]["rayClusterSpec"] == wanted
+    assert made["metadata"]["name"] == "mine"
+    assert made["metadata"]["namespace"] == "else"
+    settings = set(made["spec"]) - {"entrypoint", "rayClusterSpec"}
+    assert settings >= {"submissionMode", "activeDeadlineSeconds", "preRunningDeadlineSeconds"}
+
+
+def test_workers_come_from_the_configuration() -> None:
+    elastic = job("spot", "scaling.workers=[2, 6]")["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    assert [elastic[k] for k in ("replicas", "minReplicas", "maxReplicas")] == [2, 2, 6]
+    assert elastic["template"]["spec"]["containers"][0]["resources"]["limits"][GPU] == 1
+    sweep = render(train("scaling.workers=2", verb="tune", at_once=4), KubernetesOptions())
+    assert sweep["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["minReplicas"] == 8
+    idle = render(train("scaling.gpu=false"), KubernetesOptions("gpu"))
+    group = idle["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    assert GPU not in group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    chosen = render(train("scaling.gpu=true"), KubernetesOptions())
+    assert GPU in json.dumps(chosen)
+    assert 'nvidia.com/gpu"' not in json.dumps(render(train(), KubernetesOptions()))
+
+
+def test_a_verb_without_configuration_keeps_the_template() -> None:
+    values = {"source": "s3://b/raw", "dest": "s3://b/dpdd"}
+    made = render(urls_command("preprocess", ["--x"], values, False), KubernetesOptions())
+    assert made["spec"]["rayClusterSpec"] == cluster("base")["spec"]
+    assert made["metadata"]["name"] == "era-preprocess-dpdd"
+    with pytest.raises(UserError, match="dest=/data is a path of one machine"):
+        render(urls_command("preprocess", [], {"dest": "/data"}, False), KubernetesOptions())
+
+
+@pytest.mark.parametrize(
+    ("overlay", "overrides", "options", "message"),
+    [
+        ("kueue", ["scaling.workers=[1, 4]"], {}, "gang scheduling"),
+        ("local", ["scaling.gpu=true"], {}, "needs 1 GPU per worker.* have 0"),
+        ("gpu", [f"run.name={'x' * 44}"], {}, "48 characters; RayJob takes 47"),
+        ("gpu", [], {"name": "Big_Name"}, "must be small letters"),
+        ("gpu", ["run.root=/runs"], {}, "run.root=/runs is a path of one machine"),
+        ("cloud", [], {}, "expected one of base, gpu, kueue, local, spot"),
+    ],
+)
+def test_contradictions_are_refused_with_the_reason(
+    overlay: str, overrides: list[str], options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        job(overlay, *overrides, **options)
+
+
+def test_queue_and_deletion_rules_are_apart() -> None:
+    queued, plain = job("kueue"), job("gpu")
+    label = "kueue.x-k8s.io/queue-name"
+    assert queued["metadata"]["labels"][label] == cluster("kueue")["metadata"]["labels"][label]
+    assert queued["spec"]["suspend"] is queued["spec"]["shutdownAfterJobFinishes"] is True
+    assert "deletionStrategy" not in queued["spec"]
+    assert plain["spec"]["deletionStrategy"]["deletionRules"]
+    assert not {"suspend", "shutdownAfterJobFinishes"} & set(plain["spec"])
+
+
+def test_dry_run_prints_yaml_and_nothing_else(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "submit", "train", "--config", "tiny"]
+    command += ["run.root=s3://b/runs", "data.train=s3://b/t", "--kubernetes", "--dry-run"]
+    bare = {"PATH": str(tmp_path), "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}  # no kubectl
+    done = subprocess.run(command, capture_output=True, text=True, env=bare, check=True)
+    made = yaml.safe_load(done.stdout)
+    assert made["kind"] == "RayJob"
+    assert made["spec"]["entrypoint"].startswith("era train --config tiny run.root=s3://b/runs")
+    assert "&" not in done.stdout  # no anchors
+    missing = subprocess.run(
+        command[:-1], capture_output=True, text=True, env=bare, check=False, timeout=60
+    )
+    assert missing.returncode == 2
+    assert "kubectl is not installed" in missing.stderr
+
+
+# `era submit --kubernetes` with the real kubectl; the server and the operator are played.
+
+RUNNING = {"jobDeploymentStatus": "Running", "jobId": "a", "rayClusterName": "c"}
+DONE = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
+# In Ray's words, held below.
+BAD = {
+    "jobDeploymentStatus": "Failed",
+    "jobStatus": "FAILED",
+    "reason": "AppFailed",
+    "message": "Job entrypoint command failed with exit code 2, last available logs (truncated",
+}
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    with kubernetes_api(tmp_path) as (running, config):
+        running.log.write_text("")
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        monkeypatch.setenv("HOME", str(tmp_path))  # kubectl's cache
+        monkeypatch.setenv("PATH", f"{BIN}:{os.environ['PATH']}")
+        yield running
+
+
+class Operator(threading.Thread):
+    """Plays KubeRay: a new RayJob's states come one by one, or a running one's further states."""
+
+    def __init__(self, api: Api, *steps: Object, new: bool = True) -> None:
+        super().__init__(daemon=True)
+        self.api, self.steps, self.new = api, steps, new
+        self.start()
+
+    def run(self) -> None:
+        while self.new and "status" in self.api.jobs.get("era-tiny", {"status": {}}):
+            time.sleep(0.05)
+        for step in self.steps:
+            time.sleep(0.8)
+            self.api.log.write_text(self.api.log.read_text() + step.pop("log", ""))
+            self.api.down = step.pop("down", 0)
+            self.api.put("era-tiny", **step)
+
+
+def run(rayjob: Object) -> tuple[Outcome, str]:
+    lines: list[str] = []
+    outcome = submit_to_kubernetes(rayjob, lines.append, poll=0.2, patience=20)
+    return outcome, "".join(lines)
+
+
+def test_a_rayjob_is_followed_to_its_own_exit_code(api: Api) -> None:
+    """Through a server that is down for a while; and the same command again starts it anew."""
+    first = {**RUNNING, "log": "one\ntwo\nha"}
+    Operator(api, first, {"down": 4}, {"log": "lf\nthree\n", **BAD})
+    outcome, shown = run(job("base"))
+    assert (outcome.exit_code, outcome.state) == (2, "FAILED")
+    assert shown == "one\ntwo\nhalf\nthree\n"
+    api.log.write_text("again\n")
+    asked = len(api.asked)
+    Operator(api, {**RUNNING, **DONE})
+    outcome, shown = run(job("base"))
+    assert (outcome.exit_code, shown) == (0, "again\n")
+    place = "/apis/ray.io/v1/namespaces/era/rayjobs"
+    assert f"DELETE {place}/era-tiny" in api.asked[asked:]
+    assert f"POST {place}" in api.asked[asked:]
+
+
+def test_a_running_rayjob_is_joined_or_left_alone(api: Api) -> None:
+    api.jobs["era-tiny"] = {**job("base"), "status": dict(RUNNING)}
+    with pytest.raises(UserError, match="runs with other arguments"):
+        run(job("base", "train.steps=7"))
+    Operator(api, dict(DONE), new=False)
+    assert run(job("base"))[0].exit_code == 0
+    assert not [line for line in api.asked if line.startswith(("POST", "DELETE", "PATCH"))]
+
+
+def test_deadlines_and_stops_have_exit_codes(api: Api) -> None:
+    api.jobs["era-tiny"] = {**job("base"), "status": dict(RUNNING)}
+    late = {"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded", "message": "too late"}
+    Operator(api, late, new=False)
+    outcome, _ = run(job("base"))
+    assert (outcome.exit_code, outcome.message) == (1, "DeadlineExceeded: too late")
+    api.jobs["era-tiny"]["status"] = dict(RUNNING)
+    Operator(api, {**DONE, "jobStatus": "STOPPED"}, new=False)
+    assert run(job("base"))[0].exit_code == 143
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("number", "option", "code"),
+    [(signal.SIGINT, [], 130), (signal.SIGTERM, ["--stop-on-exit"], 143)],
+)
+def test_leaving_says_what_becomes_of_the_rayjob(
+    api: Api, number: signal.Signals, option: list[str], code: int
+) -> None:
+    command = [sys.executable, "-m", "pipeline", "submit", "train", *option, "--kubernetes"]
+    command += ["run.root=s3://b/runs", "data.train=s3://b/train", "--image", "registry/era:1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while "era-tiny" not in api.jobs:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert ("era-tiny" in api.jobs) is not bool(option)
+    assert ("is being deleted" if option else "goes on: the same command follows it") in err
+
+
+def test_exit_codes_are_read_in_rays_own_words() -> None:
+    import inspect
+
+    from ray.dashboard.modules.job import job_supervisor
+
+    assert 'f"failed with exit code {return_code}' in inspect.getsource(job_supervisor)

@@ -1,0 +1,251 @@
+"""`era submit --address`: what is refused before anything is sent, and a real job server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray_job_server import TOKEN, Wire, ray_job_server
+
+from pipeline.config import load_train_config
+from pipeline.errors import UserError
+from pipeline.submit import RayOptions, submit_to_ray, training_command, urls_command
+from pipeline.submit.command import packaged_arguments, refuse_local_paths
+from pipeline.submit.follow import exit_code
+from pipeline.submit.jobs import connect
+from pipeline.submit.package import pack
+
+ROOT = Path(__file__).parents[1]
+
+
+def train_command(*overrides: str, shared: bool = False) -> Any:
+    given = ["data.train=s3://b/train", "run.root=s3://b/runs", *overrides]
+    return training_command("train", given, load_train_config("tiny", given), 1, shared)
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "submit", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def submit(*arguments: str, **environment: str) -> tuple[int, str, str]:
+    process = start(*arguments, **environment)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def test_local_paths_are_refused_where_they_mean_nothing() -> None:
+    refuse_local_paths(train_command(), True, ())
+    refuse_local_paths(train_command("run.root=/mnt/runs", "storage.shared=true"), True, ())
+    refuse_local_paths(train_command("run.root=/mnt/runs", shared=True), True, ())
+    refuse_local_paths(train_command("run.root=/mnt/runs"), False, ())
+    with pytest.raises(UserError, match=r"run.root=/mnt/runs .* several nodes.*storage.shared"):
+        refuse_local_paths(train_command("run.root=/mnt/runs"), True, ())
+    with pytest.raises(UserError, match=r"data.val=val is relative"):
+        refuse_local_paths(train_command("data.val=val", shared=True), True, ())
+    values = {"inputs": ["photos/a.png"], "out": "s3://b/out", "checkpoint": "tiny"}
+    restore = urls_command("restore", ["photos/a.png"], values, False)
+    refuse_local_paths(restore, True, {"photos/a.png"})
+    with pytest.raises(UserError, match=r"inputs=photos/a.png"):
+        refuse_local_paths(restore, True, ())
+
+
+def test_a_file_of_ones_own_travels_as_what_differs(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "run: {name: mine, root: s3://b/r}\ndata: {train: 's3://b/t'}\n"
+        "model: {overrides: {stages: 3}}\ntrain: {patch: [64, 96], learning_rate: 1.0e-3}\n"
+        "scaling: {workers: [1, 4]}\n"
+    )
+    config = load_train_config(str(own))
+    _, name, *overrides = packaged_arguments(config)
+    assert load_train_config(name, overrides) == config
+
+
+def test_working_directory_leaves_data_and_history_behind(tmp_path: Path) -> None:
+    kept = ("code.py", "pipeline/data/order.py")
+    left = (".git/x", ".venv/x", "data/x", "runs/x", "outputs/x", "a/__pycache__/x", ".env", "big")
+    (tmp_path / "dir").mkdir()
+    for name in (*kept, *left, ".gitignore"):
+        path = tmp_path / "dir" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("big\n")
+    _, names = pack(str(tmp_path / "dir"), str(tmp_path))
+    assert {name for name in names if not name.endswith("/")} == {*kept, ".gitignore"}
+
+
+def test_working_directory_too_large_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.submit.package.LIMIT_MB", 0.5)
+    (tmp_path / "dir" / "films").mkdir(parents=True)
+    (tmp_path / "dir" / "films" / "a").write_bytes(os.urandom(1_000_000))
+    with pytest.raises(UserError, match=r"1 MB packed.*films/a \(1 MB\).*rayignore"):
+        pack(str(tmp_path / "dir"), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:8265", "such as http://127.0.0.1:8265"),
+        ("http://me:secret@host:8265", "no credential belongs there"),
+        ("http://127.0.0.1:1", "no Ray job server answers"),
+    ],
+)
+def test_wrong_address_is_one_clear_line(address: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        connect(address)
+    assert "secret" not in str(caught.value)
+
+
+def test_variables_go_by_name_only() -> None:
+    for name, message in (("NAME=hidden", "give the name only"), ("ERA_UNSET", "not set")):
+        with pytest.raises(UserError, match=message) as caught:
+            submit_to_ray(train_command(), RayOptions("http://127.0.0.1:1", env=[name]), print)
+        assert "hidden" not in str(caught.value)
+
+
+def test_exit_codes_as_a_shell_has_them() -> None:
+    assert [exit_code(code) for code in (0, 2, 143, -9, None)] == [0, 2, 143, 137, 1]
+
+
+# From here on a real cluster.
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    import tempfile
+
+    environment = {"PYTHONPATH": str(ROOT), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    with (
+        tempfile.TemporaryDirectory(prefix="era-job-") as folder,  # Ray's sockets want short paths
+        ray_job_server(Path(folder), environment) as address,
+    ):
+        yield address
+
+
+@pytest.fixture
+def token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known in the environment, as a user's would be; other sessions' variables are not."""
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    monkeypatch.setenv("RAY_ADDRESS", "203.0.113.1:6379")  # --address goes before it
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("token")
+def test_the_jobs_own_exit_code_comes_back(server: str, tmp_path: Path) -> None:
+    missing = ["--dataset", "dpdd", "--source", str(tmp_path / "none"), "--dest", str(tmp_path)]
+    code, out, err = submit("--address", server, "preprocess", *missing, "--json")
+    assert code == 2, err
+    assert json.loads(out)["exit_code"] == 2
+    assert "no such folder" in err
+    code, out, err = submit("preprocess", *missing, "--address", server, RAY_AUTH_TOKEN="x" * 32)
+    assert (code, out) == (2, "")
+    assert "wants another token" in err
+    assert TOKEN not in err
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("token")
+def test_a_dropped_log_loses_and_repeats_nothing(
+    server: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    """The wire is cut again and again; another submission finds the job; its end is its own."""
+    wire = Wire(server)
+    data = str(tiny_data / "train")
+    arguments = [f"run.root={tmp_path}", "run.name=cut", f"data.train={data}", "train.steps=120"]
+    arguments += ["scaling.workers=1", "checkpoint.every=60", "tracking.wandb=disabled"]
+    log = tmp_path / "stderr"
+    command = [sys.executable, "-m", "pipeline", "submit", "--address", wire.address, "train"]
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [*command, *arguments, "--json"], stdout=subprocess.PIPE, stderr=stderr, text=True
+        )
+    while process.poll() is None:
+        time.sleep(2.5)
+        if "sent to" in log.read_text():
+            wire.cut()
+    assert process.stdout is not None
+    out, err = process.stdout.read(), log.read_text()
+    assert process.returncode == 0, err
+    summary = json.loads(out)
+    assert summary["result"]["step"] == 120
+    assert wire.cuts > 2
+    assert "connection lost" in err
+    mine = re.compile(r"\d\d:\d\d:\d\d job .*\n")  # what the submitter says itself
+    assert mine.sub("", err) == connect(server).get_job_logs(summary["job"])
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("token")
+def test_ctrl_c_leaves_the_job_and_the_same_command_finds_it(
+    server: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERA_WORD", "a-word-that-stays-hidden")
+    data = str(tiny_data / "train")
+    arguments = [f"run.root={tmp_path}", "run.name=long", f"data.train={data}"]
+    arguments += ["train.steps=100000", "scaling.workers=1", "tracking.wandb=disabled"]
+    command = ["--address", server, "--env", "ERA_WORD", "train", *arguments]
+    first = start(*command)
+    job = _wait_for_line(first, r"job (era-train-\w+) sent")
+    _wait_for_line(first, r"step (\d+) of")
+    first.send_signal(signal.SIGINT)
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 130
+    assert f"job {job} goes on without us" in err
+    client = connect(server)
+    assert client.get_job_status(job) == "RUNNING"
+    assert client.get_job_info(job).runtime_env["env_vars"]["ERA_WORD"].startswith("a-word")
+    assert "a-word" not in err + client.get_job_info(job).entrypoint
+
+    code, _, err = submit(*command, "train.steps=7")
+    assert code == 2
+    assert f"job {job} works on it with other arguments" in err
+
+    second = start("--stop-on-exit", *command)
+    assert _wait_for_line(second, r"job (\S+) does this already") == job
+    second.terminate()
+    _, err = second.communicate(timeout=150)
+    assert second.returncode == 143, err
+    assert client.get_job_status(job) == "STOPPED"
+    assert list((tmp_path / "long" / "checkpoints").glob("*/COMMIT"))  # it had the time to save
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("token")
+def test_a_working_directory_travels(server: str, tiny_pairs: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_pairs, tmp_path / "here" / "pairs")
+    arguments = ["preprocess", "--dataset", "dpdd", "--source", "pairs"]
+    arguments += ["--dest", str(tmp_path / "out"), "--address", server]  # after the verb, too
+    code, _, err = submit(*arguments)
+    assert code == 2
+    assert "source=pairs is relative to this folder" in err
+    code, _, err = submit(*arguments, "--working-dir", str(tmp_path / "here"))
+    assert code == 0, err
+    assert (tmp_path / "out" / "train" / "manifest.json").exists()
+
+
+def _wait_for_line(process: subprocess.Popen[str], pattern: str) -> str:
+    assert process.stderr is not None
+    for line in process.stderr:
+        found = re.search(pattern, line)
+        if found:
+            return found[1]
+    raise AssertionError(f"no line like {pattern}")
