@@ -12,8 +12,8 @@ from pipeline.data.loader import TrainLoader
 from pipeline.data.split import open_split
 from pipeline.errors import UserError
 from pipeline.train.loop import Loop
+from pipeline.train.setup import order_plan
 from pipeline.train.state import TrainState
-from pipeline.train.worker import order_plan
 
 JOINT = "train.estimator_share=0", "train.prior_share=0"
 

@@ -18,14 +18,14 @@ from pipeline import __version__, storage
 from pipeline.checkpoint import CheckpointStore
 from pipeline.config import TrainConfig, to_plain
 from pipeline.data.loader import Batch, TrainLoader
-from pipeline.data.order import OrderPlan
-from pipeline.data.split import Split, open_split
+from pipeline.data.split import Split
 from pipeline.errors import UserError
 from pipeline.tracking import Tracker
 from pipeline.train.attempts import note_once, require_owner
 from pipeline.train.courier import Courier, Event
 from pipeline.train.freeze import frozen_hash
 from pipeline.train.loop import Loop, any_rank, gather_lists
+from pipeline.train.setup import open_splits, order_plan, prepare_torch
 from pipeline.train.state import TrainState
 from pipeline.train.validate import validate
 
@@ -293,46 +293,3 @@ class Worker:
     def _opening(self) -> str:
         start = f"resumed at step {self.state.step}" if self.state.step else "from the start"
         return f"training {self.run_url} on {self.world_size} workers, {start}"
-
-
-def prepare_torch(config: TrainConfig) -> torch.device:
-    """Set threads, determinism and TF32; return this rank's device."""
-    torch.set_num_threads(config.scaling.threads)
-    torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
-    torch.backends.cudnn.allow_tf32 = config.train.tf32
-    wanted = config.train.deterministic
-    deterministic = wanted in (True, "strict") or (wanted == "auto" and not config.scaling.gpu)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = not deterministic
-    if config.scaling.gpu:
-        import ray.train.torch
-
-        return ray.train.torch.get_device()
-    return torch.device("cpu")
-
-
-def open_splits(config: TrainConfig) -> tuple[Split, Split | None]:
-    """Open the training and validation data."""
-    cache = config.cache.dir, config.cache.max_gb
-    train = open_split(storage.absolute(config.data.train), *cache)
-    val = open_split(storage.absolute(config.data.val), *cache) if config.data.val else None
-    for url, split in ((config.data.train, train), (config.data.val, val)):
-        if split is not None and not split.has_sharp:
-            raise UserError(f"{url}: has no sharp images; training needs pairs")
-    return train, val
-
-
-def order_plan(config: TrainConfig) -> OrderPlan:
-    """The order of samples that the configuration asks for."""
-    return OrderPlan(
-        seed=config.train.seed,
-        global_batch=config.train.global_batch,
-        crops_per_image=config.data.crops_per_image,
-        window=config.data.window,
-        patch=tuple(config.train.patch),
-        steps=config.train.steps,
-        rotate=config.data.rotate,
-        min_sharpness_quantile=config.data.min_sharpness_quantile,
-    )

@@ -1,0 +1,56 @@
+"""What a worker needs before its first step: threads and determinism, the data, the order."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from pipeline import storage
+from pipeline.config import TrainConfig
+from pipeline.data.order import OrderPlan
+from pipeline.data.split import Split, open_split
+from pipeline.errors import UserError
+
+
+def prepare_torch(config: TrainConfig) -> torch.device:
+    """Set threads, determinism and TF32; return this rank's device."""
+    torch.set_num_threads(config.scaling.threads)
+    torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
+    torch.backends.cudnn.allow_tf32 = config.train.tf32
+    wanted = config.train.deterministic
+    deterministic = wanted in (True, "strict") or (wanted == "auto" and not config.scaling.gpu)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    if config.scaling.gpu:
+        import ray.train.torch
+
+        return ray.train.torch.get_device()
+    return torch.device("cpu")
+
+
+def open_splits(config: TrainConfig) -> tuple[Split, Split | None]:
+    """Open the training and validation data."""
+    cache = config.cache.dir, config.cache.max_gb
+    train = open_split(storage.absolute(config.data.train), *cache)
+    val = open_split(storage.absolute(config.data.val), *cache) if config.data.val else None
+    for url, split in ((config.data.train, train), (config.data.val, val)):
+        if split is not None and not split.has_sharp:
+            raise UserError(f"{url}: has no sharp images; training needs pairs")
+    return train, val
+
+
+def order_plan(config: TrainConfig) -> OrderPlan:
+    """The order of samples that the configuration asks for."""
+    return OrderPlan(
+        seed=config.train.seed,
+        global_batch=config.train.global_batch,
+        crops_per_image=config.data.crops_per_image,
+        window=config.data.window,
+        patch=tuple(config.train.patch),
+        steps=config.train.steps,
+        rotate=config.data.rotate,
+        min_sharpness_quantile=config.data.min_sharpness_quantile,
+    )
