@@ -11,12 +11,12 @@ import io
 import json
 import os
 import tarfile
-import zlib
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import IO, Any, cast
 
+import imagecodecs
 import numpy as np
 
 from pipeline.data.manifest import SampleEntry, Shard
@@ -103,7 +103,7 @@ def changed_members(shard: Image, entry: SampleEntry) -> list[str]:
         member
         for member, (offset, length) in entry.members.items()
         if member in entry.crc32
-        and zlib.crc32(shard[offset : offset + length].data) != entry.crc32[member]
+        and _crc32(0, shard[offset : offset + length].data) != entry.crc32[member]
     ]
 
 
@@ -146,4 +146,5 @@ def _npy(array: Image) -> list[memoryview]:
 
 
 def _crc32(so_far: int, data: memoryview) -> int:
-    return zlib.crc32(data, so_far)
+    """zlib's crc32, several times as fast."""
+    return int(imagecodecs.deflate_crc32(data, so_far))
