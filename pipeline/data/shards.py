@@ -147,4 +147,4 @@ def _npy(array: Image) -> list[memoryview]:
 
 def _crc32(so_far: int, data: memoryview) -> int:
     """zlib's crc32, several times as fast."""
-    return int(imagecodecs.deflate_crc32(data, so_far))
+    return int(imagecodecs.deflate_crc32(data, so_far))  # type: ignore[arg-type]
