@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import era
 from benchmarks.table import markdown
 
-# Measured on two cores of an AMD EPYC (benchmarks/RESULTS.md).
-CROP_MS_256 = 0.193  # CPU ms of a crop pair of 256 pixels, local copy, warm
-CROP_MS_64 = 0.047  # the same of 64 pixels: what does not shrink with the area
-PREPROCESS_S = 0.275  # CPU s of a pair of 1680x1120 pixels
+# Measured on two cores of an Intel Xeon (benchmarks/RESULTS.md).
+CROP_MS_256 = 0.143  # CPU ms of a crop pair of 256 pixels, local copy, warm
+CROP_MS_64 = 0.043  # the same of 64 pixels: what does not shrink with the area
+PREPROCESS_S = 0.262  # CPU s of a pair of 1680x1120 pixels
 # Read off the format and the code.
 BYTES_PER_PIXEL = 12  # of a pair: two uint16 RGB images; a radius map adds 2
 BYTES_PER_PARAMETER = 4  # float32 gradients
