@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import S3Server
-from test_train import SMALL_NETWORK
+from small_run import SMALL_NETWORK
 
 from pipeline import storage
 from pipeline.checkpoint import CheckpointStore
