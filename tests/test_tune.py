@@ -193,7 +193,7 @@ def test_plan_says_what_runs_at_once_and_where(
     assert plan("scaling.workers=2", "scaling.cpus_per_worker=2", trials=20).at_once == 1
     space = {"scaling.workers": {"choice": [1, 4]}, **SPACE}
     assert plan(space=space).at_once == 1  # the heaviest trial counts
-    with pytest.raises(UserError, match="needs 7 CPU, the cluster has 6"):
+    with pytest.raises(UserError, match="the nodes have room for 6, and no autoscaler"):
         plan("scaling.workers=7")
     with pytest.raises(UserError, match="nodes have room for 0"):
         plan("scaling.cpus_per_worker=3")
