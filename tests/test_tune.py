@@ -197,9 +197,9 @@ def test_plan_says_what_runs_at_once_and_where(
         plan("scaling.workers=7")
     with pytest.raises(UserError, match="nodes have room for 0"):
         plan("scaling.cpus_per_worker=3")
-    with pytest.raises(UserError, match="needs 1 GPU"):
+    with pytest.raises(UserError, match="needs 1 CPU and 1 GPU for each"):
         plan("scaling.gpu=true")
-    with pytest.raises(UserError, match="needs 8 CPU"):
+    with pytest.raises(UserError, match=r"workers=4 needs 2 CPU for each worker: .* room for 3"):
         plan("scaling.cpus_per_worker=2", space={"scaling.workers": {"int": [1, 4]}})
 
 
