@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,8 @@ import s3fs
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
+# Where a shell runs the tests in the background it ignores Ctrl-C, and so would all they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("era", deadline=None)  # no test asserts on time
 hypothesis.settings.load_profile("era")
 

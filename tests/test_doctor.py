@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import S3Server
 
+from era import cost, named_config
 from pipeline import storage
 from pipeline.doctor import diagnose
 from pipeline.doctor.cluster import check_cluster, gpu_of_a_node
@@ -154,7 +155,8 @@ def test_through_a_dashboard(ray_cluster: str, s3_server: S3Server, tiny_data: P
     for name in ("ray jobs", "cluster: bucket", "cluster: data", "cluster: versions"):
         assert found[name]["state"] == "ok", found
     text = found["cluster: all-reduce"]["text"]
-    assert re.search(r"3 workers on 3 nodes, 19\.9 MB in [0-9.]+ ms: [0-9.]+ GB/s", text)
+    size = 4 * cost(named_config("base"), 64, 64).parameters / 1e6
+    assert re.search(rf"3 workers on 3 nodes, {size:.1f} MB in [0-9.]+ ms: [0-9.]+ GB/s", text)
     rates = re.findall(r"([0-9.]+) (?:ms|GB/s)", text)
     assert all(float(rate) > 0 for rate in rates)
 
