@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,13 @@ def token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "203.0.113.1:6379")  # --address goes before it
 
 
+def ask(server: str, path: str) -> Any:
+    """What the job server itself says; this process's Ray may speak to another cluster already."""
+    url, token = f"{server}/api/jobs/{path}", {"Authorization": f"Bearer {TOKEN}"}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=token), timeout=60) as answer:
+        return json.load(answer)
+
+
 @pytest.mark.full
 @pytest.mark.usefixtures("token")
 def test_the_jobs_own_exit_code_comes_back(server: str, tmp_path: Path) -> None:
@@ -190,7 +198,7 @@ def test_a_dropped_log_loses_and_repeats_nothing(
     assert wire.cuts > 2
     assert "connection lost" in err
     mine = re.compile(r"\d\d:\d\d:\d\d job .*\n")  # what the submitter says itself
-    assert mine.sub("", err) == connect(server).get_job_logs(summary["job"])
+    assert mine.sub("", err) == ask(server, f"{summary['job']}/logs")["logs"]
 
 
 @pytest.mark.full
@@ -210,10 +218,10 @@ def test_ctrl_c_leaves_the_job_and_the_same_command_finds_it(
     _, err = first.communicate(timeout=60)
     assert first.returncode == 130
     assert f"job {job} goes on without us" in err
-    client = connect(server)
-    assert client.get_job_status(job) == "RUNNING"
-    assert client.get_job_info(job).runtime_env["env_vars"]["ERA_WORD"].startswith("a-word")
-    assert "a-word" not in err + client.get_job_info(job).entrypoint
+    found = ask(server, job)
+    assert found["status"] == "RUNNING"
+    assert found["runtime_env"]["env_vars"]["ERA_WORD"].startswith("a-word")
+    assert "a-word" not in err + found["entrypoint"]
 
     code, _, err = submit(*command, "train.steps=7")
     assert code == 2
@@ -224,7 +232,7 @@ def test_ctrl_c_leaves_the_job_and_the_same_command_finds_it(
     second.terminate()
     _, err = second.communicate(timeout=150)
     assert second.returncode == 143, err
-    assert client.get_job_status(job) == "STOPPED"
+    assert ask(server, job)["status"] == "STOPPED"
     assert list((tmp_path / "long" / "checkpoints").glob("*/COMMIT"))  # it had the time to save
 
 
