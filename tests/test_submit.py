@@ -232,7 +232,7 @@ def test_ctrl_c_leaves_the_job_and_the_same_command_finds_it(
     second.terminate()
     _, err = second.communicate(timeout=150)
     assert second.returncode == 143, err
-    assert ask(server, job)["status"] == "STOPPED"
+    assert ask(server, job)["status"] == "STOPPED", err
     assert list((tmp_path / "long" / "checkpoints").glob("*/COMMIT"))  # it had the time to save
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from small_run import assert_same_run, config_of
@@ -26,18 +26,21 @@ THREE = "scaling.workers=3"  # on nodes of two processors: no node holds them al
 THREE_SLOW = THREE, "train.global_batch=24", "train.patch=[40]"
 
 
-@pytest.fixture(scope="module")
-def calm(ray_cluster: str, tiny_data: Path, tmp_path_factory: Any) -> dict[str, Any]:
-    """Three workers to which nothing happened."""
-    return train(config_of(tiny_data, tmp_path_factory.mktemp("runs"), "calm", *THREE_SLOW))
+@pytest.mark.full
+def test_elastic_run_takes_what_there_is(ray_cluster: str, tiny_data: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def listen(event: Event) -> None:
+        lines.append(event.line)
+
+    config = config_of(tiny_data, tmp_path, "elastic", "scaling.workers=[1, 3]")
+    assert train(config, on_event=listen)["step"] == 20
+    assert re.search(r"on [123] workers", "".join(lines))
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("workers", ["3", "[1, 3]"])
-def test_killed_node_changes_nothing(
-    workers: str, ray_nodes: Cluster, calm: dict[str, Any], tiny_data: Path, tmp_path: Path
-) -> None:
-    """The same bits on as many workers elsewhere; the same samples on those that are left."""
+def test_killed_node_changes_nothing(ray_nodes: Cluster, tiny_data: Path, tmp_path: Path) -> None:
+    calm = train(config_of(tiny_data, tmp_path, "calm", *THREE_SLOW))
     struck: list[str] = []
     lines: list[str] = []
 
@@ -50,21 +53,11 @@ def test_killed_node_changes_nothing(
             victim = next(n for n in ray_nodes.worker_nodes if n.node_id == struck[0])
             ray_nodes.remove_node(victim, allow_graceful=False)  # kill -9 of all that is on it
 
-    elastic = workers != "3"
-    overrides = [*THREE_SLOW, f"scaling.workers={workers}"]
-    if elastic:
-        overrides.append("scaling.cpus_per_worker=2")  # one worker on each node
-    lost = train(config_of(tiny_data, tmp_path, "lost", *overrides), on_event=strike)
+    lost = train(config_of(tiny_data, tmp_path, "lost", *THREE_SLOW), on_event=strike)
     ray_nodes.add_node(num_cpus=2)
     assert len(struck) == 2
-    assert re.search(r"on 3 workers, from the start", " ".join(lines))
-    resumed = rf"on {2 if elastic else 3} workers, resumed at step \d"
-    assert re.search(resumed, " ".join(lines)), lines
-    if elastic:
-        samples = [(Path(run["run"]) / "samples.jsonl").read_text() for run in (calm, lost)]
-        assert samples[0] == samples[1]
-    else:
-        assert_same_run(calm, lost)
+    assert re.search(r"on 3 workers, resumed at step \d", " ".join(lines))
+    assert_same_run(calm, lost)
 
 
 @pytest.mark.full
