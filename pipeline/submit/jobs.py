@@ -64,13 +64,13 @@ def submit_to_ray(command: Command, options: RayOptions, write: Callable[[str], 
     variables = _values_of(options.env)
     client = connect(options.address)
     entrypoint = command.entrypoint(options.as_json)
-    job = _running(client, command, entrypoint)
-    if job:
-        log.info("job %s does this already; following it", job)
-    else:
-        job = _send(client, command, options, entrypoint, variables)
-        log.info("job %s sent to %s", job, options.address)
-    try:
+    found = _running(client, command, entrypoint)
+    job = found or _send(client, command, options, entrypoint, variables)
+    try:  # whoever stops us once we have spoken of the job is told what becomes of it
+        if found:
+            log.info("job %s does this already; following it", job)
+        else:
+            log.info("job %s sent to %s", job, options.address)
         return follow(client, job, write)
     except Exception:
         raise
