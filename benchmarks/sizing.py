@@ -11,8 +11,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 import era
 from benchmarks.table import markdown
+from pipeline.config import load_train_config
 
 # Measured on two cores of an Intel Xeon (benchmarks/RESULTS.md).
 CROP_MS_256 = 0.143  # CPU ms of a crop pair of 256 pixels, local copy, warm
@@ -22,13 +26,14 @@ PREPROCESS_S = 0.262  # CPU s of a pair of 1680x1120 pixels
 BYTES_PER_PIXEL = 12  # of a pair: two uint16 RGB images; a radius map adds 2
 BYTES_PER_PARAMETER = 4  # float32 gradients
 CHECKPOINT_COPIES = 4  # averaged weights, weights, two moments of Adam
+TRAINING_COPIES = 5  # the same and the gradient
 TRAINING_FACTOR = 3  # forward and backward against forward alone
 # Assumed, never measured by us.
 LINK_EFFICIENCY = 0.8  # of the nominal rate that an all-reduce reaches; nothing of it overlaps
 BUCKET_MB = 200.0  # MB/s of one node from and to the bucket: `era doctor` measures yours
 
 SETS = {"DPDD": (500, 1680, 1120), "LFDOF": (12_000, 1008, 688)}  # pairs as published
-RUNS = {"base": (160, 32), "paper": (140, 8)}  # patch in pixels, global batch
+RUNS = ("light", "base", "paper")  # configurations: the mean patch, the batch, the micro-batch
 
 
 @dataclass(frozen=True)
@@ -40,20 +45,28 @@ class Need:
     rate: float  # samples per second, all GPUs
     loader_cores: float
     checkpoint: int  # bytes
+    memory: float  # bytes on each GPU
 
 
-def need(size: str, patch: int, batch: int, tflops: float, link_gbit: float, workers: int) -> Need:
+def need(name: str, tflops: float, link_gbit: float, workers: int) -> Need:
     """The model itself.
 
     Args:
-        size: of the network; patch: pixels; batch: samples over all workers.
+        name: of a training configuration.
         tflops: that a GPU reaches (not its data sheet's).
         link_gbit: of each worker.
         workers: GPUs.
     """
-    cost = era.cost(era.named_config(size), patch, patch)
+    config = load_train_config(name)
+    network = era.named_config(config.model.size, **config.model.overrides)
+    patch, batch = (
+        round(sum(config.train.patch) / len(config.train.patch)),
+        config.train.global_batch,
+    )
+    share = -(-batch // workers)
+    cost = era.cost(network, patch, patch)
     flop = 2 * cost.macs * TRAINING_FACTOR
-    compute = -(-batch // workers) * flop / (tflops * 1e12)
+    compute = share * flop / (tflops * 1e12)
     gradient = cost.parameters * BYTES_PER_PARAMETER
     all_reduce = 2 * (workers - 1) / workers * gradient / (link_gbit / 8 * 1e9 * LINK_EFFICIENCY)
     rate = batch / (compute + all_reduce)
@@ -63,7 +76,33 @@ def need(size: str, patch: int, batch: int, tflops: float, link_gbit: float, wor
         rate,
         rate * crop_ms(patch) / 1e3,
         cost.parameters * 4 * CHECKPOINT_COPIES,
+        cost.parameters * 4 * TRAINING_COPIES
+        + min(share, config.scaling.micro_batch or share)
+        * activation_bytes(network, max(config.train.patch)),
     )
+
+
+def activation_bytes(network: era.ErAConfig, patch: int) -> int:
+    """What a training step keeps of one sample for its way back, in float32.
+
+    Counted on tensors without content, each storage once. bf16 keeps about half of it; what a
+    convolution works with, and what an allocator wastes, come on top.
+    """
+    model = era.ErA(network).to("meta").train()
+    own = {part.untyped_storage()._cdata for part in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    image = torch.empty(1, 3, patch, patch, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(image)
+        era.era_loss(output, image, image)
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def crop_ms(patch: int) -> float:
@@ -89,23 +128,37 @@ def tables(args: argparse.Namespace) -> str:
     ]
     data = markdown(columns, rows)
     rows = []
-    for name, (patch, batch) in RUNS.items():
+    for name in RUNS:
         for workers in sorted({1, args.workers}):
-            n = need(name, patch, batch, args.gpu_tflops, args.link_gbit, workers)
+            n = need(name, args.gpu_tflops, args.link_gbit, workers)
             rows.append(
                 [
                     f"{name}, {workers} GPU",
                     f"{n.compute * 1e3:.1f}",
                     f"{n.all_reduce * 1e3:.1f}",
                     f"{n.rate:.0f}",
+                    f"{days(name, n.rate):.2f}",
+                    f"{n.memory / 1e9:.1f}",
                     f"{n.loader_cores:.2f}",
                     f"{n.checkpoint / 1e6:.0f} MB",
                     f"{n.checkpoint / 1e6 / BUCKET_MB:.1f}",
                 ]
             )
     columns = ["run", "compute ms per step", "all-reduce ms per step", "samples per second"]
-    columns += ["cores to load, all nodes", "checkpoint", "s to upload it"]
+    columns += [
+        "days for the whole run",
+        "GB on each GPU",
+        "cores to load, all nodes",
+        "checkpoint",
+        "s to upload it",
+    ]
     return f"{data}\n\n{markdown(columns, rows)}"
+
+
+def days(name: str, rate: float) -> float:
+    """Of a whole run at so many samples per second."""
+    train = load_train_config(name).train
+    return train.steps * train.global_batch / rate / 86_400
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:

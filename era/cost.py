@@ -32,8 +32,7 @@ def cost(config: ErAConfig, height: int, width: int) -> Cost:
     A real FFT of n points is counted as 5/4 n log2 n multiply-accumulates.
     """
     model = ErA(config).to("meta")
-    image = torch.empty(1, 3, height, width, device="meta")
-    return Cost(parameter_count(model), *_macs(model.eval(), image))
+    return Cost(parameter_count(model), *macs_of(model.eval(), height, width))
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -52,7 +51,9 @@ class _FftCounter(torch.overrides.TorchFunctionMode):
         return result
 
 
-def _macs(model: nn.Module, image: Tensor) -> tuple[int, int]:
+def macs_of(model: nn.Module, height: int, width: int) -> tuple[int, int]:
+    """Multiply-accumulates of convolutions and of FFTs for one image, of any network."""
+    image = torch.empty(1, 3, height, width, device=next(model.parameters()).device)
     with FlopCounterMode(display=False) as flops, _FftCounter() as ffts, torch.no_grad():
         model(image)
     return flops.get_total_flops() // 2, round(ffts.macs)

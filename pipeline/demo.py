@@ -129,6 +129,7 @@ def _report(
         settings["data"][name] = storage.name_of(settings["data"][name])
     return DemoReport(
         summary=summary,
+        prediction=found.summary["prediction"],
         cases=found.cases,
         metrics=read_lines(storage.join(run, "metrics.jsonl")),
         settings=settings,

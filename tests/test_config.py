@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from era import ErA, named_config
+from era import ErA, cost, named_config
 from pipeline.config import FROZEN_SECTIONS, TrainConfig, load_train_config, to_plain
 from pipeline.errors import UserError
 from pipeline.train.freeze import freeze, frozen_hash
@@ -20,6 +20,11 @@ DOCS = Path(__file__).parents[1] / "docs" / "configuration.md"
 def test_packaged_configurations_load() -> None:
     for name in ("tiny", "base", "paper"):
         assert load_train_config(name).model.size == name
+    light = load_train_config("light").model
+    parameters = [
+        cost(named_config(light.size, **o), 64, 64).parameters for o in (light.overrides, {})
+    ]
+    assert parameters[0] < parameters[1] / 4
 
 
 def test_overrides_and_files(tmp_path: Path) -> None:

@@ -28,13 +28,15 @@ def texture(seed: int = 0) -> Field:
     return 0.05 + 0.8 * (smooth - smooth.min()) / (smooth.max() - smooth.min())
 
 
-def surface(light: Field, radius: float | Field, coverage: Field | None = None) -> Surface:
+def surface(
+    light: Field, radius: float | Field, coverage: Field | None = None, psf: str = "disk"
+) -> Surface:
     whole = np.ones(light.shape[:2], np.float32)
-    return Surface(light, whole if coverage is None else coverage, whole * np.float32(radius))
+    return Surface(light, whole if coverage is None else coverage, whole * np.float32(radius), psf)
 
 
-def shown(*surfaces: Surface, psf: str = "disk", gain: float = DARK) -> Rendered:
-    return render(Scene(list(surfaces), psf, gain), np.random.default_rng(0))
+def shown(*surfaces: Surface, gain: float = DARK) -> Rendered:
+    return render(Scene(list(surfaces), gain), np.random.default_rng(0))
 
 
 def linear(image: Field) -> Field:
@@ -68,7 +70,7 @@ def test_a_point_spreads_over_its_radius(psf: str, radius: float) -> None:
     """Mean squared distance: r^2 / 2 for a disk and a Gaussian of r / 2, more with a bright rim."""
     light = np.zeros((41, 41, 3), np.float32)
     light[20, 20] = 1
-    spread = linear(shown(surface(light, radius), psf=psf).blur)[..., 0]
+    spread = linear(shown(surface(light, radius, psf=psf)).blur)[..., 0]
     y, x = np.mgrid[-20:21, -20:21]
     assert spread.sum() == pytest.approx(1, abs=0.01)
     moment = (spread * (x**2 + y**2)).sum() / spread.sum()

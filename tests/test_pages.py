@@ -33,6 +33,9 @@ def case(key: str, gain: float) -> Case:
     )
 
 
+PREDICTION = [
+    {"figure": "radius error", "where": "true radius 0 to 1 px", "mean": 0.52, "unit": "px"}
+]
 CASES = [case("first", 1.0), case("second", -0.5), case("<third>", 0.2)]
 
 
@@ -47,6 +50,7 @@ def gallery(tmp_path: Path) -> Path:
         "mae": 0.05,
         "mae_blurred": 0.06,
         "radius_error": None,
+        "prediction": PREDICTION,
         "lpips": None,
         "lpips_note": "no weights",
         "psnr_interval": [19.5, 20.9],
@@ -82,7 +86,8 @@ def report(tmp_path: Path) -> Path:
     metrics = [{"step": s, "train/loss": 1 / s, "val/psnr": 20.0 + s} for s in range(1, 6)]
     settings = {"train": {"steps": 5}}
     versions, seconds = {"torch": "2"}, {"train": 3.0}
-    write_demo_report(str(path), DemoReport(summary, CASES, metrics, settings, versions, seconds))
+    page = DemoReport(summary, PREDICTION, CASES, metrics, settings, versions, seconds)
+    write_demo_report(str(path), page)
     return path
 
 
@@ -103,6 +108,7 @@ def test_pages_need_nothing_else_and_escape_names(
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
     assert "<third>" not in text
     assert "&lt;third&gt;" in text
+    assert "true radius 0 to 1 px</td><td>0.52</td>" in text
     assert text.count("data:image/") >= 3 * 9
 
 

@@ -175,6 +175,10 @@ def test_evaluate_writes_table_and_gallery(run: str, tiny_data: Path, tmp_path: 
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
     assert all(f"case-{key}" in page for key in split.keys)
+    assert "What the estimates are worth" in page
+    figures = {(row["figure"], row["where"]): row["mean"] for row in found["prediction"]}
+    column = [float(row["radius_error_0_1"]) for row in rows if row["radius_error_0_1"]]
+    assert figures["radius error", "true radius 0 to 1 px"] == pytest.approx(np.mean(column))
 
 
 def test_evaluate_without_truth_has_pictures_only(run: str, tmp_path: Path) -> None:

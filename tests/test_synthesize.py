@@ -14,6 +14,8 @@ from pipeline.errors import UserError
 from pipeline.images import read_image, to_float
 from pipeline.metrics import psnr
 from pipeline.synthesize import synthesize
+from pipeline.synthesize.photos import load_photos, shrunk
+from pipeline.synthesize.scene import draw_scene
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -103,3 +105,32 @@ def test_folder_of_photographs_must_hold_photographs(tmp_path: Path) -> None:
         (tmp_path / "in" / f"{name}.png").write_text("words")
     with pytest.raises(UserError, match="not an image"):
         synthesize(str(tmp_path / "in"), str(tmp_path / "out"), 4)
+
+
+def test_folders_of_splits_are_kept_apart(tmp_path: Path) -> None:
+    from pipeline.images import write_png
+
+    for split in ("train", "val", "test"):
+        write_png(str(tmp_path / "in" / split / f"{split}.png"), np.full((50, 60, 3), 99, np.uint8))
+    found = load_photos(str(tmp_path / "in"), (48, 48))
+    names = {split: [photo.name for photo in photos] for split, photos in found.items()}
+    assert names == {split: [f"{split}.png"] for split in ("train", "val", "test")}
+    (tmp_path / "in" / "val" / "val.png").unlink()
+    with pytest.raises(UserError, match="val: no "):
+        load_photos(str(tmp_path / "in"), (48, 48))
+
+
+def test_photographs_are_shrunk_until_they_are_sharp_but_not_below_the_pairs() -> None:
+    assert shrunk(np.zeros((1200, 3600, 3), np.float32), (48, 48)).shape == (600, 1800, 3)
+    assert shrunk(np.zeros((1200, 3600, 3), np.float32), (900, 48)).shape == (900, 2700, 3)
+    assert shrunk(np.zeros((300, 400, 3), np.float32), (48, 48)).shape == (300, 400, 3)
+
+
+def test_mixed_psfs_in_one_picture() -> None:
+    photos = load_photos("bundled", (64, 64))["train"]
+    for seed in range(5):
+        scene = draw_scene(np.random.default_rng(seed), photos, (64, 64), 5.0, mixed_psf=True)
+        kinds = [surface.psf for surface in scene.surfaces]
+        assert len(kinds) == len(set(kinds)) >= 2
+        scene = draw_scene(np.random.default_rng(seed), photos, (64, 64), 5.0)
+        assert len({surface.psf for surface in scene.surfaces}) == 1

@@ -18,12 +18,19 @@ def register(app: typer.Typer) -> None:
 def synthesize(
     dest: Annotated[str, typer.Option(help="Folder or s3:// URL to write.")],
     photos: Annotated[
-        str, typer.Option(help="`bundled` (scikit-image's photographs), or a folder of sharp ones.")
+        str,
+        typer.Option(
+            help="`bundled` (scikit-image's), or a folder of sharp photographs, as it is or in "
+            "train/, val/ and test/."
+        ),
     ] = "bundled",
     pairs: Annotated[int, typer.Option(help="Pairs of all splits together.")] = 60,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels.")] = "288x288",
     radius_max: Annotated[float, typer.Option(help="Greatest blur radius in pixels.")] = 7.0,
+    mixed_psf: Annotated[
+        bool, typer.Option("--mixed-psf", help="Several kinds of PSF in a picture.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Make defocus pairs with known blur from sharp photographs, laid out like DPDD."""
@@ -31,7 +38,7 @@ def synthesize(
     def work() -> dict[str, object]:
         from pipeline.synthesize import synthesize as make
 
-        return make(photos, dest, pairs, seed, _size(size), radius_max)
+        return make(photos, dest, pairs, seed, _size(size), radius_max, mixed_psf)
 
     run_verb(work, show_summary, as_json)
 

@@ -15,6 +15,7 @@ from pipeline.checkpoint import resolve
 from pipeline.data.manifest import Manifest
 from pipeline.data.split import open_split
 from pipeline.errors import UserError
+from pipeline.evaluate.meaning import FIGURES, table
 from pipeline.evaluate.published import published_rows
 from pipeline.evaluate.score import ScoreJob, score
 from pipeline.lpips import find_weights
@@ -70,7 +71,8 @@ def evaluate(
 
     Returns:
         Its summary has the means over the images (`psnr`, `ssim`, `mae`, `lpips`, `psnr_blurred`,
-        ...; None where there is no ground truth), 95 % bootstrap intervals, `images`, `protocol`.
+        ...; None where there is no ground truth), 95 % bootstrap intervals, `images`, `protocol`;
+        `prediction`: how the radius and E compare with the truth, where it is known.
     """
     protocol_named(protocol)
     storage.check_writable(out)
@@ -81,6 +83,7 @@ def evaluate(
     rows = _score_all(job, range(len(split)))
     summary: dict[str, Any] = {
         **totals(rows),
+        "prediction": table(rows),
         "images": len(rows),
         "protocol": protocol,
         "checkpoint": job.checkpoint,
@@ -100,7 +103,7 @@ def evaluate(
     gallery = Gallery(
         title=f"{split.manifest.dataset} {split.manifest.split}",
         summary=summary,
-        rows=rows,
+        rows=[{k: v for k, v in row.items() if k not in FIGURES} for row in rows],
         cases=cases,
         published=published(split.manifest, summary),
     )

@@ -24,7 +24,7 @@ class DemoReport:
 
     Attributes:
         summary: the demo's summary.json.
-        cases: the test images.
+        prediction: rows that hold the estimates against the truth. cases: the test images.
         metrics: lines of the run's metrics.jsonl.
         settings: the run's configuration, plain values by section.
         versions: package -> version.
@@ -32,6 +32,7 @@ class DemoReport:
     """
 
     summary: dict[str, Any]
+    prediction: list[dict[str, Any]]
     cases: list[Case]
     metrics: list[dict[str, float]]
     settings: dict[str, Any]

@@ -19,7 +19,11 @@ BUNDLED = {
     "val": ("chelsea.png",),
     "test": ("motorcycle_left.png", "motorcycle_right.png"),
 }
+SPLITS = tuple(BUNDLED)
 DISPARITY = ("motorcycle_left.png", "motorcycle_disp.npz")
+# Few photographs are sharp to the pixel as they come. Larger ones are shrunk to a longer side of
+# this many pixels, as DPDD's are to a quarter, so that what is called sharp is sharp.
+LONGER_SIDE = 1800
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ def load_photos(photos: str, size: tuple[int, int]) -> dict[str, list[Photo]]:
     """Photographs by split; every one at least `size` (height, width).
 
     Args:
-        photos: ``bundled``, or the URL of a folder: of its files, sorted by name, every fifth is
-            for testing and every fifth for validation.
+        photos: ``bundled``, or the URL of a folder, with folders train, val and test in it, or of
+            whose files, sorted by name, every fifth is for testing and every fifth for validation.
 
     Raises:
         UserError: for a missing, broken or too small photograph, or fewer than three.
@@ -50,6 +54,9 @@ def load_photos(photos: str, size: tuple[int, int]) -> dict[str, list[Photo]]:
 
 
 def _split_folder(url: str) -> dict[str, list[str]]:
+    folders = {split: storage.join(url, split) for split in SPLITS}
+    if any(storage.is_dir(folder) for folder in folders.values()):
+        return {split: list_images(folder) for split, folder in folders.items()}
     files = list_images(url)
     if len(files) < 3:
         raise UserError(
@@ -70,7 +77,19 @@ def _load(url: str, size: tuple[int, int]) -> Photo:
             f"({size[1]}x{size[0]}); lower --size or remove it"
         )
     depth = _disparity(Path(url).with_name(DISPARITY[1])) if url.endswith(DISPARITY[0]) else None
-    return Photo(storage.name_of(url), decode(to_float(image)), depth)
+    return Photo(storage.name_of(url), shrunk(decode(to_float(image)), size), depth)
+
+
+def shrunk(light: Field, size: tuple[int, int]) -> Field:
+    """Linear light (H, W, 3) with a longer side of at most `LONGER_SIDE`, yet at least `size`."""
+    import cv2
+
+    height, width = light.shape[:2]
+    scale = max(LONGER_SIDE / max(height, width), size[0] / height, size[1] / width)
+    if scale >= 1:
+        return light
+    shape = max(size[1], round(width * scale)), max(size[0], round(height * scale))
+    return np.asarray(cv2.resize(light, shape, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _disparity(path: Path) -> Field | None:

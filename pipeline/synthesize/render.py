@@ -38,7 +38,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Rendered:
     sharp = np.zeros_like(blur)
     radius = np.zeros(blur.shape[:2], np.float32)
     for surface in scene.surfaces:
-        light, coverage = _through_lens(surface, scene.psf)
+        light, coverage = _through_lens(surface)
         blur = light + (1 - coverage[..., None]) * blur
         alpha = surface.coverage[..., None]
         sharp = alpha * surface.light + (1 - alpha) * sharp
@@ -47,7 +47,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Rendered:
     return Rendered(_encode(noisy), _encode(sharp), radius)
 
 
-def _through_lens(surface: Surface, kind: str) -> tuple[Field, Field]:
+def _through_lens(surface: Surface) -> tuple[Field, Field]:
     """Premultiplied light (H, W, 3) and coverage (H, W) of a surface after the lens."""
     light = np.zeros_like(surface.light)
     coverage = np.zeros(light.shape[:2], np.float32)
@@ -58,7 +58,7 @@ def _through_lens(surface: Surface, kind: str) -> tuple[Field, Field]:
         if level < top:
             nearer = np.clip(level + 1 - surface.radius / STEP, 0, 1)
         alpha = surface.coverage * nearer
-        kernel = psf(kind, abs(level) * STEP)
+        kernel = psf(surface.psf, abs(level) * STEP)
         slice_light = _filter(surface.light * alpha[..., None], kernel)
         slice_coverage = _filter(alpha, kernel)
         # Over a slice of the same surface: what it does not cover, the farther slice does.

@@ -21,28 +21,36 @@ LEAST_BLUR = 0.45  # of the greatest radius: how much of it a scene uses at leas
 
 @dataclass(frozen=True)
 class Surface:
-    """Something opaque: linear light (H, W, 3), coverage (H, W), signed radius (H, W) in pixels."""
+    """Something opaque: linear light (H, W, 3), coverage (H, W), signed radius (H, W) in pixels.
+
+    `psf`: the kind of its point spread function.
+    """
 
     light: Field
     coverage: Field
     radius: Field
+    psf: str
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Surfaces from far to near, and the lens' PSF."""
+    """Surfaces from far to near, and the sensor."""
 
     surfaces: list[Surface]
-    psf: str
     gain: float  # of the sensor: scales the noise; 1 is about ISO 100 on a large sensor
 
 
 def draw_scene(
-    rng: np.random.Generator, photos: list[Photo], size: tuple[int, int], radius_max: float
+    rng: np.random.Generator,
+    photos: list[Photo],
+    size: tuple[int, int],
+    radius_max: float,
+    mixed_psf: bool = False,
 ) -> Scene:
     """Draw a scene of `size` (height, width) from photographs; blur of at most `radius_max`.
 
-    Cut-outs are seen through the same lens, each nearer than all that it covers.
+    Cut-outs are seen through the same lens, each nearer than all that it covers. `mixed_psf`: every
+    surface has a point spread function of another kind (compound defocus), and one lies in front.
     """
     from pipeline.synthesize.psf import KINDS
 
@@ -54,16 +62,21 @@ def draw_scene(
     if kind == "plane":
         focus = rng.choice([0.0, 1.0])
     scale = strength / max(float(np.abs(focus - q).max()), 1e-6)
-    surfaces = [Surface(crop.light, np.ones(size, np.float32), scale * (focus - q))]
+    layers: list[tuple[Field, Field, Field]] = [
+        (crop.light, np.ones(size, np.float32), scale * (focus - q))
+    ]
     limit = focus + radius_max / scale  # nearer than this the blur would exceed radius_max
-    for _ in range(rng.integers(0, 3)):
+    for _ in range(rng.integers(int(mixed_psf), 3)):
         light, coverage = _cut_out(rng, photos, size)
         covered = float(np.max(q, where=coverage > 0, initial=float(q.min())))
         near = rng.uniform(covered, max(covered, limit))
         q = np.where(coverage > 0.5, np.float32(near), q)
         radius = np.full(size, scale * (focus - near), np.float32)
-        surfaces.append(Surface(light, coverage, radius))
-    return Scene(surfaces, str(KINDS[rng.integers(len(KINDS))]), float(rng.uniform(0.5, 2.0)))
+        layers.append((light, coverage, radius))
+    first = int(rng.integers(len(KINDS)))
+    kinds = [KINDS[(first + mixed_psf * n) % len(KINDS)] for n in range(len(layers))]
+    surfaces = [Surface(*layer, kind) for layer, kind in zip(layers, kinds, strict=True)]
+    return Scene(surfaces, float(rng.uniform(0.5, 2.0)))
 
 
 def _field(rng: np.random.Generator, kind: str, size: tuple[int, int]) -> Field:

@@ -11,11 +11,10 @@ from pipeline import __version__, storage
 from pipeline.errors import UserError
 from pipeline.images import from_float, write_png
 from pipeline.progress import track
-from pipeline.synthesize.photos import Photo, load_photos
+from pipeline.synthesize.photos import SPLITS, Photo, load_photos
 from pipeline.synthesize.render import Rendered, render
 from pipeline.synthesize.scene import draw_scene
 
-SPLITS = ("train", "val", "test")
 RADIUS_UNITS = 256  # radius files hold pixels x 256
 DESCRIPTION = "synthesis.json"
 
@@ -27,6 +26,7 @@ def synthesize(
     seed: int = 0,
     size: tuple[int, int] = (288, 288),
     radius_max: float = 7.0,
+    mixed_psf: bool = False,
 ) -> dict[str, Any]:
     """Make a set of pairs; the same arguments give the same bytes, also after an interruption.
 
@@ -36,6 +36,7 @@ def synthesize(
         pairs: of all splits together: about 70 % train, 10 % val, 20 % test, each at least one.
         size: (width, height) in pixels.
         radius_max: the greatest blur radius in pixels.
+        mixed_psf: several kinds of point spread functions in each picture (compound defocus).
 
     Raises:
         UserError: for photographs that cannot be used, or a destination that holds other things.
@@ -50,25 +51,35 @@ def synthesize(
         "seed": seed,
         "size": list(size),
         "radius_max": radius_max,
+        **({"mixed_psf": True} if mixed_psf else {}),
         "photos": {split: [photo.name for photo in found] for split, found in by_split.items()},
     }
     _claim(dest, description)
     counts = split_counts(pairs)
     jobs = [(split, index) for split in SPLITS for index in range(counts[split])]
     for split, index in track(jobs, len(jobs), "synthesize"):
-        rendered = make_pair(by_split[split], split, index, seed, (height, width), radius_max)
+        photographs = by_split[split]
+        rendered = make_pair(
+            photographs, split, index, seed, (height, width), radius_max, mixed_psf
+        )
         _write_pair(dest, split, _number(counts, split, index), rendered)
     storage.write_json(storage.join(dest, DESCRIPTION), {**description, "complete": True})
     return {"dest": dest, "pairs": pairs, **{f"{split}_pairs": counts[split] for split in SPLITS}}
 
 
 def make_pair(
-    photos: list[Photo], split: str, index: int, seed: int, size: tuple[int, int], radius_max: float
+    photos: list[Photo],
+    split: str,
+    index: int,
+    seed: int,
+    size: tuple[int, int],
+    radius_max: float,
+    mixed_psf: bool = False,
 ) -> Rendered:
     """Make one pair, a pure function of its arguments: pairs can be made in any order."""
     key = hashlib.sha256(f"era/synthesize/{seed}/{split}/{index}".encode()).digest()
     rng = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
-    return render(draw_scene(rng, photos, size, radius_max), rng)
+    return render(draw_scene(rng, photos, size, radius_max, mixed_psf), rng)
 
 
 def split_counts(pairs: int) -> dict[str, int]:

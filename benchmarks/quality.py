@@ -1,0 +1,237 @@
+"""Does the network earn its place? ErA against plain networks at equal training time.
+
+    python -m benchmarks.quality WORK --seconds 300 --seeds 0              # all contestants
+    python -m benchmarks.quality WORK --seconds 1800 --seeds 0 1 2 --only era no-e unet
+
+Each contestant learns from the same pairs for the same CPU time on one thread, with the learning
+rate that did best in trials. WORK holds photographs and pairs; what is measured is appended to
+`quality.jsonl` and never measured twice, so an interrupted contest goes on. Contestants run side by
+side only where the command is given twice with different `--only`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.contest import (
+    BATCH,
+    CROP,
+    SIDE,
+    Pairs,
+    Recipe,
+    image,
+    milliseconds,
+    pairs,
+    score,
+    train,
+)
+from benchmarks.plain import NafNet, UNet
+from benchmarks.table import machine, markdown, record
+from era import ErA, era_loss, named_config, parameter_groups, radius_loss
+from era.cost import macs_of, parameter_count
+from pipeline.evaluate.meaning import meaning, table
+from pipeline.evaluate.run import interval
+from pipeline.report.pictures import svg
+
+ROWS = Path(__file__).with_name("quality.jsonl")
+PICTURES = Path(__file__).parents[1] / "docs" / "images"
+GOAL = 0.39  # dB over the best plain network
+PLAIN = ("unet", "unet-wide", "nafnet")
+ESTIMATOR, PRIOR = 0.18, 0.62  # shares of the time: the estimator alone, then the prior alone
+OMEGA, RADIUS_WEIGHT, SCALAR_RATE = 0.5, 0.05, 20.0
+TINY = named_config("tiny")
+NETWORKS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+    "era": ("ErA, `tiny`", lambda: ErA(TINY)),
+    "no-e": ("ErA without E", lambda: ErA(replace(TINY, error_term=False))),
+    "x-printed": ("ErA, X as printed", lambda: ErA(replace(TINY, x_form="paper"))),
+    "p-printed": ("ErA, P as printed", lambda: ErA(replace(TINY, p_form="paper"))),
+    "priors": ("ErA, priors only", lambda: ErA(replace(TINY, data_step=False))),
+    "nafnet": ("NAFNet-style", lambda: NafNet(16, 3)),
+    "unet": ("plain U-Net 16-32-64", lambda: UNet((16, 32, 64))),
+    "unet-wide": ("plain U-Net 32-64-128", lambda: UNet((32, 64, 128))),
+}
+
+
+def recipe(name: str) -> Recipe:
+    """How a contestant learns."""
+    if isinstance(NETWORKS[name][1](), ErA):
+        return Recipe(era_step, 2e-3, lambda model: list(parameter_groups(model, SCALAR_RATE)))
+    rate = {"nafnet": 2e-3, "unet": 2e-3, "unet-wide": 2e-3}[name]
+    return Recipe(plain_step, rate, lambda model: [{"params": model.parameters(), "rate": 1.0}])
+
+
+def plain_step(model: nn.Module, blur: Tensor, sharp: Tensor, _radius: Tensor, _: float) -> Tensor:
+    """|X - X_gt|_1."""
+    with torch.autocast("cpu", torch.bfloat16):
+        restored = model(blur)
+    return (restored.float() - sharp).abs().mean()
+
+
+def era_step(model: nn.Module, blur: Tensor, sharp: Tensor, radius: Tensor, over: float) -> Tensor:
+    """ErA's loss in three phases, as `configs/train/tiny.yaml` has them."""
+    assert isinstance(model, ErA)
+    radii = model.estimator.radii
+    with torch.autocast("cpu", torch.bfloat16):
+        if over < ESTIMATOR:
+            weights = model.estimate(blur).weights(0, 0, *blur.shape[-2:])
+            return radius_loss(weights, radii, radius).mean()
+        if over < ESTIMATOR + PRIOR:
+            return (model.prior_only(blur).float() - sharp).abs().mean()
+        output = model(blur)
+    return era_loss(output, blur, sharp, OMEGA, RADIUS_WEIGHT, radius, radii).total.mean()
+
+
+def measure(name: str, work: Path, seconds: float, seed: int) -> dict[str, Any]:
+    """Train one contestant and score it."""
+    data, test = pairs(work, "train"), pairs(work, "test")
+    torch.manual_seed(seed)
+    model = NETWORKS[name][1]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trained = train(model, recipe(name), data, test, seconds, seed)
+    scores = score(model, test)
+    return {
+        "network": name,
+        "seconds": seconds,
+        "seed": seed,
+        "machine": machine(),
+        "parameters": parameter_count(model),
+        "gmacs": sum(macs_of(model, 256, 256)) / 1e9,
+        "ms": milliseconds(model),
+        "steps": trained.steps,
+        "curve": trained.curve,
+        "psnr_blurred": [one.psnr_blurred for one in scores],
+        "psnr": [one.psnr for one in scores],
+        "ssim_gain": [one.ssim_gain for one in scores],
+        "mixed_gain": [one.gain for one in score(model, pairs(work, "test", mixed_psf=True))],
+        "prediction": prediction(model, test) if isinstance(model, ErA) else [],
+    }
+
+
+@torch.no_grad()
+def prediction(model: ErA, test: Pairs) -> list[dict[str, Any]]:
+    """The estimated radius and E against the truth."""
+    rows = []
+    for blur, _, radius in zip(*test, strict=True):
+        Y = image(blur)
+        output = model(Y.contiguous(memory_format=torch.channels_last))
+        estimated = model.radius(output.weights)[0, 0].numpy()
+        maps = (part[0].permute(1, 2, 0).numpy() for part in (output.error, Y))
+        rows.append(meaning(estimated, radius / np.float32(256), *maps))
+    return table(rows)
+
+
+def contest(names: list[str], work: Path, seconds: float, seeds: list[int]) -> None:
+    """Measure what was not measured before; every result is kept at once."""
+    for seed in seeds:
+        for name in names:
+            known = {(row["network"], row["seconds"], row["seed"]) for row in rows()}
+            if (name, seconds, seed) not in known:
+                line = json.dumps(measure(name, work, seconds, seed))
+                with ROWS.open("a") as file:
+                    file.write(line + "\n")
+
+
+def rows() -> list[dict[str, Any]]:
+    """All that was measured."""
+    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+
+
+def tell(seconds: float) -> None:
+    """Put a table of all networks that learned for `seconds` into RESULTS.md, and draw them."""
+    found = [row for row in rows() if row["seconds"] == seconds]
+    by_network = {name: [r for r in found if r["network"] == name] for name in NETWORKS}
+    present = {name: runs for name, runs in by_network.items() if runs}
+    text = [
+        f"{found[0]['machine']}, one thread for each network. {len(found[0]['psnr'])} test "
+        f"pictures of {SIDE} px from photographs that none has seen, blurred "
+        f"{np.mean(found[0]['psnr_blurred']):.2f} dB; crops of {CROP} px in batches of {BATCH}; "
+        "bf16 in convolutions while learning, float32 after. Means over pictures and seeds, in "
+        "brackets the 95 % bootstrap interval over the pictures (their mean over the seeds). "
+        f"`python -m benchmarks.quality WORK --seconds {seconds:g}`.",
+        "",
+        markdown(COLUMNS, [line(name, runs) for name, runs in present.items()]),
+    ]
+    if "era" in present and "unet" in present:
+        text += ["", *verdict(present)]
+    if "era" in present:
+        rows_of_era = present["era"][0]["prediction"]
+        columns = list(rows_of_era[0])
+        text += ["", "What ErA's estimates are worth (first seed):", ""]
+        text += [markdown(columns, [list(row.values()) for row in rows_of_era])]
+    picture = f"quality-{seconds:g}.svg"
+    text += ["", f"![Gain over CPU seconds](../docs/images/{picture})"]
+    curves = {
+        NETWORKS[name][0]: [(a, b) for a, b in runs[0]["curve"]] for name, runs in present.items()
+    }
+    (PICTURES / picture).write_text(svg(curves, legend=True, size=(8.0, 4.0)))
+    record(f"Quality after {seconds / 60:g} CPU minutes", "\n".join(text))
+
+
+COLUMNS = ("network", "seeds", "gain, dB", "SSIM gain", "worst, dB", "mixed PSFs, dB")
+COLUMNS += ("steps", "ms, 256 px", "parameters", "GMAC, 256 px")
+
+
+def line(name: str, runs: list[dict[str, Any]]) -> list[object]:
+    """A row of the table."""
+    gain = picture_gains(runs)
+    low, high = interval(list(gain))
+    first = runs[0]
+    return [
+        NETWORKS[name][0],
+        len(runs),
+        f"{gain.mean():+.2f} ({low:+.2f} to {high:+.2f})",
+        f"{np.mean([run['ssim_gain'] for run in runs]):+.3f}",
+        f"{gain.min():+.2f}",
+        f"{np.mean([run['mixed_gain'] for run in runs]):+.2f}",
+        round(np.mean([run["steps"] for run in runs])),
+        f"{np.median([run['ms'] for run in runs]):.0f}",
+        f"{first['parameters']:,}",
+        f"{first['gmacs']:.2f}",
+    ]
+
+
+def verdict(present: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """ErA against the best plain network, picture by picture; the goal, met or missed."""
+    plain = max(
+        (name for name in PLAIN if name in present), key=lambda n: picture_gains(present[n]).mean()
+    )
+    ahead = picture_gains(present["era"]) - picture_gains(present[plain])
+    low, high = interval(list(ahead))
+    word = "met" if ahead.mean() >= GOAL else "missed"
+    better = f"{int((ahead > 0).sum())} of {len(ahead)}"
+    return [
+        f"ErA minus the best plain network here ({NETWORKS[plain][0]}): {ahead.mean():+.2f} dB "
+        f"({low:+.2f} to {high:+.2f}), better on {better} pictures. "
+        f"The goal of +{GOAL} dB is **{word}**."
+    ]
+
+
+def picture_gains(runs: list[dict[str, Any]]) -> np.ndarray[Any, Any]:
+    """The gain of every picture in dB, its mean over the seeds."""
+    return np.mean([np.subtract(run["psnr"], run["psnr_blurred"]) for run in runs], axis=0)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("work", type=Path, help="folder for photographs and pairs")
+    parser.add_argument("--seconds", type=float, default=300.0, help="CPU time of each training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    given.work.mkdir(parents=True, exist_ok=True)
+    contest(given.only, given.work, given.seconds, given.seeds)
+    tell(given.seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The contest of networks: its photographs, its clock, its bookkeeping."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def test_what_trains_is_free_and_no_photograph_is_in_two_splits() -> None:
+    from benchmarks.photos import FREE, listed
+
+    photos = listed()
+    assert {photo.split for photo in photos} == {"train", "val", "test"}
+    assert all(photo.licence in FREE for photo in photos if photo.split != "test")
+    assert len({photo.sha256 for photo in photos}) == len(photos)
+    assert len({photo.name for photo in photos}) == len(photos)
+
+
+def test_photographs_are_the_listed_ones_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import photos
+
+    bundled = [photo for photo in photos.listed() if photo.package == photos.BUNDLED]
+    monkeypatch.setattr(photos, "listed", lambda: bundled)
+    photos.extract(tmp_path)
+    found = {p.parent.name: p for p in tmp_path.rglob("*.*")}
+    assert set(found) == {"train", "val"}
+    found["train"].write_bytes(b"half")
+    photos.extract(tmp_path)  # what is damaged comes anew
+    assert found["train"].stat().st_size > 1000
+    other = bundled[0]._replace(sha256="0" * 64)
+    monkeypatch.setattr(photos, "listed", lambda: [other])
+    with pytest.raises(UserError, match="another file than"):
+        photos.extract(tmp_path)
+
+
+@pytest.fixture
+def pairs() -> Any:
+    """Four pairs of noise; each picture's colour says which it is."""
+    from benchmarks.contest import SIDE, Pairs
+
+    rng = np.random.default_rng(0)
+    sharp = rng.integers(0, 1000, (4, SIDE, SIDE, 3)).astype(np.uint16)
+    sharp[..., 0] += (1 + np.arange(4, dtype=np.uint16))[:, None, None] * 10_000
+    return Pairs(sharp + 1, sharp, (sharp[..., 1] / 4).astype(np.uint16))
+
+
+def test_crops_are_cut_and_turned_alike(pairs: Any) -> None:
+    from benchmarks.contest import BATCH, CROP, crops
+
+    batches = crops(pairs, seed=3)
+    for _ in range(3):
+        blur, sharp, radius = next(batches)
+        assert blur.shape == sharp.shape == (BATCH, 3, CROP, CROP)
+        torch.testing.assert_close(blur - sharp, torch.full_like(blur, 1 / 65535))
+        green = (sharp[:, 1:2] * 65535).round()
+        torch.testing.assert_close(radius, (green / 4).floor() / 256)
+    again = next(crops(pairs, seed=3))
+    assert torch.equal(again[0], next(crops(pairs, seed=3))[0])
+    assert not torch.equal(again[0], next(crops(pairs, seed=4))[0])
+
+
+def test_training_ends_with_its_time_and_the_averaged_weights(pairs: Any) -> None:
+    from benchmarks.contest import train
+    from benchmarks.quality import NETWORKS, recipe
+
+    torch.manual_seed(0)
+    for name in ("unet", "era"):
+        model = NETWORKS[name][1]()
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        trained = train(model, recipe(name), pairs, pairs, 1.0, 0)
+        assert trained.steps >= 1
+        assert [at for at, _ in trained.curve] == sorted(at for at, _ in trained.curve)
+        assert trained.curve[-1][0] == 1.0
+        assert not model.training
+        assert any(not torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_every_contestant_is_what_its_name_says() -> None:
+    from benchmarks.quality import NETWORKS, TINY
+
+    configs = {name: getattr(make(), "config", None) for name, (_, make) in NETWORKS.items()}
+    assert configs["era"] == TINY
+    assert not configs["no-e"].error_term
+    assert (configs["x-printed"].x_form, configs["p-printed"].p_form) == ("paper", "paper")
+    assert not configs["priors"].data_step
+    assert [name for name, config in configs.items() if config is None] == [
+        "nafnet",
+        "unet",
+        "unet-wide",
+    ]
+
+
+def result(network: str, seed: int, gains: list[float]) -> dict[str, Any]:
+    blurred = [20.0, 25.0, 30.0, 22.0]
+    return {
+        "network": network,
+        "seconds": 5.0,
+        "seed": seed,
+        "machine": "a machine",
+        "parameters": 1000,
+        "gmacs": 1.5,
+        "ms": 12.0,
+        "steps": 10,
+        "curve": [[2.5, 0.1], [5.0, 0.2]],
+        "psnr_blurred": blurred,
+        "psnr": [b + g for b, g in zip(blurred, gains, strict=True)],
+        "ssim_gain": [0.01] * 4,
+        "mixed_gain": [0.5] * 4,
+        "prediction": [{"figure": "radius error", "where": "x", "mean": 1.0, "unit": "px"}],
+    }
+
+
+def test_results_are_appended_once_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import quality, table
+
+    monkeypatch.setattr(quality, "ROWS", tmp_path / "quality.jsonl")
+    monkeypatch.setattr(quality, "PICTURES", tmp_path)
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "RESULTS.md")
+    asked = []
+
+    def measure(name: str, _work: Path, _seconds: float, seed: int) -> dict[str, Any]:
+        asked.append((name, seed))
+        shift = {"era": 1.0, "unet": 0.8, "nafnet": 0.1}[name] + seed / 10
+        return result(name, seed, [shift, shift + 0.2, shift - 0.2, shift])
+
+    monkeypatch.setattr(quality, "measure", measure)
+    quality.contest(["era", "unet"], tmp_path, 5.0, [0])
+    quality.contest(["era", "unet", "nafnet"], tmp_path, 5.0, [0, 1])
+    assert len(asked) == len(set(asked)) == 6
+    kept = [json.loads(line) for line in (tmp_path / "quality.jsonl").read_text().splitlines()]
+    assert len(kept) == 6
+    quality.tell(5.0)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "| ErA, `tiny` | 2 | +1.05 (" in text
+    assert "(plain U-Net 16-32-64): +0.20 dB" in text
+    assert "is **missed**" in text
+    assert "<svg" in (tmp_path / "quality-5.svg").read_text()
+    monkeypatch.setattr(quality, "GOAL", 0.15)
+    quality.tell(5.0)
+    assert "is **met**" in (tmp_path / "RESULTS.md").read_text()
