@@ -65,7 +65,7 @@ def recipe(name: str) -> Recipe:
     """How a contestant learns."""
     if isinstance(NETWORKS[name][1](), ErA):
         return Recipe(era_step, 2e-3, lambda model: list(parameter_groups(model, SCALAR_RATE)))
-    rate = {"nafnet": 2e-3, "unet": 2e-3, "unet-wide": 2e-3}[name]
+    rate = {"nafnet": 2e-3, "unet": 2e-3, "unet-wide": 1e-3}[name]
     return Recipe(plain_step, rate, lambda model: [{"params": model.parameters(), "rate": 1.0}])
 
 
