@@ -3,10 +3,11 @@
     python -m benchmarks.quality WORK --seconds 300 --seeds 0              # all contestants
     python -m benchmarks.quality WORK --seconds 1800 --seeds 0 1 2 --only era no-e unet
 
-Each contestant learns from the same pairs for the same CPU time on one thread, with the learning
-rate that did best in trials. WORK holds photographs and pairs; what is measured is appended to
-`quality.jsonl` and never measured twice, so an interrupted contest goes on. Contestants run side by
-side only where the command is given twice with different `--only`.
+Each contestant learns from the same pairs for the same CPU time on one thread, at a learning rate
+of 2e-3, the wide U-Net at 1e-3 (LABBOOK.md says what else was tried). WORK holds photographs and
+pairs; what is measured is appended to `quality.jsonl` and never measured twice, so an interrupted
+contest goes on. Contestants run side by side where the command is given twice with different
+`--only`.
 """
 
 from __future__ import annotations
@@ -171,7 +172,9 @@ def tell(seconds: float) -> None:
     curves = {
         NETWORKS[name][0]: [(a, b) for a, b in runs[0]["curve"]] for name, runs in present.items()
     }
-    (PICTURES / picture).write_text(svg(curves, legend=True, size=(8.0, 4.0)))
+    drawn = svg(curves, legend=True, size=(8.0, 4.0), over="CPU seconds; gain in dB")
+    on_white = drawn.replace("<svg ", '<svg style="background: white" ', 1)
+    (PICTURES / picture).write_text(on_white)
     record(f"Quality after {seconds / 60:g} CPU minutes", "\n".join(text))
 
 

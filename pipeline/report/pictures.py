@@ -155,8 +155,9 @@ def svg(
     lines: dict[str, list[tuple[float, float]]],
     legend: bool = False,
     size: tuple[float, float] = (4.2, 2.4),
+    over: str = "step",
 ) -> str:
-    """Lines (name -> points) over the step as inline SVG in the page's own colours."""
+    """Lines (name -> points) as inline SVG in the page's own colours; `over` names the abscissa."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -170,7 +171,7 @@ def svg(
         for colour, (name, points) in zip(colours, lines.items(), strict=True):
             marker = "o" if len(points) < 30 else ""
             axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=4, label=name)
-        axes.set_xlabel("step")
+        axes.set_xlabel(over)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if legend:
