@@ -81,7 +81,7 @@ def test_wrong_values_are_one_clear_line(override: str, message: str) -> None:
 
 
 def test_wrong_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no packaged train config \(base, paper, tiny\)"):
+    with pytest.raises(UserError, match=r"no packaged train config \(base, light, paper, tiny\)"):
         load_train_config("small")
     with pytest.raises(UserError, match="no such file"):
         load_train_config(str(tmp_path / "none.yaml"))
