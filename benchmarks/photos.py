@@ -1,4 +1,4 @@
-"""The photographs of the contest and of the shipped model, from Debian's packages.
+"""The photographs of the contest, from Debian's packages.
 
     python -m benchmarks.photos DIR      # DIR/{train,val,test}/
 
@@ -9,10 +9,10 @@ The packages come by `apt-get download`, which needs Debian 12 but no root.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import subprocess
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -73,7 +73,7 @@ def _sound(folder: Path, photo: Photo) -> bool:
     return place.is_file() and hashlib.sha256(place.read_bytes()).hexdigest() == photo.sha256
 
 
-def _bundled(package: str, files: list[str]) -> list[tuple[str, bytes]]:
+def _bundled(_package: str, files: list[str]) -> list[tuple[str, bytes]]:
     import skimage
 
     data = Path(skimage.__file__).parent / "data"
@@ -83,12 +83,15 @@ def _bundled(package: str, files: list[str]) -> list[tuple[str, bytes]]:
 def _packaged(package: str, files: list[str]) -> list[tuple[str, bytes]]:
     with tempfile.TemporaryDirectory() as work:
         os.chmod(work, 0o755)  # noqa: PTH101 - apt's own user looks into it
-        got = subprocess.run(
-            ["apt-get", "download", package], cwd=work, capture_output=True, text=True
-        )
+        fetch = ["apt-get", "download", package]
+        try:
+            subprocess.run(fetch, cwd=work, capture_output=True, text=True, check=True)
+        except FileNotFoundError:
+            raise UserError("no apt-get here: the photographs come from Debian 12") from None
+        except subprocess.CalledProcessError as error:
+            reason = (error.stderr.strip().splitlines() or ["it failed"])[-1]
+            raise UserError(f"{' '.join(fetch)}: {reason}") from None
         packages = list(Path(work).glob("*.deb"))
-        if got.returncode or not packages:
-            raise UserError(f"apt-get download {package}: {got.stderr.strip().splitlines()[-1:]}")
         command = ["dpkg-deb", "--fsys-tarfile", str(packages[0])]
         found = []
         with (
@@ -103,8 +106,15 @@ def _packaged(package: str, files: list[str]) -> list[tuple[str, bytes]]:
         return found
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
     try:
-        extract(Path(sys.argv[1]))
+        extract(parser.parse_args().folder)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

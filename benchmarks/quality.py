@@ -39,6 +39,7 @@ from benchmarks.plain import NafNet, UNet
 from benchmarks.table import machine, markdown, record
 from era import ErA, era_loss, named_config, parameter_groups, radius_loss
 from era.cost import macs_of, parameter_count
+from pipeline.errors import UserError
 from pipeline.evaluate.meaning import meaning, table
 from pipeline.evaluate.run import interval
 from pipeline.report.pictures import svg
@@ -232,7 +233,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.work.mkdir(parents=True, exist_ok=True)
-    contest(given.only, given.work, given.seconds, given.seeds)
+    try:
+        contest(given.only, given.work, given.seconds, given.seeds)
+    except UserError as error:
+        parser.error(str(error))
     tell(given.seconds)
 
 
