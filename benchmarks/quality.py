@@ -37,20 +37,21 @@ from benchmarks.contest import (
 )
 from benchmarks.plain import NafNet, UNet
 from benchmarks.table import machine, markdown, record
-from era import ErA, era_loss, named_config, parameter_groups, radius_loss
+from era import ErA, named_config, parameter_groups
 from era.cost import macs_of, parameter_count
+from pipeline.config import load_train_config
 from pipeline.errors import UserError
 from pipeline.evaluate.meaning import meaning, table
 from pipeline.evaluate.run import interval
 from pipeline.report.pictures import svg
+from pipeline.train.objective import Objective, phase_of
 
 ROWS = Path(__file__).with_name("quality.jsonl")
 PICTURES = Path(__file__).parents[1] / "docs" / "images"
 GOAL = 0.39  # dB over the best plain network
 PLAIN = ("unet", "unet-wide", "nafnet")
-ESTIMATOR, PRIOR = 0.18, 0.62  # shares of the time: the estimator alone, then the prior alone
-OMEGA, RADIUS_WEIGHT, SCALAR_RATE = 0.5, 0.05, 20.0
-TINY = named_config("tiny")
+RECIPE = load_train_config("tiny")
+TINY = named_config(RECIPE.model.size)
 NETWORKS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "era": ("ErA, `tiny`", lambda: ErA(TINY)),
     "no-e": ("ErA without E", lambda: ErA(replace(TINY, error_term=False))),
@@ -66,7 +67,8 @@ NETWORKS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
 def recipe(name: str) -> Recipe:
     """How a contestant learns."""
     if isinstance(NETWORKS[name][1](), ErA):
-        return Recipe(era_step, 2e-3, lambda model: list(parameter_groups(model, SCALAR_RATE)))
+        scalar_rate = RECIPE.train.scalar_rate
+        return Recipe(era_step, 2e-3, lambda model: list(parameter_groups(model, scalar_rate)))
     rate = {"nafnet": 2e-3, "unet": 2e-3, "unet-wide": 1e-3}[name]
     return Recipe(plain_step, rate, lambda model: [{"params": model.parameters(), "rate": 1.0}])
 
@@ -79,17 +81,12 @@ def plain_step(model: nn.Module, blur: Tensor, sharp: Tensor, _radius: Tensor, _
 
 
 def era_step(model: nn.Module, blur: Tensor, sharp: Tensor, radius: Tensor, over: float) -> Tensor:
-    """ErA's loss in three phases, as `configs/train/tiny.yaml` has them."""
+    """The phases and the loss of `configs/train/tiny.yaml`."""
     assert isinstance(model, ErA)
-    radii = model.estimator.radii
+    phase = phase_of(over * RECIPE.train.steps, RECIPE.train, radius_known=True)
     with torch.autocast("cpu", torch.bfloat16):
-        if over < ESTIMATOR:
-            weights = model.estimate(blur).weights(0, 0, *blur.shape[-2:])
-            return radius_loss(weights, radii, radius).mean()
-        if over < ESTIMATOR + PRIOR:
-            return (model.prior_only(blur).float() - sharp).abs().mean()
-        output = model(blur)
-    return era_loss(output, blur, sharp, OMEGA, RADIUS_WEIGHT, radius, radii).total.mean()
+        loss, _ = Objective(model, RECIPE.loss)(blur, sharp, radius, phase)
+    return loss.total.mean()
 
 
 def measure(name: str, work: Path, seconds: float, seed: int) -> dict[str, Any]:

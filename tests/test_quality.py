@@ -80,15 +80,34 @@ def test_training_ends_with_its_time_and_the_averaged_weights(pairs: Any) -> Non
     from benchmarks.quality import NETWORKS, recipe
 
     torch.manual_seed(0)
-    for name in ("unet", "era"):
-        model = NETWORKS[name][1]()
-        before = {k: v.clone() for k, v in model.state_dict().items()}
-        trained = train(model, recipe(name), pairs, pairs, 1.0, 0)
-        assert trained.steps >= 1
-        assert [at for at, _ in trained.curve] == sorted(at for at, _ in trained.curve)
-        assert trained.curve[-1][0] == 1.0
-        assert not model.training
-        assert any(not torch.equal(before[k], v) for k, v in model.state_dict().items())
+    model = NETWORKS["unet"][1]()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    trained = train(model, recipe("unet"), pairs, pairs, 1.0, 0)
+    assert trained.steps >= 1
+    assert [at for at, _ in trained.curve] == sorted(at for at, _ in trained.curve)
+    assert trained.curve[-1][0] == 1.0
+    assert not model.training
+    assert any(not torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_a_contestant_is_measured(
+    pairs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On pairs at hand: all of ErA's phases, the scores, and what its estimates are worth."""
+    from benchmarks import quality
+
+    asked = []
+    monkeypatch.setattr(quality, "pairs", lambda *which, **how: asked.append((which, how)) or pairs)
+    found = quality.measure("era", tmp_path, 3.0, 0)
+    assert asked == [
+        ((tmp_path, "train"), {}),
+        ((tmp_path, "test"), {}),
+        ((tmp_path, "test"), {"mixed_psf": True}),
+    ]
+    assert len(found["psnr"]) == len(found["mixed_gain"]) == 4
+    assert found["psnr_blurred"][0] == pytest.approx(20 * np.log10(65535), abs=0.01)
+    assert {row["figure"] for row in found["prediction"]} == {"radius error", "size of E"}
+    assert json.loads(json.dumps(found)) == found
 
 
 def test_every_contestant_is_what_its_name_says() -> None:

@@ -13,7 +13,7 @@ from pipeline.config.schema import LossSection, TrainSection
 ESTIMATOR, PRIOR, JOINT = "estimator", "prior", "joint"
 
 
-def phase_of(step: int, train: TrainSection, radius_known: bool) -> str:
+def phase_of(step: float, train: TrainSection, radius_known: bool) -> str:
     """The phase of a step: the blur estimator alone, the prior alone, then all together.
 
     Without true radii the estimator cannot be taught alone; those steps are joint ones.
