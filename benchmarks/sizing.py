@@ -33,16 +33,17 @@ LINK_EFFICIENCY = 0.8  # of the nominal rate that an all-reduce reaches; nothing
 BUCKET_MB = 200.0  # MB/s of one node from and to the bucket: `era doctor` measures yours
 
 SETS = {"DPDD": (500, 1680, 1120), "LFDOF": (12_000, 1008, 688)}  # pairs as published
-RUNS = ("light", "base", "paper")  # configurations: the mean patch, the batch, the micro-batch
+RUNS = ("light", "base", "paper")  # training configurations
 
 
 @dataclass(frozen=True)
 class Need:
-    """What one step of a run takes on so many GPUs."""
+    """What a run takes on so many GPUs, `compute` and `all_reduce` for one step."""
 
     compute: float  # seconds
     all_reduce: float  # seconds
     rate: float  # samples per second, all GPUs
+    days: float  # for the whole run
     loader_cores: float
     checkpoint: int  # bytes
     memory: float  # bytes on each GPU
@@ -59,10 +60,8 @@ def need(name: str, tflops: float, link_gbit: float, workers: int) -> Need:
     """
     config = load_train_config(name)
     network = era.named_config(config.model.size, **config.model.overrides)
-    patch, batch = (
-        round(sum(config.train.patch) / len(config.train.patch)),
-        config.train.global_batch,
-    )
+    patch = round(sum(config.train.patch) / len(config.train.patch))
+    batch = config.train.global_batch
     share = -(-batch // workers)
     cost = era.cost(network, patch, patch)
     flop = 2 * cost.macs * TRAINING_FACTOR
@@ -74,9 +73,10 @@ def need(name: str, tflops: float, link_gbit: float, workers: int) -> Need:
         compute,
         all_reduce,
         rate,
+        config.train.steps * batch / rate / 86_400,
         rate * crop_ms(patch) / 1e3,
-        cost.parameters * 4 * CHECKPOINT_COPIES,
-        cost.parameters * 4 * TRAINING_COPIES
+        gradient * CHECKPOINT_COPIES,
+        gradient * TRAINING_COPIES
         + min(share, config.scaling.micro_batch or share)
         * activation_bytes(network, max(config.train.patch)),
     )
@@ -137,7 +137,7 @@ def tables(args: argparse.Namespace) -> str:
                     f"{n.compute * 1e3:.1f}",
                     f"{n.all_reduce * 1e3:.1f}",
                     f"{n.rate:.0f}",
-                    f"{days(name, n.rate):.2f}",
+                    f"{n.days:.2f}",
                     f"{n.memory / 1e9:.1f}",
                     f"{n.loader_cores:.2f}",
                     f"{n.checkpoint / 1e6:.0f} MB",
@@ -153,12 +153,6 @@ def tables(args: argparse.Namespace) -> str:
         "s to upload it",
     ]
     return f"{data}\n\n{markdown(columns, rows)}"
-
-
-def days(name: str, rate: float) -> float:
-    """Of a whole run at so many samples per second."""
-    train = load_train_config(name).train
-    return train.steps * train.global_batch / rate / 86_400
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
