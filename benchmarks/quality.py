@@ -4,10 +4,10 @@
     python -m benchmarks.quality WORK --seconds 1800 --seeds 0 1 2 --only era no-e unet
 
 Each contestant learns from the same pairs for the same CPU time on one thread, at a learning rate
-of 2e-3, the wide U-Net at 1e-3 (LABBOOK.md says what else was tried). WORK holds photographs and
-pairs; what is measured is appended to `quality.jsonl` and never measured twice, so an interrupted
-contest goes on. Contestants run side by side where the command is given twice with different
-`--only`.
+of 1e-3, the NAFNet-style one at 2e-3 (LABBOOK.md says what else was tried). WORK holds photographs
+and pairs; what is measured is appended to `quality.jsonl` and never measured twice, so an
+interrupted contest goes on. Contestants run side by side where the command is given twice with
+different `--only`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,11 @@ NETWORKS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "era": ("ErA, `tiny`", lambda: ErA(TINY)),
     "no-e": ("ErA without E", lambda: ErA(replace(TINY, error_term=False))),
     "x-printed": ("ErA, X as printed", lambda: ErA(replace(TINY, x_form="paper"))),
-    "p-printed": ("ErA, P as printed", lambda: ErA(replace(TINY, p_form="paper"))),
+    "era-2": ("ErA, two stages", lambda: ErA(replace(TINY, stages=2))),
+    "p-printed": (
+        "ErA, two stages, P as printed",  # P reaches X from the second stage on
+        lambda: ErA(replace(TINY, stages=2, p_form="paper")),
+    ),
     "priors": ("ErA, priors only", lambda: ErA(replace(TINY, data_step=False))),
     "nafnet": ("NAFNet-style", lambda: NafNet(16, 3)),
     "unet": ("plain U-Net 16-32-64", lambda: UNet((16, 32, 64))),
@@ -68,8 +72,12 @@ def recipe(name: str) -> Recipe:
     """How a contestant learns."""
     if isinstance(NETWORKS[name][1](), ErA):
         scalar_rate = RECIPE.train.scalar_rate
-        return Recipe(era_step, 2e-3, lambda model: list(parameter_groups(model, scalar_rate)))
-    rate = {"nafnet": 2e-3, "unet": 2e-3, "unet-wide": 1e-3}[name]
+        return Recipe(
+            era_step,
+            RECIPE.train.learning_rate,
+            lambda model: list(parameter_groups(model, scalar_rate)),
+        )
+    rate = {"nafnet": 2e-3, "unet": 1e-3, "unet-wide": 1e-3}[name]
     return Recipe(plain_step, rate, lambda model: [{"params": model.parameters(), "rate": 1.0}])
 
 

@@ -75,7 +75,7 @@ def bare(config: TrainConfig, device: str = "cpu") -> float:
         began = time.monotonic()
         with torch.autocast(device, torch.bfloat16, enabled=half):
             loss = era.era_loss(
-                model(blur), blur, sharp, 0.5, 0.05, radius, model.estimator.radii
+                model(blur, reblur=True), blur, sharp, 0.5, 0.05, radius, model.estimator.radii
             ).total.mean()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)

@@ -36,7 +36,9 @@ class SpatiallyVaryingBlur:
 
     def apply(self, x: Tensor) -> Tensor:
         """H x = sum_k w_k * (h_k conv x), for x of shape (B, C, H, W)."""
-        return self._filtered(x, lambda otf: otf)
+        with no_autocast(x):
+            spectrum = rfft2(x)[:, None]
+        return self._weighted(lambda otf: otf * spectrum, x)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """H' y = sum_k h_k corr (w_k * y): the weights come before the correlation."""
@@ -44,28 +46,32 @@ class SpatiallyVaryingBlur:
             weighted = self.weights[:, :, None] * _at_least_float32(y)[:, None]
             return self.inverse((self.otf.conj()[:, :, None] * rfft2(weighted)).sum(dim=1))
 
-    def wiener(self, residual: Tensor, ratio: Tensor | float) -> Tensor:
-        """sum_k w_k * F^-1[ conj(F h_k) F r / (|F h_k|^2 + ratio) ]: each place its own filter.
+    def wiener(self, residual: Tensor, ratio: Tensor | float, pull: Tensor | None = None) -> Tensor:
+        """sum_k w_k F^-1[ (conj(F h_k) F r - F d) / (|F h_k|^2 + ratio) ]: a filter for each place.
 
         Args:
             residual: r of shape (B, C, H, W).
             ratio: lambda_2 / lambda_1 > 0, the regularisation.
+            pull: d of the same shape; None is zero.
         """
-        return self._filtered(residual, lambda otf: otf.conj() / (power(otf) + ratio))
+        with no_autocast(residual):
+            r = rfft2(residual)[:, None]
+            d = 0.0 if pull is None else rfft2(pull)[:, None]
+        return self._weighted(lambda otf: (otf.conj() * r - d) / (power(otf) + ratio), residual)
 
-    def _filtered(self, x: Tensor, filters: Callable[[Tensor], Tensor]) -> Tensor:
-        """sum_k w_k * F^-1[ filters(F h_k) F x ].
+    def _weighted(self, spectra: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+        """sum_k w_k * F^-1[ spectra(F h_k) ], F h_k being (B, k, 1, H, W//2+1).
 
         Without gradients nothing has to be kept: one kernel at a time takes a fraction of the
         memory, and stays in the processor's cache.
         """
         count = self.otf.shape[1]
         step = count if torch.is_grad_enabled() else 1
-        with no_autocast(x):
-            spectrum, total = rfft2(x)[:, None], None
+        with no_autocast(like):
+            total = None
             for start in range(0, count, step):
                 part = slice(start, start + step)
-                filtered = self.inverse(filters(self.otf[:, part])[:, :, None] * spectrum)
+                filtered = self.inverse(spectra(self.otf[:, part, None]))
                 one = (self.weights[:, part, None] * filtered).sum(dim=1)
                 total = one if total is None else total + one
         assert total is not None

@@ -53,14 +53,11 @@ class Canvas:
         """Cut the photograph's place (B, C, height, width) out of the canvas."""
         return image[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
-    def mask(self, like: Tensor, valid: Tensor | None = None) -> Tensor:
-        """M (1, 1, *size): 1 (or `valid`, 1 x 1 x height x width) inside the photograph, else 0."""
-        mask = like.new_zeros(1, 1, *self.size)
-        if valid is None:
-            self.crop(mask).fill_(1.0)
-        else:
-            self.crop(mask).copy_(valid)
-        return mask
+    def mask(self, valid: Tensor) -> Tensor:
+        """M (B, 1, *size): `valid` (B, 1, height, width) inside the photograph, else 0."""
+        below = self.size[0] - self.height - self.top
+        right = self.size[1] - self.width - self.left
+        return F.pad(valid, (self.left, right, self.top, below))
 
 
 def fast_size(least: int, multiple: int = 1) -> int:

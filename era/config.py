@@ -8,6 +8,7 @@ from typing import Any
 
 from era.updates import P_FORMS, X_FORMS
 
+PRIORS = ("resunet", "unet")
 LEAST_SCALAR, GREATEST_SCALAR = 1e-9, 1e6  # of the lambdas: what float32 and softplus hold
 
 
@@ -20,23 +21,26 @@ class ErAConfig:
         kernels: K, basis kernels.
         kernel_size: k, odd, pixels; holds a disk of `radius_max`.
         radius_max: blur radius of the largest disk, pixels.
-        prior_channels, prior_blocks: D_phi, see `era.resunet.ResUNet`.
+        prior: resunet | unet, the network of D_phi.
+        prior_channels, prior_blocks: D_phi, see `era.resunet.ResUNet`; a `unet` has no blocks.
         error_channels, error_blocks: D_f.
         estimator_channels: the kernel estimator's U-Net.
         x_form: wiener | majorised | pcg | paper.
         x_steps: inner steps of the X form.
         p_form: derived | paper.
         error_term: use E, P and Delta; False is the ablation "without E".
-        data_step: use U and X; False leaves the prior alone (X = Z).
+        data_step: use E, U and X; False leaves the prior alone (X = Z).
+        luminance: the data step sees and corrects the luminance alone, at a third of the cost.
         tied_lambda_e: lambda_E = lambda_3, as the poster prints it; E then starts at zero.
         share_priors: one D_phi (and D_f) for all stages, else one each.
         lambda_1 ... lambda_e: where the scalars start.
     """
 
-    stages: int = 2
+    stages: int = 1
     kernels: int = 8
     kernel_size: int = 15
     radius_max: float = 7.0
+    prior: str = "unet"
     prior_channels: tuple[int, ...] = (16, 32, 64)
     prior_blocks: int = 1
     error_channels: tuple[int, ...] = (8, 16)
@@ -47,12 +51,13 @@ class ErAConfig:
     p_form: str = "derived"
     error_term: bool = True
     data_step: bool = True
+    luminance: bool = True
     tied_lambda_e: bool = False
     share_priors: bool = True
     lambda_1: float = 0.1
-    lambda_2: float = 0.03
-    lambda_3: float = 0.1
-    lambda_e: float = 0.001
+    lambda_2: float = 0.01
+    lambda_3: float = 0.02
+    lambda_e: float = 0.002
 
     def __post_init__(self) -> None:
         problems = list(_problems(self))
@@ -97,6 +102,8 @@ def _problems(config: ErAConfig) -> list[str]:
         )
     if config.x_form not in X_FORMS:
         problems.append(f"x_form must be one of {', '.join(X_FORMS)}, got {config.x_form!r}")
+    if config.prior not in PRIORS:
+        problems.append(f"prior must be one of {', '.join(PRIORS)}, got {config.prior!r}")
     if config.p_form not in P_FORMS:
         problems.append(f"p_form must be one of {', '.join(P_FORMS)}, got {config.p_form!r}")
     return problems
@@ -111,6 +118,7 @@ SIZES: dict[str, ErAConfig] = {
         kernels=8,
         kernel_size=41,
         radius_max=20.0,
+        prior="resunet",
         prior_channels=(32, 64, 128, 256),
         prior_blocks=2,
         error_channels=(16, 32, 64),
@@ -123,6 +131,8 @@ SIZES: dict[str, ErAConfig] = {
         kernels=8,
         kernel_size=61,
         radius_max=25.0,
+        luminance=False,
+        prior="resunet",
         prior_channels=(64, 128, 256, 512),
         prior_blocks=2,
         error_channels=(64, 128, 256, 512),

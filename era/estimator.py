@@ -1,9 +1,10 @@
-"""Kernel estimation: a blurred image -> K global kernels and a K-channel spatial weight map.
+"""Kernel estimation: a blurred image -> K global kernels, a K-channel weight map, a confidence.
 
 Raw pixels teach a small network little about blur; local energies of band-pass levels do: defocus
-removes the fine bands first. Everything here is local (windows of some hundred pixels), so that a
-training crop and a whole photograph look alike; only the few kernel coefficients are averaged over
-the image, weighted by where each kernel is used.
+removes the fine bands first, and an aperture leaves dark rings in the spectrum of any picture.
+Everything here is local (windows of some hundred pixels), so that a training crop and a whole
+photograph look alike; only the few kernel coefficients are averaged over the image, weighted by
+where each kernel is used.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from era.blur import no_autocast
+from era.canvas import Canvas
 from era.psf import CORRECTIONS, PsfBank, corrected
 from era.resunet import ResUNet
 
@@ -22,25 +24,46 @@ STRIDE = 4  # the weight map is estimated at 1/4 of the resolution
 LUMA = (0.299, 0.587, 0.114)
 B3_SPLINE = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 NOISE_FLOOR = 1e-6  # energy of about 0.25/255: below it there is only quantisation and noise
+RINGS = 24  # narrow bands, evenly spaced between two frequencies (cycles per pixel)
+RING_RANGE, RING_WIDTH = (0.025, 0.48), 0.02
+RING_WINDOWS = (3, 9)  # quarter pixels, over which their energies are averaged
+RING_FLOOR = 1e-7
+START_CONFIDENCE = -1.0  # before the sigmoid
+MIRROR = 32  # pixels around the image; a ring filter reaches about that far
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimated blur: `kernels` (B, K, k, k) and `coarse` weights (B, K, H/4, W/4)."""
+    """An estimated blur.
+
+    Attributes:
+        kernels: (B, K, k, k), non-negative, each summing to 1.
+        coarse: weights (B, K, H/4, W/4), summing to 1 over K.
+        coarse_confidence: (B, 1, H/4, W/4) in (0, 1), how far the data step may trust the blur.
+    """
 
     kernels: Tensor
     coarse: Tensor
+    coarse_confidence: Tensor
 
     def weights(self, top: int, left: int, height: int, width: int) -> Tensor:
         """The weight map (B, K, height, width) at a place of the image, summing to 1 over K.
 
         The same values come out however an image is cut: a coarse margin is interpolated too.
         """
-        rows, columns = self.coarse.shape[-2:]
+        return self._fine(self.coarse, top, left, height, width)
+
+    def confidence(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """The confidence (B, 1, height, width) at a place of the image."""
+        return self._fine(self.coarse_confidence, top, left, height, width)
+
+    @staticmethod
+    def _fine(coarse: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+        rows, columns = coarse.shape[-2:]
         a, b = max(0, top // STRIDE - 1), min(rows, -(-(top + height) // STRIDE) + 1)
         c, d = max(0, left // STRIDE - 1), min(columns, -(-(left + width) // STRIDE) + 1)
         fine = F.interpolate(
-            self.coarse[..., a:b, c:d], scale_factor=STRIDE, mode="bilinear", align_corners=False
+            coarse[..., a:b, c:d], scale_factor=STRIDE, mode="bilinear", align_corners=False
         )
         y, x = top - a * STRIDE, left - c * STRIDE
         return fine[..., y : y + height, x : x + width]
@@ -77,15 +100,19 @@ class KernelEstimator(nn.Module):
         self.register_buffer("disks", bank.disks, persistent=False)
         self.register_buffer("gaussians", bank.gaussians, persistent=False)
         self.register_buffer("bases", bank.bases, persistent=False)
-        self.network = ResUNet(2 * bands + 1, channels[0], channels, 1, residual=False, smooth=True)
+        features = 1 + 2 * bands + len(RING_WINDOWS) * RINGS
+        self.network = ResUNet(features, channels[0], channels, 1, residual=False, smooth=True)
         nn.init.kaiming_normal_(self.network.tail.weight, a=0.1)
         self.to_weights = nn.Conv2d(channels[0], kernels, 1)
+        self.to_confidence = nn.Conv2d(channels[0], 1, 1)
         self.to_kernels = nn.Linear(channels[0], CORRECTIONS)
         with torch.no_grad():
             nn.init.zeros_(self.to_weights.weight)
             # Weights fall with the radius, so H starts as a slight blur.
             near_identity = -2.0 * torch.arange(kernels, dtype=torch.float32)
             self.to_weights.bias = nn.Parameter(near_identity)
+            nn.init.zeros_(self.to_confidence.weight)
+            self.to_confidence.bias = nn.Parameter(torch.tensor([START_CONFIDENCE]))
             nn.init.zeros_(self.to_kernels.weight)
             nn.init.zeros_(self.to_kernels.bias)
 
@@ -98,11 +125,14 @@ class KernelEstimator(nn.Module):
         with no_autocast(blur):
             deep = deep.to(self.to_weights.weight.dtype)
             coarse = torch.softmax(self.to_weights(deep).float() / self.temperature, dim=1)
+            confidence = torch.sigmoid(self.to_confidence(deep).float())
             pooled = torch.einsum("bkhw,bchw->bkc", coarse, deep.float())
             pooled = pooled / (coarse.sum(dim=(-2, -1))[..., None] + 1e-3)
             coefficients = self.to_kernels(pooled.to(self.to_kernels.weight.dtype)).to(self.disks)
             kernels = corrected(self.disks, self.gaussians, self.bases, coefficients)
-        return Estimate(kernels, coarse.double() if blur.dtype == torch.float64 else coarse)
+        if blur.dtype == torch.float64:
+            coarse, confidence = coarse.double(), confidence.double()
+        return Estimate(kernels, coarse, confidence)
 
     def radius(self, weights: Tensor) -> Tensor:
         """The expected blur radius sum_k w_k r_k in pixels: (B, K, H, W) -> (B, 1, H, W)."""
@@ -110,20 +140,25 @@ class KernelEstimator(nn.Module):
 
 
 def blur_features(blur: Tensor, bands: int) -> Tensor:
-    """Features that show blur: (B, 3, H, W) -> (B, 2 bands + 1, ceil(H/4), ceil(W/4)).
+    """Features that show blur: (B, 3, H, W) -> (B, 1 + 2 bands + 48, ceil(H/4), ceil(W/4)).
 
-    The luminance is split into a-trous B3-spline bands; of each, the logarithm of the mean energy
-    in a window and of its local maximum; and the mean luminance (saturation hides blur). Never
-    under autocast: what is left of a fine band after a wide blur is below bfloat16's rounding.
+    The mean luminance (saturation hides blur). Of each a-trous B3-spline band of the luminance, the
+    logarithm of the mean energy in a window and of its local maximum. Of each of 24 narrow rings of
+    its spectrum, the logarithm of the mean energy in two windows. Never under autocast: what is
+    left of a fine band after a wide blur is below bfloat16's rounding.
     """
     with no_autocast(blur):
-        return _features(blur, bands)
+        below, right = -blur.shape[-2] % STRIDE, -blur.shape[-1] % STRIDE
+        luma = F.pad(luminance(blur), (0, right, 0, below), mode="replicate")
+        return torch.cat([_bands(luma, bands), _rings(luma)], dim=1)
 
 
-def _features(blur: Tensor, bands: int) -> Tensor:
-    below, right = -blur.shape[-2] % STRIDE, -blur.shape[-1] % STRIDE
-    luma = torch.einsum("bchw,c->bhw", blur, blur.new_tensor(LUMA))[:, None]
-    luma = F.pad(luma, (0, right, 0, below), mode="replicate")
+def luminance(image: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 1, H, W)."""
+    return torch.einsum("bchw,c->bhw", image, image.new_tensor(LUMA))[:, None]
+
+
+def _bands(luma: Tensor, bands: int) -> Tensor:
     features = [F.avg_pool2d(luma, STRIDE) - 0.5]
     smooth = luma
     for level in range(bands):
@@ -134,6 +169,27 @@ def _features(blur: Tensor, bands: int) -> Tensor:
         features += [_log_energy(window), _log_energy(peak)]
         smooth = smoother
     return torch.cat(features, dim=1)
+
+
+def _rings(luma: Tensor) -> Tensor:
+    """One ring at a time: few copies of the image are held, whatever its size."""
+    height, width = luma.shape[-2:]
+    canvas = Canvas.around(height, width, 2 * MIRROR, 1)
+    spectrum = torch.fft.rfft2(canvas.extend(luma))
+    rows = torch.fft.fftfreq(canvas.size[0], device=luma.device, dtype=luma.dtype)
+    columns = torch.fft.rfftfreq(canvas.size[1], device=luma.device, dtype=luma.dtype)
+    frequency = torch.hypot(rows[:, None], columns)
+    energies = []
+    for centre in torch.linspace(*RING_RANGE, RINGS).tolist():
+        ring = torch.exp(-0.5 * ((frequency - centre) / RING_WIDTH).square())
+        band = canvas.crop(torch.fft.irfft2(spectrum * ring, s=canvas.size))
+        energies.append(F.avg_pool2d(band.square(), STRIDE))
+    energy = torch.cat(energies, dim=1)
+    windows = (
+        F.avg_pool2d(energy, n, stride=1, padding=n // 2, count_include_pad=False)
+        for n in RING_WINDOWS
+    )
+    return torch.cat([torch.log(window + RING_FLOOR) / 7 + 1 for window in windows], dim=1)
 
 
 def _log_energy(energy: Tensor) -> Tensor:

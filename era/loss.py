@@ -39,10 +39,12 @@ def era_loss(
         true_radius: (B, 1, H, W) in pixels; NaN where unknown.
         bank_radii: (K,) radii of the bank in pixels.
     """
-    if output.reblurred is None:
-        raise ValueError("the loss needs an output of training mode (model.train())")
     restored = _mean(output.restored - sharp)
-    reblurred = _mean(output.reblurred - blur)
+    reblurred = torch.zeros_like(restored)
+    if omega < 1:
+        if output.reblurred is None:
+            raise ValueError("omega below 1 needs H X: call the network with reblur=True")
+        reblurred = _mean(output.reblurred - blur)
     total = omega * restored + (1 - omega) * reblurred
     radius = torch.zeros_like(total)
     if radius_weight and true_radius is not None and bank_radii is not None:

@@ -8,7 +8,7 @@ output.restored, output.kernels, output.weights, output.error
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from era.blur import SpatiallyVaryingBlur
 from era.canvas import Canvas
 from era.config import ErAConfig
-from era.estimator import Estimate, KernelEstimator
+from era.estimator import Estimate, KernelEstimator, luminance
 from era.resunet import ResUNet
+from era.unet import UNet
 from era.updates import (
     P_FORMS,
     X_FORMS,
     Penalties,
+    Scalar,
     XProblem,
     update_delta,
     update_e,
@@ -42,7 +44,7 @@ class Output:
         kernels: (B, K, k, k), non-negative, each summing to 1.
         weights: (B, K, H, W), summing to 1 over K.
         error: E (B, 3, H, W), what H X cannot explain of Y; zero without the error term.
-        reblurred: H X (B, 3, H, W), computed on the canvas before cropping; None in eval mode.
+        reblurred: H X (B, 3, H, W), computed on the canvas before cropping; None unless asked for.
         error_share: share of non-zero E, in [0, 1], averaged over the stages.
     """
 
@@ -80,12 +82,11 @@ class ErA(nn.Module):
             config.kernels, config.kernel_size, config.radius_max, config.estimator_channels
         )
         copies = 1 if config.share_priors else config.stages
-        self.priors = nn.ModuleList(
-            ResUNet(3, 3, config.prior_channels, config.prior_blocks) for _ in range(copies)
-        )
+        self.priors = nn.ModuleList(_prior(config) for _ in range(copies))
+        data_channels = 1 if config.luminance else 3
         self.error_priors = nn.ModuleList(
-            ResUNet(3, 3, config.error_channels, config.error_blocks)
-            for _ in range(copies if config.error_term else 0)
+            ResUNet(data_channels, data_channels, config.error_channels, config.error_blocks)
+            for _ in range(copies if config.error_term and config.stages > 1 else 0)
         )
         self.scalars = StageScalars(config)
 
@@ -109,27 +110,34 @@ class ErA(nn.Module):
         estimate: Estimate | None = None,
         weights: Tensor | None = None,
         valid: Tensor | None = None,
+        reblur: bool = False,
     ) -> Output:
         """Restore images (B, 3, H, W) in [0, 1].
 
         Args:
             estimate: a blur estimated before, say on the whole photograph; else it is estimated.
             weights: (B, K, H, W), the estimate's weights at this place, where `blur` is a tile.
-            valid: (1, 1, H, W), 0 where `blur` is no photograph, but its mirrored border.
+            valid: (B or 1, 1, H, W) in [0, 1], the weight of the data: the confidence at this
+                place, and 0 where `blur` is no photograph, but its mirrored border; else the
+                confidence is estimated.
+            reblur: also return H X.
         """
         height, width = blur.shape[-2:]
         estimate = estimate or self.estimate(blur)
         if weights is None:
             weights = estimate.weights(0, 0, height, width)
+        if valid is None:
+            valid = estimate.confidence(0, 0, height, width)
         canvas = self.canvas(height, width)
         H = SpatiallyVaryingBlur(estimate.kernels, canvas.extend_edge(weights))
-        X, E, HX, share = self._solve(canvas.extend(blur), canvas.mask(blur, valid), H)
+        X, E, share = self._solve(canvas.extend(blur), canvas.mask(valid), H)
+        HX = H.apply(X) if reblur else None
         restored = canvas.crop(X)
         return Output(
             restored=restored if self.training else restored.clamp(0.0, 1.0),
             kernels=estimate.kernels,
             weights=weights,
-            error=canvas.crop(E),
+            error=canvas.crop(E).expand_as(blur),
             reblurred=None if HX is None else canvas.crop(HX),
             error_share=share,
         )
@@ -142,39 +150,45 @@ class ErA(nn.Module):
 
     def _solve(
         self, Y: Tensor, M: Tensor, H: SpatiallyVaryingBlur
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """The loop: U, Z, X, E, P, multipliers, T times; returns X, E, H X and E's share."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loop: Z, E and U, X, P, multipliers, T times; returns X, E and E's share.
+
+        All but Z and X live where the data step works: in luminance, or in RGB.
+        """
         config = self.config
+        data: Callable[[Tensor], Tensor] = luminance if config.luminance else _itself
         x_form, p_form = X_FORMS[config.x_form], P_FORMS[config.p_form]
-        X = Y
-        HX = H.apply(X) if config.data_step else None
-        E = P = Gamma = Omega = Delta = torch.zeros_like(Y)
+        X, Y = Y, data(Y)
+        E = torch.zeros_like(Y)
+        P: Scalar = 0.0
+        Gamma: Scalar = 0.0
+        Omega: Scalar = 0.0
+        Delta: Scalar = 0.0
         shares = []
         for stage in range(config.stages):
-            lam, last = self.scalars(stage), stage + 1 == config.stages
-            U = Y if HX is None else update_u(HX, Gamma, Y, E, M, lam)
+            lam = self.scalars(stage)
             Z = update_z(X, Omega, lam, self._prior(self.priors, stage))
-            if HX is None:
+            if not config.data_step:
                 X = Z
-            else:
-                X = x_form(XProblem(H, X, U, Z, Gamma, Omega, lam), config.x_steps)
-            if HX is not None and not (last and not self.training):
-                HX = H.apply(X)
-            if config.error_term and HX is not None:
-                E = update_e(Y, U, Delta, P, M, lam)
-                shares.append((E != 0).sum() / (3 * Y.shape[0] * M.sum()))
-            if last:
+                continue
+            seen = data(Z)
+            HZ = H.apply(seen)
+            if config.error_term:
+                E = update_e(Y, HZ, Gamma, Delta, P, M, lam)
+                shares.append((E != 0).sum() / ((M > 0).expand_as(E).sum()))
+            U = update_u(HZ, Gamma, Y, E, M, lam)
+            change = (
+                x_form(XProblem(H, seen, HZ, U, seen, Gamma, Omega, lam), config.x_steps) - seen
+            )
+            X = Z + change
+            if stage + 1 == config.stages:
                 break  # what follows would only serve the next stage
-            if config.error_term and HX is not None:
+            if config.error_term:
                 P = p_form(E, Delta, P, lam, self._prior(self.error_priors, stage))
                 Delta = update_delta(Delta, E, P, lam)
-            if HX is not None:
-                Gamma = update_gamma(Gamma, HX, U, lam)
-                Omega = update_omega(Omega, X, Z, lam)
-        if self.training and HX is None:
-            HX = H.apply(X)
-        share = torch.stack(shares).mean() if shares else Y.new_zeros(())
-        return X, E, HX if self.training else None, share
+            Gamma = update_gamma(Gamma, H.apply(seen + change), U, lam)
+            Omega = update_omega(Omega, change, 0.0, lam)
+        return X, E, torch.stack(shares).mean() if shares else Y.new_zeros(())
 
     def _prior(self, networks: nn.ModuleList, stage: int) -> nn.Module:
         return networks[0 if self.config.share_priors else stage]
@@ -185,6 +199,16 @@ def parameter_groups(model: ErA, scalar_rate: float) -> Iterator[dict[str, objec
     scalars = set(model.scalars.parameters())
     yield {"params": [p for p in model.parameters() if p not in scalars], "rate": 1.0}
     yield {"params": list(model.scalars.parameters()), "rate": scalar_rate}
+
+
+def _prior(config: ErAConfig) -> nn.Module:
+    if config.prior == "unet":
+        return UNet(config.prior_channels)
+    return ResUNet(3, 3, config.prior_channels, config.prior_blocks)
+
+
+def _itself(image: Tensor) -> Tensor:
+    return image
 
 
 def _inverse_softplus(value: float) -> float:

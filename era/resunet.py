@@ -70,9 +70,7 @@ class ResUNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, H, W), any H and W."""
         height, width = x.shape[-2:]
-        below, right = -height % self.multiple, -width % self.multiple
-        padded = F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
-        y = self.tail(self._levels(self.head(padded)))[..., :height, :width]
+        y = self.tail(self._levels(self.head(pad_to(x, self.multiple))))[..., :height, :width]
         return x[:, : y.shape[1]] + y if self.residual else y
 
     def _levels(self, y: Tensor) -> Tensor:
@@ -85,6 +83,12 @@ class ResUNet(nn.Module):
         for up, decoder in zip(self.ups, self.decoders, strict=True):
             y = decoder(up(y) + skips.pop())
         return y
+
+
+def pad_to(x: Tensor, multiple: int) -> Tensor:
+    """Repeat the border until both sides are multiples."""
+    below, right = -x.shape[-2] % multiple, -x.shape[-1] % multiple
+    return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
 
 
 def initialise(module: nn.Module) -> None:

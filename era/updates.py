@@ -5,8 +5,9 @@
         + <Omega, X - Z>   + lambda_2/2 |X - Z|^2
         + <Delta, E - P>   + lambda_3/2 |E - P|^2
 
-All tensors are (B, C, H, W) on the canvas, M is the valid mask (1 inside the photograph). Order in
-a stage: U, Z, X, E, P, multipliers. Equation numbers are the paper's (arXiv 2606.06540).
+All tensors are (B, C, H, W) on the canvas. M is the weight of the data: 0 outside the photograph,
+inside the confidence, at most 1. Order in a stage: Z, which then stands for X until X's own turn; E
+and U together; X; P; multipliers. Equation numbers are the paper's (arXiv 2606.06540).
 """
 
 from __future__ import annotations
@@ -32,31 +33,38 @@ class Penalties(NamedTuple):
     lE: Scalar
 
 
-def update_u(HX: Tensor, Gamma: Tensor, Y: Tensor, E: Tensor, M: Tensor, lam: Penalties) -> Tensor:
-    """U = (lambda_1 H X + Gamma + M (Y - E)) / (M + lambda_1): eq. (5), with the valid mask."""
+def update_u(HX: Tensor, Gamma: Scalar, Y: Tensor, E: Scalar, M: Tensor, lam: Penalties) -> Tensor:
+    """U = (lambda_1 H X + Gamma + M (Y - E)) / (M + lambda_1): eq. (5), with M."""
     return (lam.l1 * HX + Gamma + M * (Y - E)) / (M + lam.l1)
 
 
-def update_z(X: Tensor, Omega: Tensor, lam: Penalties, prox_phi: Prox) -> Tensor:
+def update_z(X: Tensor, Omega: Scalar, lam: Penalties, prox_phi: Prox) -> Tensor:
     """Z = D_phi(X + Omega / lambda_2), the prox of phi / lambda_2; missing on the poster."""
     return prox_phi(X + Omega / lam.l2)
 
 
 class XProblem(NamedTuple):
-    """What the X update sees: it minimises L over X for these U, Z, Gamma and Omega."""
+    """What the X update sees: it minimises L over X for these U, Z, Gamma and Omega, from X."""
 
     H: SpatiallyVaryingBlur
     X: Tensor
+    HX: Tensor
     U: Tensor
     Z: Tensor
-    Gamma: Tensor
-    Omega: Tensor
+    Gamma: Scalar
+    Omega: Scalar
     lam: Penalties
 
     def right_side(self) -> Tensor:
         """H'(lambda_1 U - Gamma) - Omega + lambda_2 Z."""
         lam = self.lam
         return self.H.adjoint(lam.l1 * self.U - self.Gamma) - self.Omega + lam.l2 * self.Z
+
+    def pull(self) -> Tensor | None:
+        """Omega + lambda_2 (X - Z), what draws X back to Z; None where nothing does."""
+        if self.X is self.Z:
+            return self.Omega if isinstance(self.Omega, Tensor) else None
+        return self.Omega + self.lam.l2 * (self.X - self.Z)
 
     def normal(self, x: Tensor) -> Tensor:
         """(lambda_1 H'H + lambda_2 I) x; the exact X solves normal(X) = right_side."""
@@ -65,23 +73,32 @@ class XProblem(NamedTuple):
     def gradient(self) -> Tensor:
         """dL/dX at X: H'(Gamma + lambda_1 (H X - U)) + Omega + lambda_2 (X - Z)."""
         lam = self.lam
-        inner = self.Gamma + lam.l1 * (self.H.apply(self.X) - self.U)
+        inner = self.Gamma + lam.l1 * (self.HX - self.U)
         return self.H.adjoint(inner) + self.Omega + lam.l2 * (self.X - self.Z)
+
+    def stepped(self, step: Tensor) -> XProblem:
+        """The same problem at X + step."""
+        X = self.X + step
+        return self._replace(X=X, HX=self.H.apply(X))
 
 
 def update_x_wiener(problem: XProblem, steps: int = 1) -> Tensor:
-    """X = Z' + sum_k w_k F^-1[ conj(F h_k) F(r) / (|F h_k|^2 + lambda_2/lambda_1) ].
+    """X + sum_k w_k F^-1[ (conj(F h_k) F(r) - F(d)) / (|F h_k|^2 + lambda_2/lambda_1) ].
 
-    Z' = Z - Omega / lambda_2 is the minimiser without the data; r = U - Gamma / lambda_1 - H Z' is
-    what it leaves unexplained, corrected at each place by that place's own Wiener filters. One
-    kernel makes it exact. Ours: no adjoint is needed, which makes it the cheapest form.
+    r = U - Gamma / lambda_1 - H X is what X leaves unexplained, d = (Omega + lambda_2 (X - Z)) /
+    lambda_1 what draws it back; each place has its own Wiener filters. One kernel makes it exact.
+    Ours: no adjoint is needed, which makes it the cheapest form.
     """
-    H, lam = problem.H, problem.lam
-    base = problem.Z - problem.Omega / lam.l2
-    for _ in range(steps):
-        residual = problem.U - problem.Gamma / lam.l1 - H.apply(base)
-        base = base + H.wiener(residual, lam.l2 / lam.l1)
-    return base
+    for step in range(steps):
+        H, lam = problem.H, problem.lam
+        residual = problem.U - problem.Gamma / lam.l1 - problem.HX
+        pull = problem.pull()
+        pull = None if pull is None else pull / lam.l1
+        change = H.wiener(residual, lam.l2 / lam.l1, pull)
+        if step + 1 == steps:
+            return problem.X + change
+        problem = problem.stepped(change)
+    return problem.X
 
 
 def update_x_majorised(problem: XProblem, steps: int = 1) -> Tensor:
@@ -90,9 +107,11 @@ def update_x_majorised(problem: XProblem, steps: int = 1) -> Tensor:
     The poster's step, corrected: its fixed point is the exact minimiser, and it never diverges.
     """
     denominator = problem.lam.l1 * problem.H.spectrum("max") + problem.lam.l2
-    for _ in range(steps):
-        step = problem.H.divide(problem.gradient(), denominator)
-        problem = problem._replace(X=problem.X - step)
+    for step in range(steps):
+        change = -problem.H.divide(problem.gradient(), denominator)
+        if step + 1 == steps:
+            return problem.X + change
+        problem = problem.stepped(change)
     return problem.X
 
 
@@ -100,7 +119,7 @@ def update_x_pcg(problem: XProblem, steps: int = 2) -> Tensor:
     """`steps` of conjugate gradients from X, preconditioned by lambda_1 S + lambda_2 (``gram``)."""
     denominator = problem.lam.l1 * problem.H.spectrum("gram") + problem.lam.l2
     X = problem.X
-    residual = problem.right_side() - problem.normal(X)
+    residual = -problem.gradient()
     z = direction = problem.H.divide(residual, denominator)
     rz = _inner(residual, z)
     for step in range(steps):
@@ -139,42 +158,47 @@ def soft_threshold(v: Tensor, threshold: Scalar) -> Tensor:
     return v - torch.minimum(torch.maximum(v, -limit), limit)
 
 
-def update_e(Y: Tensor, U: Tensor, Delta: Tensor, P: Tensor, M: Tensor, lam: Penalties) -> Tensor:
-    """E = soft((Y - U - Delta + lambda_3 P) / (1 + lambda_3), lambda_E / (1 + lambda_3)): eq. (7).
+def update_e(
+    Y: Tensor, HX: Tensor, Gamma: Scalar, Delta: Scalar, P: Scalar, M: Tensor, lam: Penalties
+) -> Tensor:
+    """E = soft((s (Y - H X - Gamma / lambda_1) - Delta + lambda_3 P) / (s + lambda_3), threshold).
 
-    Inside the photograph only; outside there is nothing to be wrong about.
+    s = M lambda_1 / (M + lambda_1), the threshold is lambda_E / (s + lambda_3). With the U that
+    follows it is the minimiser over E and U together; eq. (7) keeps the U before, which hides all
+    but lambda_1 / (1 + lambda_1) of what H X does not explain. Zero outside the photograph.
     """
-    argument = (Y - U - Delta + lam.l3 * P) / (1 + lam.l3)
-    return M * soft_threshold(argument, lam.lE / (1 + lam.l3))
+    s = M * lam.l1 / (M + lam.l1)
+    argument = s * (Y - HX - Gamma / lam.l1) - Delta + lam.l3 * P
+    return (M > 0) * soft_threshold(argument / (s + lam.l3), lam.lE / (s + lam.l3))
 
 
-def update_p(E: Tensor, Delta: Tensor, P: Tensor, lam: Penalties, prox_f: Prox) -> Tensor:
+def update_p(E: Tensor, Delta: Scalar, P: Scalar, lam: Penalties, prox_f: Prox) -> Tensor:
     """P = D_f(E + Delta / lambda_3), the prox of f / lambda_3: eq. (8), corrected."""
     return prox_f(E + Delta / lam.l3)
 
 
-def update_p_paper(E: Tensor, Delta: Tensor, P: Tensor, lam: Penalties, prox_f: Prox) -> Tensor:
+def update_p_paper(E: Tensor, Delta: Scalar, P: Scalar, lam: Penalties, prox_f: Prox) -> Tensor:
     """P = D_f(P - (Delta + lambda_3 E) / lambda_3): eq. (8) as printed; it loses E and diverges."""
     return prox_f(P - (Delta + lam.l3 * E) / lam.l3)
 
 
-P_FORMS: dict[str, Callable[[Tensor, Tensor, Tensor, Penalties, Prox], Tensor]] = {
+P_FORMS: dict[str, Callable[[Tensor, Scalar, Scalar, Penalties, Prox], Tensor]] = {
     "derived": update_p,
     "paper": update_p_paper,
 }
 
 
-def update_gamma(Gamma: Tensor, HX: Tensor, U: Tensor, lam: Penalties) -> Tensor:
+def update_gamma(Gamma: Scalar, HX: Tensor, U: Tensor, lam: Penalties) -> Tensor:
     """Gamma + lambda_1 (H X - U): eq. (9)."""
     return Gamma + lam.l1 * (HX - U)
 
 
-def update_omega(Omega: Tensor, X: Tensor, Z: Tensor, lam: Penalties) -> Tensor:
+def update_omega(Omega: Scalar, X: Tensor, Z: Scalar, lam: Penalties) -> Tensor:
     """Omega + lambda_2 (X - Z): eq. (9)."""
     return Omega + lam.l2 * (X - Z)
 
 
-def update_delta(Delta: Tensor, E: Tensor, P: Tensor, lam: Penalties) -> Tensor:
+def update_delta(Delta: Scalar, E: Tensor, P: Tensor, lam: Penalties) -> Tensor:
     """Delta + lambda_3 (E - P): eq. (9)."""
     return Delta + lam.l3 * (E - P)
 

@@ -179,7 +179,7 @@ class _Work:
             _tensor(self.blur[rows.mirrored()[:, None], columns.mirrored()], self.device),
             self.estimate,
             functional.pad(weights, pad, mode="replicate") if any(pad) else weights,
-            functional.pad(torch.ones(1, 1, *size, device=self.device), pad),
+            functional.pad(self.estimate.confidence(y.start, x.start, *size), pad),
         )
         restored, error = (
             _array(image[0].permute(1, 2, 0)[rows.own, columns.own])

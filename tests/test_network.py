@@ -39,6 +39,8 @@ ABLATIONS = [
     {"p_form": "paper"},
     {"share_priors": False},
     {"stages": 1},
+    {"luminance": False},
+    {"prior": "resunet"},
     {"kernels": 1},
     {"kernel_size": 11, "radius_max": 5.0},
     *({"x_form": form} for form in X_FORMS),
@@ -49,7 +51,7 @@ ABLATIONS = [
 def test_every_ablation_trains(changes: dict[str, object]) -> None:
     model = network(**changes)
     blur, sharp = rand(1, 3, 24, 24).float(), rand(1, 3, 24, 24, seed=1).float()
-    loss = era_loss(model(blur), blur, sharp)
+    loss = era_loss(model(blur, reblur=True), blur, sharp)
     loss.total.sum().backward()
     found = [p.grad for p in model.parameters() if p.grad is not None]
     assert all(torch.isfinite(g).all() for g in found)
@@ -59,7 +61,7 @@ def test_every_ablation_trains(changes: dict[str, object]) -> None:
 def test_gradients_are_finite_where_e_is_zero() -> None:
     model = network(lambda_e=5.0)
     blur = rand(1, 3, 24, 24).float()
-    output = model(blur)
+    output = model(blur, reblur=True)
     assert output.error_share == 0
     era_loss(output, blur, blur).total.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
@@ -71,15 +73,17 @@ def test_e_is_not_zero_at_the_start_unless_tied() -> None:
     assert network(lambda_3=0.9, tied_lambda_e=True).train()(blur).error_share == 0
 
 
-def test_every_part_learns_from_the_third_stage_on() -> None:
-    """E reaches X from the second stage on, and D_f through P from the third on."""
-    model = network(stages=3)
+def test_every_part_learns_from_the_second_stage_on() -> None:
+    """E reaches X in its own stage, D_f through P in the next; without one it is not made."""
+    assert not network(stages=1).error_priors
+    model = network(stages=2)
     starts_at_zero = [unet.tail for unet in (*model.priors, *model.error_priors)]
-    starts_at_zero += [model.estimator.to_weights, model.estimator.to_kernels]
+    estimator = model.estimator
+    starts_at_zero += [estimator.to_weights, estimator.to_confidence, estimator.to_kernels]
     for part in starts_at_zero:
         torch.nn.init.normal_(part.weight, std=0.1)
     blur, sharp = rand(1, 3, 24, 24).float(), rand(1, 3, 24, 24, seed=1).float()
-    era_loss(model(blur), blur, sharp).total.sum().backward()
+    era_loss(model(blur, reblur=True), blur, sharp).total.sum().backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
     assert silent == []
 
@@ -88,7 +92,7 @@ def awake(model: ErA) -> ErA:
     """The network with weights where it starts with zeros: as if it had learned."""
     for unet in (*model.priors, *model.error_priors):
         torch.nn.init.normal_(unet.tail.weight, std=0.02)
-    torch.nn.init.normal_(model.estimator.to_weights.weight, std=0.5)
+    torch.nn.init.normal_(model.estimator.to_weights.weight, std=1.0)
     torch.nn.init.normal_(model.estimator.to_kernels.weight, std=0.3)
     return model
 
@@ -99,7 +103,7 @@ def test_bf16_is_near_float32() -> None:
         exact = model(blur)
         with torch.autocast("cpu", torch.bfloat16):
             near = model(blur)
-    assert (exact.weights - exact.weights.mean((-2, -1), keepdim=True)).abs().max() > 0.1
+    assert (exact.weights - exact.weights.mean((-2, -1), keepdim=True)).abs().max() > 0.05
     assert (exact.restored - blur).abs().max() > 0.1
     assert (exact.restored - near.restored).abs().max() < 0.01
     assert (exact.weights - near.weights).abs().max() < 0.005

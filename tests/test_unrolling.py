@@ -19,9 +19,11 @@ from era import (
     parameter_groups,
     radius_loss,
 )
+from era.estimator import luminance
 from era.updates import X_FORMS, Penalties, XProblem
 
 HEIGHT, WIDTH = 6, 7
+IN_RGB = replace(SMALL, luminance=False)
 SCALARS = [
     (0.7, 0.3, 0.4, 0.06),
     (0.9, 0.2, 0.5, 0.04),
@@ -56,7 +58,7 @@ def problem() -> tuple[Tensor, Tensor]:
     """Y with an error in it, and M with a margin."""
     Y = blur_of(height=HEIGHT, width=WIDTH).apply(rand(1, 3, HEIGHT, WIDTH, seed=5))
     M = torch.zeros(1, 1, HEIGHT, WIDTH, dtype=torch.float64)
-    M[..., 1:5, 1:6] = 1
+    M[..., 1:5, 1:6] = 0.8
     return Y + 0.3 * rand(1, 3, HEIGHT, WIDTH, seed=6), M
 
 
@@ -66,33 +68,52 @@ def columns(image: Tensor) -> Tensor:
 
 
 def test_loop_is_the_one_done_by_hand_with_matrices() -> None:
-    """Scalars and priors of every stage, the mask, E in U, all multipliers, H X and E's share."""
+    """Scalars and priors of every stage, the data's weight, E in U, all multipliers, E's share."""
     H = blur_of(height=HEIGHT, width=WIDTH)
     Y, M = problem()
     phi, f = [0.9, 0.7, 0.8, 0.6], [0.5, 0.7, 0.6, 0.8]
-    config = replace(SMALL, stages=4, share_priors=False, x_form="pcg", x_steps=60)
-    X, E, HX, share = unrolled(config, SCALARS, phi, f)._solve(Y, M, H)
+    config = replace(IN_RGB, stages=4, share_priors=False, x_form="pcg", x_steps=60)
+    X, E, share = unrolled(config, SCALARS, phi, f)._solve(Y, M, H)
 
     A, y, m = dense(H.apply, HEIGHT, WIDTH), columns(Y), columns(M)
     eye = torch.eye(len(A), dtype=torch.float64)
     x, e, p, gamma, omega, delta = y, *(torch.zeros_like(y) for _ in range(5))
     shares = []
     for stage, (l1, l2, l3, lE) in enumerate(SCALARS):
-        u = (l1 * A @ x + gamma + m * (y - e)) / (m + l1)
         z = phi[stage] * (x + omega / l2)
+        s = m * l1 / (m + l1)
+        v = s * (y - A @ z - gamma / l1) - delta + l3 * p
+        e = (m > 0) * v.sign() * (v.abs() - lE).clamp_min(0) / (s + l3)
+        u = (l1 * A @ z + gamma + m * (y - e)) / (m + l1)
         right = A.T @ (l1 * u - gamma) - omega + l2 * z
         x = torch.linalg.solve(l1 * A.T @ A + l2 * eye, right)
-        v = (y - u - delta + l3 * p) / (1 + l3)
-        e = m * v.sign() * (v.abs() - lE / (1 + l3)).clamp_min(0)
         p = f[stage] * (e + delta / l3)
         gamma, omega = gamma + l1 * (A @ x - u), omega + l2 * (x - z)
         delta = delta + l3 * (e - p)
-        shares.append(float((e != 0).sum() / (3 * m.sum())))
+        shares.append(float((e != 0).sum() / (3 * (m > 0).sum())))
     assert 0.1 < shares[0] < 0.9  # the threshold is at work
     torch.testing.assert_close(columns(X), x, rtol=0, atol=1e-9)
     torch.testing.assert_close(columns(E), e, rtol=0, atol=1e-9)
-    torch.testing.assert_close(columns(HX), A @ x, rtol=0, atol=1e-9)
     assert float(share) == pytest.approx(sum(shares) / 4)
+
+
+def test_in_luminance_the_data_step_moves_all_colours_alike() -> None:
+    """The same loop on the luminance of a grey picture is the loop in RGB."""
+    H = blur_of(height=HEIGHT, width=WIDTH)
+    Y, M = problem()
+    phi, f = [0.9, 0.7, 0.8, 0.6], [0.5, 0.7, 0.6, 0.8]
+    config = replace(IN_RGB, stages=4, share_priors=False)
+    grey = luminance(Y).expand(-1, 3, -1, -1)
+    X, E, _ = unrolled(config, SCALARS, phi, f)._solve(grey, M, H)
+    model = unrolled(replace(config, luminance=True), SCALARS, phi, f)
+    X1, E1, _ = model._solve(grey, M, H)
+    torch.testing.assert_close(X1, X)
+    torch.testing.assert_close(E1, E[:, :1])
+    identity = unrolled(replace(config, luminance=True), SCALARS, [1.0] * 4, f)
+    X2, _, _ = identity._solve(Y, M, H)
+    moved = X2 - Y
+    torch.testing.assert_close(moved, moved[:, :1].expand_as(moved))
+    assert moved.abs().max() > 1e-3
 
 
 def solved(p_form: str, stages: int) -> float:
@@ -104,12 +125,12 @@ def solved(p_form: str, stages: int) -> float:
     H = blur_of(height=HEIGHT, width=WIDTH)
     Y, M = problem()
     A, y, m = dense(H.apply, HEIGHT, WIDTH), columns(Y), columns(M)
-    # Inside M, E = (Y - H X) / (1 + b) in closed form; outside nothing is claimed.
-    weighted = b / (1 + b) * (m * A).T
+    # E = M (Y - H X) / (M + b) in closed form; outside M nothing is claimed.
+    weighted = (b * m / (m + b) * A).T
     exact = torch.linalg.solve(
         weighted @ A + a * torch.eye(len(A), dtype=torch.float64), weighted @ y
     )
-    config = replace(SMALL, stages=stages, x_form="pcg", x_steps=3, p_form=p_form)
+    config = replace(IN_RGB, stages=stages, x_form="pcg", x_steps=3, p_form=p_form)
     scalars = [(l1, l2, l3, 1e-12)] * stages
     model = unrolled(config, scalars, [l2 / (l2 + a)], [l3 / (l3 + b)])
     with torch.no_grad():
@@ -119,11 +140,11 @@ def solved(p_form: str, stages: int) -> float:
 
 def test_loop_reaches_the_dense_minimiser() -> None:
     assert solved("derived", 1) > 0.1
-    assert solved("derived", 800) < 1e-6
+    assert solved("derived", 100) < 1e-9
 
 
-def test_loop_with_the_printed_p_diverges() -> None:
-    assert solved("paper", 100) > 10 * solved("paper", 10)
+def test_loop_with_the_printed_p_never_arrives() -> None:
+    assert min(solved("paper", stages) for stages in (30, 100, 300)) > 0.5
 
 
 def test_majorised_step_divides_by_the_bound() -> None:
@@ -138,7 +159,7 @@ def test_majorised_step_divides_by_the_bound() -> None:
     spectra = torch.fft.fft2(padded).abs().square()
     bound = (H.weights[0].amax((-2, -1))[:, None, None] * spectra).sum(0)
     step = torch.fft.ifft2(torch.fft.fft2(gradient) / (lam.l1 * bound + lam.l2)).real
-    found = X_FORMS["majorised"](XProblem(H, X, U, Z, Gamma, Omega, lam), 1)
+    found = X_FORMS["majorised"](XProblem(H, X, H.apply(X), U, Z, Gamma, Omega, lam), 1)
     torch.testing.assert_close(found, X - step)
 
 
@@ -165,7 +186,7 @@ def test_loss_by_hand() -> None:
     torch.testing.assert_close(loss.restored, torch.tensor([0.2, 0.2]))
     torch.testing.assert_close(loss.reblurred, torch.tensor([0.4, 0.4]))
     torch.testing.assert_close(loss.total, torch.full((2,), 0.25 * 0.2 + 0.75 * 0.4))
-    with pytest.raises(ValueError, match="training mode"):
+    with pytest.raises(ValueError, match="reblur=True"):
         era_loss(replace(output_of(0.7, 0.7), reblurred=None), blur, sharp)
 
 
@@ -198,7 +219,7 @@ def test_second_term_moves_the_prediction_through_h() -> None:
     parameter = model.priors[0].tail.bias
 
     def second_term() -> Tensor:
-        return era_loss(model(blur), blur, sharp, omega=0.0).total.sum()
+        return era_loss(model(blur, reblur=True), blur, sharp, omega=0.0).total.sum()
 
     second_term().backward()
     slope = float(parameter.grad.norm())
@@ -217,7 +238,7 @@ def test_second_term_is_blurred_on_the_canvas() -> None:
     torch.manual_seed(0)
     model = ErA(replace(SMALL, data_step=False)).double().train()
     blur = rand(1, 3, 18, 21)
-    output = model(blur)
+    output = model(blur, reblur=True)
     canvas = model.canvas(18, 21)
     H = SpatiallyVaryingBlur(output.kernels, canvas.extend_edge(output.weights))
     torch.testing.assert_close(output.restored, blur)

@@ -71,7 +71,7 @@ class Objective(nn.Module):
             entropy = radius_loss(weights, model.estimator.radii, radius)
             zero = torch.zeros_like(entropy)
             return Loss(entropy, zero, zero, entropy), zero.mean()
-        output = model(blur)
+        output = model(blur, reblur=self.weights.omega < 1)
         loss = era_loss(
             output,
             blur,
