@@ -59,7 +59,7 @@ def test_changed_frozen_key_is_refused_with_the_difference(
     undisturbed: dict[str, Any], tiny_data: Path
 ) -> None:
     root = Path(undisturbed["run"]).parent
-    with pytest.raises(UserError, match=r"train\.learning_rate: 0\.002 -> 0\.5"):
+    with pytest.raises(UserError, match=r"train\.learning_rate: 0\.001 -> 0\.5"):
         train(config_of(tiny_data, root, "undisturbed", "train.learning_rate=0.5"))
 
 
