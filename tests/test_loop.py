@@ -54,6 +54,14 @@ def test_options_of_speed_give_nearly_the_same_curve(
         assert fast != plain  # something else was computed
 
 
+def test_a_checkpoint_of_another_network_is_refused(tiny_data: Path) -> None:
+    state = loop_of(tiny_data, steps=1).state
+    weights = state.weights()
+    weights.pop("scalars.raw")
+    with pytest.raises(UserError, match="choose another"):
+        state.restore(weights, state.training())
+
+
 def test_fp16_lowers_its_scale_instead_of_blaming_samples(tiny_data: Path) -> None:
     loop = loop_of(tiny_data, "train.precision=fp16", "train.nonfinite_budget=0", steps=12)
     loop.state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)

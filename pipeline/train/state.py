@@ -11,6 +11,7 @@ from torch import Tensor
 
 from era import ErA, named_config, parameter_groups
 from pipeline.config.schema import TrainConfig
+from pipeline.errors import UserError
 from pipeline.train.objective import ema_decay, learning_rate
 
 
@@ -106,9 +107,19 @@ class TrainState:
         }
 
     def restore(self, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
-        """Take a checkpoint's content."""
-        self.ema.load_state_dict(weights)
-        self.model.load_state_dict(training["model"])
+        """Take a checkpoint's content.
+
+        Raises:
+            UserError: if its network is not the one that this version builds.
+        """
+        try:
+            self.ema.load_state_dict(weights)
+            self.model.load_state_dict(training["model"])
+        except RuntimeError:
+            raise UserError(
+                "the run's checkpoint holds another network than this version builds; go on with "
+                "the version that began it, or choose another run.name"
+            ) from None
         self.optimizer.load_state_dict(training["optimizer"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(training["scaler"])
