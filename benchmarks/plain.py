@@ -8,9 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from era.resunet import pad_to
-from era.unet import UNet
-
-__all__ = ["NafNet", "UNet"]
 
 
 class NafBlock(nn.Module):

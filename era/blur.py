@@ -46,17 +46,15 @@ class SpatiallyVaryingBlur:
             weighted = self.weights[:, :, None] * _at_least_float32(y)[:, None]
             return self.inverse((self.otf.conj()[:, :, None] * rfft2(weighted)).sum(dim=1))
 
-    def wiener(self, residual: Tensor, ratio: Tensor | float, pull: Tensor | None = None) -> Tensor:
+    def wiener(self, residual: Tensor, pull: Tensor, ratio: Tensor | float) -> Tensor:
         """sum_k w_k F^-1[ (conj(F h_k) F r - F d) / (|F h_k|^2 + ratio) ]: a filter for each place.
 
         Args:
-            residual: r of shape (B, C, H, W).
+            residual, pull: r and d, both (B, C, H, W).
             ratio: lambda_2 / lambda_1 > 0, the regularisation.
-            pull: d of the same shape; None is zero.
         """
         with no_autocast(residual):
-            r = rfft2(residual)[:, None]
-            d = 0.0 if pull is None else rfft2(pull)[:, None]
+            r, d = rfft2(residual)[:, None], rfft2(pull)[:, None]
         return self._weighted(lambda otf: (otf.conj() * r - d) / (power(otf) + ratio), residual)
 
     def _weighted(self, spectra: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The padded canvas: photographs are not periodic, FFTs are.
 
-The photograph lies in the middle of a larger circular canvas, and a valid mask M (1 inside the
-photograph) stands in the data term, so that nothing is claimed about what lies outside and borders
-do not ring. The margin is at least kernel_size - 1 in all; sides have small prime factors.
+The photograph lies in the middle of a larger circular canvas, and M (zero outside the
+photograph) weights the data term, so that nothing is claimed about what lies outside and borders do
+not ring. The margin is at least kernel_size - 1 in all; sides have small prime factors.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class Canvas:
         """Cut the photograph's place (B, C, height, width) out of the canvas."""
         return image[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
-    def mask(self, valid: Tensor) -> Tensor:
-        """M (B, 1, *size): `valid` (B, 1, height, width) inside the photograph, else 0."""
+    def lay(self, image: Tensor) -> Tensor:
+        """Lay (B, C, height, width) on the canvas, zero around it: M, from the confidence."""
         below = self.size[0] - self.height - self.top
         right = self.size[1] - self.width - self.left
-        return F.pad(valid, (self.left, right, self.top, below))
+        return F.pad(image, (self.left, right, self.top, below))
 
 
 def fast_size(least: int, multiple: int = 1) -> int:

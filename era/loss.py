@@ -30,10 +30,12 @@ def era_loss(
 ) -> Loss:
     """Score an output in training mode against the sharp image and the blurred one.
 
+    With omega below 1 the network must have been called with `reblur=True`.
+
     Args:
         blur, sharp: (B, 3, H, W) in [0, 1].
         omega: weight of the first term; the second gets 1 - omega. H acts on the prediction, which
-            is not detached, on the uncropped canvas inside the valid mask.
+            is not detached, on the uncropped canvas, and counts inside the photograph.
         radius_weight: weight of the third term, the cross-entropy of the weight map where the true
             blur radius is known.
         true_radius: (B, 1, H, W) in pixels; NaN where unknown.

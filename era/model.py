@@ -109,7 +109,7 @@ class ErA(nn.Module):
         blur: Tensor,
         estimate: Estimate | None = None,
         weights: Tensor | None = None,
-        valid: Tensor | None = None,
+        confidence: Tensor | None = None,
         reblur: bool = False,
     ) -> Output:
         """Restore images (B, 3, H, W) in [0, 1].
@@ -117,20 +117,19 @@ class ErA(nn.Module):
         Args:
             estimate: a blur estimated before, say on the whole photograph; else it is estimated.
             weights: (B, K, H, W), the estimate's weights at this place, where `blur` is a tile.
-            valid: (B or 1, 1, H, W) in [0, 1], the weight of the data: the confidence at this
-                place, and 0 where `blur` is no photograph, but its mirrored border; else the
-                confidence is estimated.
+            confidence: (B, 1, H, W) in [0, 1], the estimate's at this place, and 0 where `blur` is
+                no photograph, but its mirrored border.
             reblur: also return H X.
         """
         height, width = blur.shape[-2:]
         estimate = estimate or self.estimate(blur)
         if weights is None:
             weights = estimate.weights(0, 0, height, width)
-        if valid is None:
-            valid = estimate.confidence(0, 0, height, width)
+        if confidence is None:
+            confidence = estimate.confidence(0, 0, height, width)
         canvas = self.canvas(height, width)
         H = SpatiallyVaryingBlur(estimate.kernels, canvas.extend_edge(weights))
-        X, E, share = self._solve(canvas.extend(blur), canvas.mask(valid), H)
+        X, E, share = self._solve(canvas.extend(blur), canvas.lay(confidence), H)
         HX = H.apply(X) if reblur else None
         restored = canvas.crop(X)
         return Output(
@@ -153,7 +152,8 @@ class ErA(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The loop: Z, E and U, X, P, multipliers, T times; returns X, E and E's share.
 
-        All but Z and X live where the data step works: in luminance, or in RGB.
+        All but Z and X live where the data step works: in luminance, or in RGB; z and x are what
+        it sees of them.
         """
         config = self.config
         data: Callable[[Tensor], Tensor] = luminance if config.luminance else _itself
@@ -171,23 +171,21 @@ class ErA(nn.Module):
             if not config.data_step:
                 X = Z
                 continue
-            seen = data(Z)
-            HZ = H.apply(seen)
+            z = data(Z)
+            HZ = H.apply(z)
             if config.error_term:
                 E = update_e(Y, HZ, Gamma, Delta, P, M, lam)
                 shares.append((E != 0).sum() / ((M > 0).expand_as(E).sum()))
             U = update_u(HZ, Gamma, Y, E, M, lam)
-            change = (
-                x_form(XProblem(H, seen, HZ, U, seen, Gamma, Omega, lam), config.x_steps) - seen
-            )
-            X = Z + change
+            x = x_form(XProblem(H, z, HZ, U, z, Gamma, Omega, lam), config.x_steps)
+            X = Z + (x - z)
             if stage + 1 == config.stages:
                 break  # what follows would only serve the next stage
             if config.error_term:
                 P = p_form(E, Delta, P, lam, self._prior(self.error_priors, stage))
                 Delta = update_delta(Delta, E, P, lam)
-            Gamma = update_gamma(Gamma, H.apply(seen + change), U, lam)
-            Omega = update_omega(Omega, change, 0.0, lam)
+            Gamma = update_gamma(Gamma, H.apply(x), U, lam)
+            Omega = update_omega(Omega, x, z, lam)
         return X, E, torch.stack(shares).mean() if shares else Y.new_zeros(())
 
     def _prior(self, networks: nn.ModuleList, stage: int) -> nn.Module:

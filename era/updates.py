@@ -60,12 +60,6 @@ class XProblem(NamedTuple):
         lam = self.lam
         return self.H.adjoint(lam.l1 * self.U - self.Gamma) - self.Omega + lam.l2 * self.Z
 
-    def pull(self) -> Tensor | None:
-        """Omega + lambda_2 (X - Z), what draws X back to Z; None where nothing does."""
-        if self.X is self.Z:
-            return self.Omega if isinstance(self.Omega, Tensor) else None
-        return self.Omega + self.lam.l2 * (self.X - self.Z)
-
     def normal(self, x: Tensor) -> Tensor:
         """(lambda_1 H'H + lambda_2 I) x; the exact X solves normal(X) = right_side."""
         return self.lam.l1 * self.H.adjoint(self.H.apply(x)) + self.lam.l2 * x
@@ -92,9 +86,8 @@ def update_x_wiener(problem: XProblem, steps: int = 1) -> Tensor:
     for step in range(steps):
         H, lam = problem.H, problem.lam
         residual = problem.U - problem.Gamma / lam.l1 - problem.HX
-        pull = problem.pull()
-        pull = None if pull is None else pull / lam.l1
-        change = H.wiener(residual, lam.l2 / lam.l1, pull)
+        pull = (problem.Omega + lam.l2 * (problem.X - problem.Z)) / lam.l1
+        change = H.wiener(residual, pull, lam.l2 / lam.l1)
         if step + 1 == steps:
             return problem.X + change
         problem = problem.stepped(change)
@@ -193,7 +186,7 @@ def update_gamma(Gamma: Scalar, HX: Tensor, U: Tensor, lam: Penalties) -> Tensor
     return Gamma + lam.l1 * (HX - U)
 
 
-def update_omega(Omega: Scalar, X: Tensor, Z: Scalar, lam: Penalties) -> Tensor:
+def update_omega(Omega: Scalar, X: Tensor, Z: Tensor, lam: Penalties) -> Tensor:
     """Omega + lambda_2 (X - Z): eq. (9)."""
     return Omega + lam.l2 * (X - Z)
 

@@ -9,7 +9,7 @@ import torch
 from small_network import SMALL, rand
 
 from era import ErA, ErAConfig, cost, era_loss, named_config
-from era.estimator import blur_features
+from era.estimator import RING_RANGE, RINGS, blur_features
 from era.psf import PsfBank, corrected, disk
 from era.updates import X_FORMS
 
@@ -136,12 +136,51 @@ def test_weight_map_has_no_checkerboard() -> None:
     assert (coarse - inside[..., :1, :1]).abs().max() > 1e-3  # the border is another matter
 
 
+@pytest.mark.parametrize("radius", [4.0, 6.0])
+@pytest.mark.parametrize("slope", [0.0, 1.0])
+def test_a_disk_leaves_its_dark_ring_in_any_picture(radius: float, slope: float) -> None:
+    """At 0.61 / radius cycles per pixel, the first zero of 2 J1(v) / v, for white noise and 1/f."""
+    size = 160
+    frequency = torch.hypot(torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size))
+    spectrum = torch.fft.rfft2(rand(size, size).float() - 0.5)
+    scene = torch.fft.irfft2(spectrum / frequency.clamp_min(1 / size) ** slope)
+    scene = (scene / scene.std() / 8 + 0.5)[None, None].expand(1, 3, -1, -1)
+    blur = torch.nn.functional.conv2d(
+        scene, disk(radius, 15)[None, None].expand(3, 1, 15, 15), groups=3
+    )
+    sharp, blurred = (blur_features(x, 5)[0, 11:][:RINGS] for x in (scene[..., 7:-7, 7:-7], blur))
+    centres = torch.linspace(*RING_RANGE, RINGS)
+    near = (centres > 0.3 / radius) & (centres < 0.9 / radius)
+    darkest = (blurred - sharp).mean((1, 2))[near].argmin()
+    assert 0 < darkest < near.sum() - 1
+    spacing = float(centres[1] - centres[0])
+    assert abs(float(centres[near][darkest]) - 0.61 / radius) < 1.25 * spacing
+
+
+def test_without_confidence_the_prior_stands_alone() -> None:
+    model = awake(network(stages=2)).eval()
+    blur = rand(1, 3, 40, 40).float()
+    nothing = torch.zeros(1, 1, 40, 40)
+    with torch.no_grad():
+        trusted, doubted = model(blur), model(blur, confidence=nothing)
+        model.config = replace(model.config, data_step=False)
+        alone = model(blur)
+    assert (trusted.restored - alone.restored).abs().max() > 0.01
+    assert (doubted.error == 0).all()
+    torch.testing.assert_close(doubted.restored, alone.restored, rtol=0, atol=1e-4)
+
+
 def test_tile_with_the_whole_estimate_sees_the_same_weights() -> None:
     model = network().eval()
     blur = rand(1, 3, 64, 80).float()
     estimate = model.estimate(blur)
     whole = estimate.weights(0, 0, 64, 80)
     torch.testing.assert_close(estimate.weights(13, 22, 30, 41), whole[..., 13:43, 22:63])
+    torch.nn.init.normal_(model.estimator.to_confidence.weight)
+    estimate = model.estimate(blur)
+    whole = estimate.confidence(0, 0, 64, 80)
+    assert whole.std() > 0.01
+    torch.testing.assert_close(estimate.confidence(13, 22, 30, 41), whole[..., 13:43, 22:63])
 
 
 def test_starts_near_the_blurred_image() -> None:
@@ -173,6 +212,8 @@ def test_configuration_refuses_nonsense() -> None:
         named_config("tiny", kernel_size=4)
     with pytest.raises(ValueError, match="at most"):
         named_config("tiny", radius_max=40.0)
+    with pytest.raises(ValueError, match="prior must be one of resunet, unet"):
+        named_config("tiny", prior="nafnet")
     with pytest.raises(ValueError, match="unknown size"):
         named_config("huge")
     assert ErAConfig.from_dict(SMALL.to_dict()) == SMALL

@@ -117,6 +117,7 @@ def test_every_contestant_is_what_its_name_says() -> None:
     assert configs["era"] == TINY
     assert not configs["no-e"].error_term
     assert (configs["x-printed"].x_form, configs["p-printed"].p_form) == ("paper", "paper")
+    assert configs["p-printed"].stages == configs["era-2"].stages == 2  # else P reaches nothing
     assert not configs["priors"].data_step
     assert [name for name, config in configs.items() if config is None] == [
         "nafnet",
@@ -134,7 +135,6 @@ def result(network: str, seed: int, gains: list[float]) -> dict[str, Any]:
         "machine": "a machine",
         "parameters": 1000,
         "gmacs": 1.5,
-        "ms": 12.0,
         "steps": 10,
         "curve": [[2.5, 0.1], [5.0, 0.2]],
         "psnr_blurred": blurred,
