@@ -74,10 +74,10 @@ def bare(config: TrainConfig, device: str = "cpu") -> float:
     for _ in range(config.train.steps):
         began = time.monotonic()
         with torch.autocast(device, torch.bfloat16, enabled=half):
-            loss = era.era_loss(
-                model(blur, reblur=True), blur, sharp, 0.5, 0.05, radius, model.estimator.radii
-            ).total.mean()
-        loss.backward()
+            output = model(blur, reblur=config.loss.omega < 1)
+            weights = config.loss.omega, config.loss.radius
+            loss = era.era_loss(output, blur, sharp, *weights, radius, model.estimator.radii)
+        loss.total.mean().backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
