@@ -156,8 +156,7 @@ def tell(seconds: float) -> None:
     found = [row for row in rows() if row["seconds"] == seconds]
     by_network = {name: [r for r in found if r["network"] == name] for name in NETWORKS}
     present = {name: runs for name, runs in by_network.items() if runs}
-    # Here, at once and untrained: rows are from many days, and a clock is not.
-    cost = {name: milliseconds(NETWORKS[name][1]().eval()) for name in present}
+    cost = costs(list(present))
     text = [
         f"{found[0]['machine']}, one thread for each network. {len(found[0]['psnr'])} test "
         f"pictures of {SIDE} px from photographs that none has seen, blurred "
@@ -184,6 +183,16 @@ def tell(seconds: float) -> None:
     on_white = drawn.replace("<svg ", '<svg style="background: white" ', 1)
     (PICTURES / picture).write_text(on_white)
     record(f"Quality after {seconds / 60:g} CPU minutes", "\n".join(text))
+
+
+def costs(names: list[str]) -> dict[str, float]:
+    """CPU ms of each network, in turn and within one process, since rows are from many; medians.
+
+    What a network has learned does not change its cost.
+    """
+    models = {name: NETWORKS[name][1]().eval() for name in names}
+    rounds = [{name: milliseconds(model) for name, model in models.items()} for _ in range(3)]
+    return {name: float(np.median([found[name] for found in rounds])) for name in names}
 
 
 COLUMNS = ("network", "seeds", "gain, dB", "SSIM gain", "worst, dB", "mixed PSFs, dB")
