@@ -7,7 +7,7 @@ from era.blur import SpatiallyVaryingBlur
 from era.config import SIZES, ErAConfig, named_config
 from era.cost import Cost, cost, parameter_count
 from era.estimator import Estimate, KernelEstimator
-from era.loss import Loss, era_loss, radius_loss
+from era.loss import Loss, era_loss, radius_loss, restoration_loss
 from era.model import ErA, Output, parameter_groups
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "parameter_count",
     "parameter_groups",
     "radius_loss",
+    "restoration_loss",
 ]

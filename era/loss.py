@@ -27,6 +27,7 @@ def era_loss(
     radius_weight: float = 0.0,
     true_radius: Tensor | None = None,
     bank_radii: Tensor | None = None,
+    relative: float = 0.0,
 ) -> Loss:
     """Score an output in training mode against the sharp image and the blurred one.
 
@@ -40,8 +41,9 @@ def era_loss(
             blur radius is known.
         true_radius: (B, 1, H, W) in pixels; NaN where unknown.
         bank_radii: (K,) radii of the bank in pixels.
+        relative: of `restoration_loss`.
     """
-    restored = _mean(output.restored - sharp)
+    restored = restoration_loss(output.restored, blur, sharp, relative)
     reblurred = torch.zeros_like(restored)
     if omega < 1:
         if output.reblurred is None:
@@ -53,6 +55,19 @@ def era_loss(
         radius = radius_loss(output.weights, bank_radii, true_radius)
         total = total + radius_weight * radius
     return Loss(total, restored, reblurred, radius)
+
+
+def restoration_loss(
+    restored: Tensor, blur: Tensor, sharp: Tensor, relative: float = 0.0
+) -> Tensor:
+    """|X - X_gt|_1 of images (B, 3, H, W), the mean over each: (B,).
+
+    Where `relative` is above 0, divided by |Y - X_gt|_1 + `relative`: the part of its error that
+    each sample keeps, so that what is nearly sharp counts as much as what is much blurred. PSNR
+    does the same, and a picture that gets worse then costs more than L1 shows.
+    """
+    error = _mean(restored - sharp)
+    return error / (_mean(blur - sharp) + relative) if relative else error
 
 
 def radius_loss(weights: Tensor, bank_radii: Tensor, true_radius: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import skimage.data
 from conftest import S3Server
 
 from pipeline import storage
@@ -22,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.images import read_image
 from pipeline.preprocess import preprocess
 from pipeline.preprocess import run as preprocess_run
+from pipeline.synthesize.psf import psf
 from pipeline.verify import verify
 
 SMALL_SHARDS = 60_000  # bytes
@@ -229,6 +231,16 @@ def test_csv_of_pairs(tmp_path: Path) -> None:
     assert done["splits"] == ["val"]
 
 
+def test_wide_blur_is_no_shift(tmp_path: Path) -> None:
+    """The phases that a disk turns look like a shift of 10 pixels here."""
+    sharp = np.ascontiguousarray(skimage.data.astronaut()[:320, :320, ::-1])
+    cv2.imwrite(str(tmp_path / "sharp.png"), sharp)
+    cv2.imwrite(str(tmp_path / "blur.png"), cv2.filter2D(sharp, -1, psf("disk", 18.0)))
+    (tmp_path / "pairs.csv").write_text("split,blur,sharp\nval,blur.png,sharp.png\n")
+    done = preprocess("folder", str(tmp_path / "pairs.csv"), str(tmp_path / "out"))
+    assert (done["samples"], done["skipped"]) == (1, 0)
+
+
 def pairs_copy(tiny_pairs: Path, target: Path) -> Path:
     return Path(shutil.copytree(tiny_pairs, target))
 
@@ -272,7 +284,15 @@ def spoil_scene(folder: Path) -> str:
     return "not the same scene"
 
 
+def spoil_shift(folder: Path) -> str:
+    path = sorted((folder / "train_c" / "target").iterdir())[2]
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(path), np.roll(image, (2, 3), (0, 1)))
+    return "shifted against each other by 3, 2 pixels"
+
+
 SPOILERS = [spoil_text, spoil_bits, spoil_size, spoil_duplicate, spoil_flat, spoil_scene]
+SPOILERS += [spoil_shift]
 
 
 @pytest.mark.parametrize("spoil", SPOILERS)

@@ -37,9 +37,13 @@ def test_curve_is_the_golden_one(undisturbed: dict[str, Any]) -> None:
 
 
 def test_killed_workers_change_nothing(
-    undisturbed: dict[str, Any], tiny_data: Path, tmp_path: Path
+    undisturbed: dict[str, Any],
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    killed = train(config_of(tiny_data, tmp_path, "killed", "chaos.kill_every=7"))
+    monkeypatch.chdir(tiny_data)  # relative paths mean the same to workers
+    killed = train(config_of(Path(), tmp_path, "killed", "chaos.kill_every=7"))
     assert len((Path(killed["run"]) / "chaos.jsonl").read_text().splitlines()) == 2
     assert_same_run(undisturbed, killed)
 

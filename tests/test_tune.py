@@ -348,13 +348,14 @@ def test_killed_asha_sweep_stops_a_trial_that_learns_nothing(
 
 @pytest.mark.full
 def test_failing_trial_is_retried_and_set_aside(
-    ray_cluster: str, tiny_data: Path, tmp_path: Path
+    ray_cluster: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trial whose learning rate blows up is set aside with its error; the other finishes."""
+    monkeypatch.chdir(tmp_path)  # relative paths mean the same to trials and their workers
     path = sweep_file(
         tmp_path,
-        str(tiny_data),
-        str(tmp_path),
+        os.path.relpath(tiny_data),
+        ".",
         search="grid",
         scheduler="median",
         retries=1,
@@ -370,4 +371,4 @@ def test_failing_trial_is_retried_and_set_aside(
     assert "failed" in page
     assert "finite" in page
     with pytest.raises(UserError, match="began with another"):
-        tune(sweep_file(tmp_path, str(tiny_data), str(tmp_path), trials=9), overrides)
+        tune(sweep_file(tmp_path, os.path.relpath(tiny_data), ".", trials=9), overrides)

@@ -188,6 +188,8 @@ def test_loss_by_hand() -> None:
     torch.testing.assert_close(loss.total, torch.full((2,), 0.25 * 0.2 + 0.75 * 0.4))
     with pytest.raises(ValueError, match="reblur=True"):
         era_loss(replace(output_of(0.7, 0.7), reblurred=None), blur, sharp)
+    relative = era_loss(output_of(0.7, 0.7), blur, sharp, omega=1.0, relative=0.1)
+    torch.testing.assert_close(relative.total, torch.tensor([0.2 / 0.3, 0.2 / 0.7]))
 
 
 def test_radius_term_by_hand() -> None:

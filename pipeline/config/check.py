@@ -63,6 +63,7 @@ def _train(config: TrainConfig) -> Iterable[str]:
     yield from _within("train.ema", train.ema, 0, 0.999999)
     yield from _within("loss.omega", config.loss.omega, 0, 1)
     yield from _at_least("loss.radius", config.loss.radius, 0)
+    yield from _at_least("loss.relative", config.loss.relative, 0)
     if train.estimator_share + train.prior_share > 1:
         yield "train.estimator_share + train.prior_share must not exceed 1"
     if train.precision not in ("fp32", "bf16", "fp16"):

@@ -74,6 +74,7 @@ class LossSection:
 
     omega: float = 0.5
     radius: float = 0.0  # weight of the blur-radius term, where the true radius is known
+    relative: float = 0.0  # above 0: the first term is divided by |Y - X_gt|_1 + this
 
 
 @dataclass

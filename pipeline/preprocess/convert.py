@@ -142,13 +142,26 @@ def _refuse_bad(pair: Pair, small: list[Image], width: int) -> None:
             f"{pair.blur} and {pair.sharp}: not the same scene (correlation {correlation:.2f})"
         )
     window = cv2.createHanningWindow(grey[0].shape[::-1], cv2.CV_32F)
-    shift, response = cv2.phaseCorrelate(grey[0], grey[1], window)
-    if response > 0.1 and max(map(abs, shift)) > MOST_SHIFT * max(grey[0].shape):
+    shift, response = cv2.phaseCorrelate(*(image.copy() for image in grey), window)  # in place
+    far = max(map(abs, shift)) > MOST_SHIFT * max(grey[0].shape)
+    # A wide blur turns phases and looks like a shift, but then shifting back explains nothing.
+    if response > 0.1 and far and _explained(grey[0], grey[1], shift) > correlation:
         factor = width / grey[0].shape[1]
         raise UserError(
             f"{pair.blur} and {pair.sharp}: shifted against each other by "
             f"{shift[0] * factor:.0f}, {shift[1] * factor:.0f} pixels"
         )
+
+
+def _explained(blur: Image, sharp: Image, shift: tuple[float, float]) -> float:
+    """The correlation of what both show, once `sharp` is moved by (x, y) `shift` pixels."""
+    x, y = (round(length) for length in shift)
+    moved = np.roll(sharp, (-y, -x), (0, 1))
+    height, width = sharp.shape
+    rows = slice(max(0, -y), height - max(0, y))
+    columns = slice(max(0, -x), width - max(0, x))
+    there = blur[rows, columns].ravel(), moved[rows, columns].ravel()
+    return float(np.corrcoef(*there)[0, 1]) if len(there[0]) else 0.0
 
 
 def _reduced(image: Image) -> Image:

@@ -62,7 +62,7 @@ def synthesize(
         rendered = make_pair(
             photographs, split, index, seed, (height, width), radius_max, mixed_psf
         )
-        _write_pair(dest, split, _number(counts, split, index), rendered)
+        write_pair(dest, split, _number(counts, split, index), rendered)
     storage.write_json(storage.join(dest, DESCRIPTION), {**description, "complete": True})
     return {"dest": dest, "pairs": pairs, **{f"{split}_pairs": counts[split] for split in SPLITS}}
 
@@ -118,7 +118,8 @@ def _number(counts: dict[str, int], split: str, index: int) -> int:
     return 2 * (before + index) + 1
 
 
-def _write_pair(dest: str, split: str, number: int, rendered: Rendered) -> None:
+def write_pair(dest: str, split: str, number: int, rendered: Rendered) -> None:
+    """Write a pair into the folder of its split, the radius last; the target is `number` + 1."""
     folder = storage.join(dest, f"{split}_c")
     source, target = f"1P0A{number:04d}.png", f"1P0A{number + 1:04d}.png"
     radius = np.rint(rendered.radius * RADIUS_UNITS).astype(np.uint16)

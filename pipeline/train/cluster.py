@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -29,6 +30,15 @@ def connect(config: TrainConfig) -> None:
     # Logical processors as the run needs them: more workers than cores is slow, not wrong.
     most = worker_range(config)[1] * config.scaling.cpus_per_worker
     start_local(max(most, os.cpu_count() or 1))
+
+
+def work_in(folder: str) -> None:
+    """Let relative paths mean what they mean to the command: Ray moves workers elsewhere.
+
+    Another machine may have no such folder; what is missing then is told by name.
+    """
+    with contextlib.suppress(OSError):
+        os.chdir(folder)
 
 
 def start_local(processors: int, resources: dict[str, float] | None = None) -> None:

@@ -117,6 +117,7 @@ def _fit(config: TrainConfig, run_url: str, owner: str, on_event: OnEvent | None
     """One attempt. Ray Train runs in a thread, so that signals are ours."""
     courier = start_courier()
     payload = {"config": config, "run_url": run_url, "courier": courier, "owner": owner}
+    payload["folder"] = str(Path.cwd())
     outcome: list[BaseException | None] = []
     asked = False
     with tempfile.TemporaryDirectory(prefix="era-ray-") as scratch:

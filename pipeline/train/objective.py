@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from era import ErA, Loss, era_loss, radius_loss
+from era import ErA, Loss, era_loss, radius_loss, restoration_loss
 from pipeline.config.schema import LossSection, TrainSection
 
 ESTIMATOR, PRIOR, JOINT = "estimator", "prior", "joint"
@@ -62,7 +62,7 @@ class Objective(nn.Module):
         """
         model = self.model
         if phase == PRIOR:
-            restored = (model.prior_only(blur) - sharp).abs().mean(dim=(1, 2, 3))
+            restored = restoration_loss(model.prior_only(blur), blur, sharp, self.weights.relative)
             zero = torch.zeros_like(restored)
             return Loss(restored, restored, zero, zero), zero.mean()
         if phase == ESTIMATOR:
@@ -80,5 +80,6 @@ class Objective(nn.Module):
             self.weights.radius,
             radius,
             model.estimator.radii,
+            self.weights.relative,
         )
         return loss, output.error_share.detach()

@@ -22,6 +22,7 @@ from pipeline.data.split import Split
 from pipeline.errors import UserError
 from pipeline.tracking import Tracker
 from pipeline.train.attempts import note_once, require_owner
+from pipeline.train.cluster import work_in
 from pipeline.train.courier import Courier, Event
 from pipeline.train.freeze import frozen_hash
 from pipeline.train.loop import Loop, any_rank, gather_lists
@@ -33,9 +34,10 @@ PREEMPTION_CHECK_SECONDS = 5.0
 
 
 def train_worker(payload: dict[str, Any]) -> None:
-    """Ray Train's entry on every rank; `payload` has `config`, `run_url`, `courier`, `owner`."""
+    """Ray Train's entry on every rank; `payload` has `config`, `run_url`, `courier`, `owner`, `folder`."""
     import ray.train
 
+    work_in(payload["folder"])
     context = ray.train.get_context()
     worker = Worker(
         payload["config"],

@@ -6,6 +6,7 @@ import logging
 import os
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -116,7 +117,9 @@ def _tuner(sweep: SweepConfig, url: str, plan: Plan) -> Any:
 
     from pipeline.tune.show import Lines
 
-    trainable = tune.with_resources(partial(run_trial, sweep=sweep), plan.driver)
+    trainable = tune.with_resources(
+        partial(run_trial, sweep=sweep, folder=str(Path.cwd())), plan.driver
+    )
     state, filesystem = storage.join(url, STATE), _filesystem(url)
     if _has_state(state):
         log.info("going on with the sweep %s", url)

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.train import train
+from pipeline.train.cluster import work_in
 from pipeline.train.courier import Event
 from pipeline.tune.config import SweepConfig
 from pipeline.tune.space import Point, grid, overrides_of, random_points
@@ -46,10 +47,11 @@ def trial_config(sweep: SweepConfig, parameters: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def run_trial(parameters: dict[str, Any], sweep: SweepConfig) -> None:
+def run_trial(parameters: dict[str, Any], sweep: SweepConfig, folder: str) -> None:
     """Tune's trainable: train, reporting each validation; the same trial again goes on."""
     from ray import tune
 
+    work_in(folder)
     config = trial_config(sweep, parameters)
 
     def report(event: Event) -> None:
