@@ -34,7 +34,7 @@ PREEMPTION_CHECK_SECONDS = 5.0
 
 
 def train_worker(payload: dict[str, Any]) -> None:
-    """Ray Train's entry on every rank; `payload` has `config`, `run_url`, `courier`, `owner`, `folder`."""
+    """Ray Train's entry on every rank: `config`, `run_url`, `courier`, `owner`, `folder`."""
     import ray.train
 
     work_in(payload["folder"])
