@@ -142,7 +142,8 @@ def _refuse_bad(pair: Pair, small: list[Image], width: int) -> None:
             f"{pair.blur} and {pair.sharp}: not the same scene (correlation {correlation:.2f})"
         )
     window = cv2.createHanningWindow(grey[0].shape[::-1], cv2.CV_32F)
-    shift, response = cv2.phaseCorrelate(*(image.copy() for image in grey), window)  # in place
+    # Copies, since it may put the window into what it is given.
+    shift, response = cv2.phaseCorrelate(grey[0].copy(), grey[1].copy(), window)
     far = max(map(abs, shift)) > MOST_SHIFT * max(grey[0].shape)
     # A wide blur turns phases and looks like a shift, but then shifting back explains nothing.
     if response > 0.1 and far and _explained(grey[0], grey[1], shift) > correlation:
