@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -154,7 +155,7 @@ def _refuse_bad(pair: Pair, small: list[Image], width: int) -> None:
         )
 
 
-def _explained(blur: Image, sharp: Image, shift: tuple[float, float]) -> float:
+def _explained(blur: Image, sharp: Image, shift: Sequence[float]) -> float:
     """The correlation of what both show, once `sharp` is moved by (x, y) `shift` pixels."""
     x, y = (round(length) for length in shift)
     moved = np.roll(sharp, (-y, -x), (0, 1))
