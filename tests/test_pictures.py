@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import skimage.data
 import tifffile
 import torch
 from conftest import S3Server
@@ -21,15 +22,18 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from era import ErA, named_config
 from pipeline import metrics, spread, storage
-from pipeline.checkpoint import CheckpointStore
+from pipeline.checkpoint import CheckpointStore, open_checkpoint
+from pipeline.checkpoint.loading import SHIPPED
 from pipeline.data.split import open_split
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
 from pipeline.evaluate.run import by_label, comparison, interval, published
-from pipeline.images import encode_png, to_float
+from pipeline.images import encode_png, read_image, to_float
 from pipeline.inference import pixels_for, restore_array
 from pipeline.lpips import Lpips, load_lpips, lpips
+from pipeline.metrics import psnr
 from pipeline.restore import restore
+from pipeline.synthesize.psf import psf
 
 FIELDS: dict[str, Any] = {
     "stages": 2,
@@ -378,6 +382,21 @@ def test_what_restore_refuses(run: str, tmp_path: Path) -> None:
         restore([str(tmp_path / "a.png")], str(tmp_path / "out"), run, working_scale=2)
     with pytest.raises(UserError, match="no such run"):
         restore([str(tmp_path / "a.png")], str(tmp_path / "out"), str(tmp_path / "no"))
+
+
+def test_shipped_model_restores_at_once(tmp_path: Path) -> None:
+    """No --checkpoint: `tiny` comes with the program, whole, and makes a blurred picture better."""
+    shipped = open_checkpoint(str(SHIPPED / "tiny"))
+    shipped.verify()
+    assert shipped.files["model.safetensors"]["bytes"] <= 3_000_000
+    assert "On unseen photographs" in (SHIPPED / "tiny" / "README.md").read_text()
+    sharp = skimage.data.chelsea()[:256, :256]
+    blurred = cv2.filter2D(sharp, -1, psf("disk", 5.0))
+    cv2.imwrite(str(tmp_path / "a.png"), blurred[..., ::-1])
+    restore([str(tmp_path / "a.png")], str(tmp_path / "out"))
+    restored = read_image(str(tmp_path / "out" / "a.png"))
+    before, after = (psnr(to_float(image), to_float(sharp)) for image in (blurred, restored))
+    assert after > before + 0.3
 
 
 def test_pictures_on_request(run: str, tmp_path: Path) -> None:
