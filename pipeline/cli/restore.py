@@ -21,7 +21,7 @@ def restore(
     out: Annotated[str, typer.Option(help="Folder for the restored photographs.")],
     checkpoint: Annotated[
         str, typer.Option(help="A run (its best), a checkpoint, a bundle, or a shipped model.")
-    ] = "",
+    ] = "tiny",
     working_scale: Annotated[
         float, typer.Option(help="Below 1 for blur beyond the model's range.")
     ] = 1.0,

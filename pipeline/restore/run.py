@@ -26,7 +26,6 @@ from pipeline.spread import spread
 
 log = logging.getLogger("era")
 Image = np.ndarray[Any, Any]
-DEFAULT_MODEL = "tiny"
 COMPARE, MAPS = ("compare",), ("radius", "error", "weights")  # pictures beside a photograph
 BEYOND = 0.9  # of the greatest radius: an estimate above may be of a blur that is greater still
 BEYOND_SHARE = 0.05
@@ -56,7 +55,7 @@ class RestoreJob:
 def restore(
     inputs: Sequence[str],
     out: str,
-    checkpoint: str = "",
+    checkpoint: str = "tiny",
     working_scale: float = 1.0,
     memory_gb: float = 3.0,
     compare: bool = False,
@@ -67,7 +66,7 @@ def restore(
     Args:
         inputs: files, folders, patterns (``*.jpg``), local or on S3.
         out: URL of a folder; never the inputs' own.
-        checkpoint: see `pipeline.checkpoint.resolve`; empty means the shipped model.
+        checkpoint: see `pipeline.checkpoint.resolve`.
         working_scale: less than 1 for blur beyond the range that the model knows.
         memory_gb: about how much memory one photograph may take; decides the tiles.
         compare: also write ``NAME.compare.png``, blurred beside restored.
@@ -169,11 +168,8 @@ def _pictures(job: RestoreJob, photo: Photo, result: Restoration) -> list[tuple[
 
 
 def _checkpoint(given: str) -> str:
-    if given:
-        return resolve(given).url
-    if DEFAULT_MODEL not in shipped_models():
-        raise UserError("no model comes with this version; give --checkpoint a run or a bundle")
-    return DEFAULT_MODEL
+    """A URL, or the name of a shipped model, which each node has in a place of its own."""
+    return given if given in shipped_models() else resolve(given).url
 
 
 def _open(url: str) -> LoadedModel:
