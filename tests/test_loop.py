@@ -8,10 +8,13 @@ import pytest
 import torch
 from small_run import config_of
 
+from pipeline.config.schema import LossSection
 from pipeline.data.loader import TrainLoader
 from pipeline.data.split import open_split
 from pipeline.errors import UserError
 from pipeline.train.loop import Loop
+from pipeline.train.objective import JOINT as JOINT_PHASE
+from pipeline.train.objective import PRIOR, Objective
 from pipeline.train.setup import order_plan
 from pipeline.train.state import TrainState
 
@@ -52,6 +55,17 @@ def test_options_of_speed_give_nearly_the_same_curve(
     assert fast == pytest.approx(plain, rel=tolerance)
     if "precision" in override:
         assert fast != plain  # something else was computed
+
+
+@pytest.mark.parametrize("phase", [PRIOR, JOINT_PHASE])
+def test_relative_loss_reaches_the_prior_and_the_joint_phase(phase: str, tiny_data: Path) -> None:
+    torch.manual_seed(0)
+    model = loop_of(tiny_data, steps=1).state.model
+    blur, sharp = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
+    sections = LossSection(omega=1.0), LossSection(omega=1.0, relative=0.1)
+    plain, relative = (Objective(model, loss)(blur, sharp, None, phase)[0] for loss in sections)
+    expected = plain.total / ((blur - sharp).abs().mean(dim=(1, 2, 3)) + 0.1)
+    torch.testing.assert_close(relative.total, expected)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tiny_data: Path) -> None:
