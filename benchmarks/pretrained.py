@@ -17,11 +17,11 @@ import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import skimage.data
 
+from benchmarks.contest import INPUT_DB
 from benchmarks.photos import extract
 from benchmarks.table import machine, markdown, record
 from pipeline.checkpoint import fingerprint, load_model, open_checkpoint, write_commit
@@ -34,14 +34,12 @@ from pipeline.metrics import psnr
 from pipeline.progress import track
 from pipeline.report import false_colours
 from pipeline.runs.pull import CARD
-from pipeline.synthesize.photos import Photo, shrunk
+from pipeline.synthesize.photos import Field, Photo, shrunk
 from pipeline.synthesize.render import Rendered, decode
-from pipeline.synthesize.write import make_pair, write_pair
+from pipeline.synthesize.write import make_pair, pair_number, write_pair
 
-Light = np.ndarray[Any, Any]
 RADIUS_MAX = 20.0
 PAIRS = {"train": 1000, "val": 30, "test": 22}
-FIRST = {"train": 0, "val": 1000, "test": 1030}  # numbers run on over the splits
 SIDE, WINDOW = 384, 440  # of pairs to learn from, and of the places that they are cut from
 ANY_SCALE = 0.15  # share of the pairs whose photographs are shrunk at random
 TEST_SIZE = (1120, 1680)
@@ -54,11 +52,10 @@ ABOUT = (
 )
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "really_out_of_focus.png"
 COMMANDS = (
-    "preprocess --dataset dpdd --source pairs --dest shards",
-    f"train --config {Path(__file__).with_suffix('.yaml').resolve()}",
-    "runs pull runs/pretrained --to bundle",
+    ("preprocess", "--dataset", "dpdd", "--source", "pairs", "--dest", "shards"),
+    ("train", "--config", str(Path(__file__).with_suffix(".yaml").resolve())),
+    ("runs", "pull", "runs/pretrained", "--to", "bundle"),
 )
-TEST_DB = (20.0, 36.0)  # blurred pictures outside are left out
 
 
 def main() -> None:
@@ -81,9 +78,9 @@ def main() -> None:
     shutil.copytree(work / "bundle", SHIPPED / "tiny")
 
 
-def run(work: Path, command: str) -> None:
+def run(work: Path, command: tuple[str, ...]) -> None:
     """Run a verb of `era` within WORK, so that its relative paths are kept and no others."""
-    done = subprocess.run([sys.executable, "-m", "pipeline", *command.split()], cwd=work)
+    done = subprocess.run([sys.executable, "-m", "pipeline", *command], cwd=work)
     if done.returncode:
         sys.exit(done.returncode)
 
@@ -160,12 +157,12 @@ def _open(folder: Path) -> None:
 
 def _make(job: tuple[Path, str, int]) -> None:
     pairs, split, index = job
-    number = 2 * (index + FIRST[split]) + 1
+    number = pair_number(PAIRS, split, index)
     if (pairs / f"{split}_c" / "radius" / f"1P0A{number:04d}.png").exists():
         return
     if split == "test":
         pair = make_pair(_photos, split, index, 0, TEST_SIZE, RADIUS_MAX)
-        if not TEST_DB[0] <= psnr(pair.blur, pair.sharp) <= TEST_DB[1]:
+        if not INPUT_DB[0] <= psnr(pair.blur, pair.sharp) <= INPUT_DB[1]:
             return
     else:
         pair = _to_learn_from(split, index)
@@ -185,7 +182,7 @@ def _to_learn_from(split: str, index: int) -> Rendered:
     return make_pair(places, split, index, 0, (SIDE, SIDE), radius_max)
 
 
-def _window(rng: np.random.Generator, light: Light) -> Light:
+def _window(rng: np.random.Generator, light: Field) -> Field:
     top, left = (int(rng.integers(max(0, length - WINDOW) + 1)) for length in light.shape[:2])
     return light[top : top + WINDOW, left : left + WINDOW]
 

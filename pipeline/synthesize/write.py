@@ -62,7 +62,7 @@ def synthesize(
         rendered = make_pair(
             photographs, split, index, seed, (height, width), radius_max, mixed_psf
         )
-        write_pair(dest, split, _number(counts, split, index), rendered)
+        write_pair(dest, split, pair_number(counts, split, index), rendered)
     storage.write_json(storage.join(dest, DESCRIPTION), {**description, "complete": True})
     return {"dest": dest, "pairs": pairs, **{f"{split}_pairs": counts[split] for split in SPLITS}}
 
@@ -112,8 +112,8 @@ def _claim(dest: str, description: dict[str, Any]) -> None:
     storage.write_json(url, {**description, "complete": False})
 
 
-def _number(counts: dict[str, int], split: str, index: int) -> int:
-    """Numbers run on over the splits, in steps of two: a target's name is the source's plus one."""
+def pair_number(counts: dict[str, int], split: str, index: int) -> int:
+    """Numbers run on over the splits, in steps of two: a target's is its source's plus one."""
     before = sum(counts[other] for other in SPLITS[: SPLITS.index(split)])
     return 2 * (before + index) + 1
 
