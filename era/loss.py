@@ -63,8 +63,8 @@ def restoration_loss(
     """|X - X_gt|_1 of images (B, 3, H, W), the mean over each: (B,).
 
     Where `relative` is above 0, divided by |Y - X_gt|_1 + `relative`: the part of its error that
-    each sample keeps, so that what is nearly sharp counts as much as what is much blurred. PSNR
-    does the same, and a picture that gets worse then costs more than L1 shows.
+    each sample keeps, so that what is nearly sharp counts as much as what is much blurred, as in
+    a gain in decibels.
     """
     error = _mean(restored - sharp)
     return error / (_mean(blur - sharp) + relative) if relative else error
