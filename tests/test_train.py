@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from small_run import STEPS, assert_same_run, config_of, curve
 
+from era import named_config
+from pipeline.checkpoint import load_model, open_checkpoint
+from pipeline.config import load_train_config
 from pipeline.errors import UserError
 from pipeline.train import train
 
@@ -107,6 +110,38 @@ def test_other_world_size_sees_the_same_samples_and_nearly_the_same_curve(
         [x["train/loss"] for x in curve(run) if "train/loss" in x] for run in (one, undisturbed)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("recipe", ["light", "base", "paper"])
+def test_recipes_for_gpus_run_whole_at_a_small_scale(
+    recipe: str, ray_cluster: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Each with its own network, loss and phases; samples fewer and smaller, on one processor."""
+    given = load_train_config(recipe)
+    small = [
+        f"run.root={tmp_path}",
+        f"data.train={tiny_data / 'train'}",
+        f"data.val={tiny_data / 'val'}",
+        "train.steps=4",
+        "train.global_batch=2",
+        "train.patch=[32]",
+        "train.validate_every=4",
+        "tracking.log_every=1",
+        "tracking.wandb=disabled",
+        "scaling.workers=1",
+        "scaling.gpu=false",
+        "scaling.threads=1",
+        "scaling.micro_batch=1",
+    ]
+    run = train(load_train_config(recipe, small))
+    lines = curve(run)
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
+    best = open_checkpoint(run["best"])
+    model = load_model(run["best"]).model
+    expected = named_config(given.model.size, **given.model.overrides)
+    assert best.step == 4
+    assert model.config == expected
 
 
 def test_impossible_gpus_are_refused_at_once(
