@@ -44,12 +44,9 @@ SIDE, WINDOW = 384, 440  # of pairs to learn from, and of the places that they a
 ANY_SCALE = 0.15  # share of the pairs whose photographs are shrunk at random
 TEST_SIZE = (1120, 1680)
 GOAL = 1.0  # dB
-OUT_OF_FOCUS = "Dragonfly_by_Bolly.jpg"
 ABOUT = (
     "The pairs that it learned from are synthetic, from the `train` and `val` photographs of "
-    "benchmarks/photos.txt, and laid out like DPDD, which itself was not used. One of the listed "
-    "test photographs, Dragonfly, is left out: its background is itself out of focus, so that "
-    "restoring it would count as wrong."
+    "benchmarks/photos.txt, and laid out like DPDD, which itself was not used."
 )
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "really_out_of_focus.png"
 COMMANDS = (
@@ -152,8 +149,6 @@ def _open(folder: Path) -> None:
     cv2.setNumThreads(1)
     least = TEST_SIZE if folder.name == "test" else (SIDE, SIDE)
     for file in sorted(folder.iterdir()):
-        if file.name == OUT_OF_FOCUS:
-            continue
         light = shrunk(decode(to_float(read_image(str(file)))), least)
         _photos.append(Photo(file.name, light))
 

@@ -7,7 +7,7 @@ Each contestant learns from the same pairs for the same CPU time on one thread, 
 of 1e-3, the NAFNet-style one at 2e-3 (LABBOOK.md says what else was tried). WORK holds photographs
 and pairs; what is measured is appended to `quality.jsonl` and never measured twice, so an
 interrupted contest goes on. Contestants run side by side where the command is given twice with
-different `--only`.
+different `--only`; those of one seed must run on one machine.
 """
 
 from __future__ import annotations
@@ -84,17 +84,15 @@ def recipe(name: str) -> Recipe:
 
 def plain_step(model: nn.Module, blur: Tensor, sharp: Tensor, _radius: Tensor, _: float) -> Tensor:
     """|X - X_gt|_1."""
-    with torch.autocast("cpu", torch.bfloat16):
-        restored = model(blur)
-    return (restored.float() - sharp).abs().mean()
+    loss: Tensor = (model(blur) - sharp).abs().mean()
+    return loss
 
 
 def era_step(model: nn.Module, blur: Tensor, sharp: Tensor, radius: Tensor, over: float) -> Tensor:
     """The phases and the loss of `configs/train/tiny.yaml`."""
     assert isinstance(model, ErA)
     phase = phase_of(over * RECIPE.train.steps, RECIPE.train, radius_known=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = Objective(model, RECIPE.loss)(blur, sharp, radius, phase)
+    loss, _ = Objective(model, RECIPE.loss)(blur, sharp, radius, phase)
     return loss.total.mean()
 
 
@@ -157,12 +155,13 @@ def tell(seconds: float) -> None:
     by_network = {name: [r for r in found if r["network"] == name] for name in NETWORKS}
     present = {name: runs for name, runs in by_network.items() if runs}
     cost = costs(list(present))
+    machines = "; ".join(sorted({row["machine"] for row in found}))
     text = [
-        f"{found[0]['machine']}, one thread for each network. {len(found[0]['psnr'])} test "
-        f"pictures of {SIDE} px from photographs that none has seen, blurred "
+        f"{machines}, one thread for each network. {len(found[0]['psnr'])} test pictures of {SIDE} "
+        "px from photographs that none has seen, blurred "
         f"{np.mean(found[0]['psnr_blurred']):.2f} dB; crops of {CROP} px in batches of {BATCH}; "
-        "bf16 in convolutions while learning, float32 after. Means over pictures and seeds, in "
-        "brackets the 95 % bootstrap interval over the pictures (their mean over the seeds). "
+        "float32, since not every processor has bf16. Means over pictures and seeds, in brackets "
+        "the 95 % bootstrap interval over the pictures (their mean over the seeds). "
         f"`python -m benchmarks.quality WORK --seconds {seconds:g}`.",
         "",
         markdown(COLUMNS, [line(name, runs, cost[name]) for name, runs in present.items()]),

@@ -7,18 +7,21 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 def machine() -> str:
-    """The processor and the number of cores, as the system names them."""
+    """The processor, the vectors that torch uses on it, and the number of cores."""
     names = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
     model = names[0] if names else platform.machine()
-    return f"{model}, {os.cpu_count()} processors, Python {platform.python_version()}"
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return f"{model} ({vectors}), {os.cpu_count()} processors, Python {platform.python_version()}"
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

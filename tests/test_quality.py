@@ -30,13 +30,6 @@ def test_what_trains_is_free_and_no_photograph_is_in_two_splits() -> None:
     assert len({photo.name for photo in photos}) == len(photos)
 
 
-def test_the_photograph_that_is_left_out_is_a_listed_one() -> None:
-    from benchmarks.photos import listed
-    from benchmarks.pretrained import OUT_OF_FOCUS
-
-    assert [photo.split for photo in listed() if photo.name == OUT_OF_FOCUS] == ["test"]
-
-
 def test_photographs_are_the_listed_ones_or_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
