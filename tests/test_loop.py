@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.train.loop import Loop
 from pipeline.train.objective import JOINT as JOINT_PHASE
 from pipeline.train.objective import PRIOR, Objective
-from pipeline.train.setup import order_plan
+from pipeline.train.setup import imitated, order_plan
 from pipeline.train.state import TrainState
 
 JOINT = "train.estimator_share=0", "train.prior_share=0"
@@ -66,6 +66,19 @@ def test_relative_loss_reaches_the_prior_and_the_joint_phase(phase: str, tiny_da
     plain, relative = (Objective(model, loss)(blur, sharp, None, phase)[0] for loss in sections)
     expected = plain.total / ((blur - sharp).abs().mean(dim=(1, 2, 3)) + 0.1)
     torch.testing.assert_close(relative.total, expected)
+
+
+def test_a_half_type_that_the_processor_only_imitates_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": False})
+    assert "ten times" in imitated("bf16", cpu)
+    assert not imitated("fp32", cpu)
+    assert not imitated("bf16", torch.device("cuda"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert not imitated("bf16", cpu)
+    assert imitated("fp16", cpu)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tiny_data: Path) -> None:

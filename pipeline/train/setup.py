@@ -31,6 +31,19 @@ def prepare_torch(config: TrainConfig) -> torch.device:
     return torch.device("cpu")
 
 
+def imitated(precision: str, device: torch.device) -> str:
+    """A line of advice where this processor has no instructions for a half type; else empty."""
+    known = torch.cpu.get_capabilities()
+    if device.type != "cpu" or precision == "fp32":
+        return ""
+    if any(there for name, there in known.items() if name.endswith(precision)):
+        return ""
+    return (
+        f"train.precision={precision}: this processor has no instructions for it, and may take ten "
+        "times as long as with fp32"
+    )
+
+
 def open_splits(config: TrainConfig) -> tuple[Split, Split | None]:
     """Open the training and validation data."""
     cache = config.cache.dir, config.cache.max_gb

@@ -26,7 +26,7 @@ from pipeline.train.cluster import work_in
 from pipeline.train.courier import Courier, Event
 from pipeline.train.freeze import frozen_hash
 from pipeline.train.loop import Loop, any_rank, gather_lists
-from pipeline.train.setup import open_splits, order_plan, prepare_torch
+from pipeline.train.setup import imitated, open_splits, order_plan, prepare_torch
 from pipeline.train.state import TrainState
 from pipeline.train.validate import validate
 
@@ -100,6 +100,8 @@ class Worker:
         loop.loader_note = self._note_skipped  # type: ignore[method-assign]
         if self.rank == 0:
             self.courier.tell(Event(self.state.step, line=self._opening()))
+            if advice := imitated(config.train.precision, self.device):
+                self.courier.tell(Event(self.state.step, line=advice))
         loop.run(self._step_done)
         self.store.wait()
         self.courier.flush()
