@@ -79,6 +79,8 @@ def test_a_half_type_that_the_processor_only_imitates_is_told(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert not imitated("bf16", cpu)
     assert imitated("fp16", cpu)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"fp16_arith": True})  # ARM's name
+    assert not imitated("fp16", cpu)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tiny_data: Path) -> None:

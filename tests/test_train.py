@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small_run import STEPS, assert_same_run, config_of, curve
 
 from era import named_config
-from pipeline.checkpoint import load_model, open_checkpoint
+from pipeline.checkpoint import load_model
 from pipeline.config import load_train_config
 from pipeline.errors import UserError
 from pipeline.train import train
+from pipeline.train.setup import imitated
 
 GOLDEN = Path(__file__).with_name("golden_curve.json")
 
@@ -118,7 +120,6 @@ def test_recipes_for_gpus_run_whole_at_a_small_scale(
     recipe: str, ray_cluster: str, tiny_data: Path, tmp_path: Path
 ) -> None:
     """Each with its own network, loss and phases; samples fewer and smaller, on one processor."""
-    given = load_train_config(recipe)
     small = [
         f"run.root={tmp_path}",
         f"data.train={tiny_data / 'train'}",
@@ -135,11 +136,21 @@ def test_recipes_for_gpus_run_whole_at_a_small_scale(
     run = train(load_train_config(recipe, small))
     lines = curve(run)
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2]
-    best = open_checkpoint(run["best"])
-    model = load_model(run["best"]).model
+    given = load_train_config(recipe)
     expected = named_config(given.model.size, **given.model.overrides)
-    assert best.step == 2
-    assert model.config == expected
+    assert load_model(run["best"]).config == expected
+
+
+@pytest.mark.full
+def test_a_run_says_when_its_half_type_is_only_imitated(
+    ray_cluster: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    half = "train.precision=fp16", "train.steps=1", "scaling.workers=1"
+    config = config_of(tiny_data, tmp_path, "half", *half)
+    train(config, on_event=lambda event: lines.append(event.line))
+    advice = imitated("fp16", torch.device("cpu"))  # none on the few processors that have fp16
+    assert [line for line in lines if "precision" in line] == [advice] * bool(advice)
 
 
 def test_impossible_gpus_are_refused_at_once(

@@ -33,10 +33,9 @@ def prepare_torch(config: TrainConfig) -> torch.device:
 
 def imitated(precision: str, device: torch.device) -> str:
     """A line of advice where this processor has no instructions for a half type; else empty."""
-    known = torch.cpu.get_capabilities()
     if device.type != "cpu" or precision == "fp32":
         return ""
-    if any(there for name, there in known.items() if name.endswith(precision)):
+    if any(there for name, there in torch.cpu.get_capabilities().items() if precision in name):
         return ""
     return (
         f"train.precision={precision}: this processor has no instructions for it, and may take ten "
