@@ -19,6 +19,7 @@ import yaml
 from kubernetes_api import Api, kubernetes_api
 from manifests import BIN, GPU, OVERLAYS, ROOT, Object, cluster, job, train
 
+from pipeline.config import load_train_config
 from pipeline.errors import UserError
 from pipeline.submit import (
     KubernetesOptions,
@@ -160,6 +161,20 @@ def test_dry_run_prints_yaml_and_nothing_else(tmp_path: Path) -> None:
     )
     assert missing.returncode == 2
     assert "kubectl is not installed" in missing.stderr
+
+
+@pytest.mark.parametrize("config", ["light", "base", "paper"])
+def test_recipes_for_gpus_become_jobs(config: str) -> None:
+    command = [sys.executable, "-m", "pipeline", "submit", "train", "--config", config]
+    command += ["run.root=s3://b/runs", "data.train=s3://b/t", "data.val=s3://b/v"]
+    command += ["--kubernetes", "--overlay", "gpu", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    made = yaml.safe_load(done.stdout)
+    assert problems(made) == []
+    assert made["spec"]["entrypoint"].startswith(f"era train --config {config} ")
+    group = made["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    assert group["replicas"] == load_train_config(config).scaling.workers
+    assert group["template"]["spec"]["containers"][0]["resources"]["limits"][GPU] == 1
 
 
 # `era submit --kubernetes` with the real kubectl; the server and the operator are played.
