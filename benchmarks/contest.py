@@ -149,11 +149,12 @@ def _look(model: nn.Module, average: dict[str, Tensor], test: Pairs) -> float:
 
 
 class Score(NamedTuple):
-    """Of one picture: PSNR in dB, and what SSIM gained."""
+    """Of one picture: PSNR in dB and SSIM, blurred and restored."""
 
     psnr_blurred: float
     psnr: float
-    ssim_gain: float
+    ssim_blurred: float
+    ssim: float
 
     @property
     def gain(self) -> float:
@@ -168,8 +169,9 @@ def score(model: nn.Module, test: Pairs) -> list[Score]:
     for pixels, target, _ in zip(*test, strict=True):
         blur, sharp = to_float(pixels), to_float(target)
         output = restored(model, image(pixels))[0].permute(1, 2, 0).numpy()
-        gain = ssim(output, sharp) - ssim(blur, sharp)
-        found.append(Score(psnr(blur, sharp), psnr(output, sharp), gain))
+        pictures = (blur, output)
+        before, after = ((psnr(one, sharp), ssim(one, sharp)) for one in pictures)
+        found.append(Score(before[0], after[0], before[1], after[1]))
     return found
 
 

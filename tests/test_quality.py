@@ -139,7 +139,8 @@ def result(network: str, seed: int, gains: list[float]) -> dict[str, Any]:
         "curve": [[2.5, 0.1], [5.0, 0.2]],
         "psnr_blurred": blurred,
         "psnr": [b + g for b, g in zip(blurred, gains, strict=True)],
-        "ssim_gain": [0.01] * 4,
+        "ssim_blurred": [0.7] * 4,
+        "ssim": [0.71] * 4,
         "mixed_gain": [0.5] * 4,
         "prediction": [{"figure": "radius error", "where": "x", "mean": 1.0, "unit": "px"}],
     }
@@ -157,7 +158,7 @@ def test_results_are_appended_once_and_told(
 
     def measure(name: str, _work: Path, _seconds: float, seed: int) -> dict[str, Any]:
         asked.append((name, seed))
-        shift = {"era": 1.0, "unet": 0.8, "nafnet": 0.1}[name] + seed / 10
+        shift = {"era": 1.0, "unet": 0.8, "no-e": 0.7, "nafnet": 0.1}[name] + seed / 10
         return result(name, seed, [shift, shift + 0.2, shift - 0.2, shift])
 
     monkeypatch.setattr(quality, "measure", measure)
@@ -169,9 +170,15 @@ def test_results_are_appended_once_and_told(
     quality.tell(5.0)
     text = (tmp_path / "RESULTS.md").read_text()
     assert "| ErA, `tiny` | 2 | +1.05 (" in text
-    assert "(plain U-Net 16-32-64): +0.20 dB" in text
+    assert "| 25.30 | 0.710 |" in text
+    assert "ErA minus plain U-Net 16-32-64: +0.20 dB (" in text
+    assert "By seed: +0.20, +0.20." in text
+    assert "ErA minus ErA without E" not in text  # which was not measured
     assert "is **missed**" in text
     assert "<svg" in (tmp_path / "quality-5.svg").read_text()
+    quality.contest(["no-e"], tmp_path, 5.0, [1])
     monkeypatch.setattr(quality, "GOAL", 0.15)
     quality.tell(5.0)
-    assert "is **met**" in (tmp_path / "RESULTS.md").read_text()
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "is **met**" in text
+    assert "ErA minus ErA without E: +0.30 dB (" in text  # over the seed that both have
