@@ -169,7 +169,7 @@ def tell(seconds: float) -> None:
         markdown(COLUMNS, [line(name, runs, cost[name]) for name, runs in present.items()]),
     ]
     if "era" in present:
-        text += ["", *verdict(present)]
+        text += ["", verdict(present)]
         rows_of_era = present["era"][0]["prediction"]
         columns = list(rows_of_era[0])
         text += ["", "What ErA's estimates are worth (first seed):", ""]
@@ -222,23 +222,20 @@ def line(name: str, runs: list[dict[str, Any]], ms: float) -> list[object]:
     ]
 
 
-def verdict(present: dict[str, list[dict[str, Any]]]) -> list[str]:
+def verdict(present: dict[str, list[dict[str, Any]]]) -> str:
     """ErA against the best plain network, and against itself without E; the goal, met or missed."""
     seeds = {run["seed"] for run in present["era"]}
-    gains = {
-        name: picture_gains(runs).mean()
-        for name, runs in present.items()
-        if any(run["seed"] in seeds for run in runs)
-    }
-    text = []
-    if plain := max((name for name in PLAIN if name in gains), key=gains.__getitem__, default=None):
-        ahead, words = lead(present, plain)
+    beside = {n: [run for run in runs if run["seed"] in seeds] for n, runs in present.items()}
+    rivals = {n: picture_gains(beside[n]).mean() for n in PLAIN if beside.get(n)}
+    told = []
+    if rivals:
+        ahead, words = lead(beside, max(rivals, key=rivals.__getitem__))
         word = "met" if ahead >= GOAL else "missed"
-        text += [f"{words} No plain network here is better than that one.", ""]
-        text += [f"The goal of +{GOAL} dB over the best plain network is **{word}**.", ""]
-    if "no-e" in gains:
-        text += [lead(present, "no-e")[1], ""]
-    return text[:-1]
+        told += [f"{words} No plain network here is better than that one."]
+        told += [f"The goal of +{GOAL} dB over the best plain network is **{word}**."]
+    if beside.get("no-e"):
+        told += [lead(beside, "no-e")[1]]
+    return "\n\n".join(told)
 
 
 def lead(present: dict[str, list[dict[str, Any]]], other: str) -> tuple[float, str]:

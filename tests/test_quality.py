@@ -136,7 +136,7 @@ def result(network: str, seed: int, gains: list[float]) -> dict[str, Any]:
         "parameters": 1000,
         "gmacs": 1.5,
         "steps": 10,
-        "curve": [[2.5, 0.1], [5.0, 0.2]],
+        "curve": [[2.5, 0.1], [5.0, 0.2 + seed]],
         "psnr_blurred": blurred,
         "psnr": [b + g for b, g in zip(blurred, gains, strict=True)],
         "ssim_blurred": [0.7] * 4,
@@ -167,7 +167,13 @@ def test_results_are_appended_once_and_told(
     assert len(asked) == len(set(asked)) == 6
     kept = [json.loads(line) for line in (tmp_path / "quality.jsonl").read_text().splitlines()]
     assert len(kept) == 6
+    drawn: dict[str, list[tuple[float, float]]] = {}
+    svg = quality.svg
+    monkeypatch.setattr(
+        quality, "svg", lambda lines, **how: drawn.update(lines) or svg(lines, **how)
+    )
     quality.tell(5.0)
+    assert drawn["ErA, `tiny`"] == [(2.5, pytest.approx(0.1)), (5.0, pytest.approx(0.7))]
     text = (tmp_path / "RESULTS.md").read_text()
     assert "| ErA, `tiny` | 2 | +1.05 (" in text
     assert "| 25.30 | 0.710 |" in text
