@@ -18,7 +18,7 @@ from benchmarks.loader import PAIRS, SIZE, make_pairs
 from benchmarks.table import machine, markdown, record
 from pipeline.data.shards import ShardWriter
 from pipeline.preprocess.convert import ShardJob, convert
-from pipeline.preprocess.inspect import inspect
+from pipeline.preprocess.precheck import precheck
 from pipeline.preprocess.layouts import read_layout
 
 
@@ -43,7 +43,7 @@ def main() -> None:
         decode_all(scratch / "pairs")
         alone, _ = cpu(lambda: decode_all(scratch / "pairs"))
         layout = read_layout("folder", str(scratch / "pairs"))
-        looking, found = cpu(lambda: inspect(str(scratch / "pairs"), layout))
+        looking, found = cpu(lambda: precheck(str(scratch / "pairs"), layout))
         hashes = {key: header.sha256 for key, header in found.headers.items()}
         pairs = layout.splits["train"]
         job = ShardJob(str(scratch / "pairs"), str(scratch / "out"), "shard-0.tar", pairs, hashes)

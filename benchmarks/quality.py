@@ -42,7 +42,7 @@ from era.cost import macs_of, parameter_count
 from era.unet import UNet
 from pipeline.config import load_train_config
 from pipeline.errors import UserError
-from pipeline.evaluate.meaning import meaning, table
+from pipeline.evaluate.calibration import calibration, table
 from pipeline.evaluate.run import interval
 from pipeline.report.pictures import svg
 from pipeline.train.objective import Objective, phase_of
@@ -130,7 +130,7 @@ def prediction(model: ErA, test: Pairs) -> list[dict[str, Any]]:
         output = model(Y.contiguous(memory_format=torch.channels_last))
         estimated = model.radius(output.weights)[0, 0].numpy()
         maps = (part[0].permute(1, 2, 0).numpy() for part in (output.error, Y))
-        rows.append(meaning(estimated, radius / np.float32(256), *maps))
+        rows.append(calibration(estimated, radius / np.float32(256), *maps))
     return table(rows)
 
 

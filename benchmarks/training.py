@@ -26,7 +26,7 @@ from pipeline.config import TrainConfig, load_train_config
 from pipeline.preprocess import preprocess
 from pipeline.synthesize import synthesize
 from pipeline.train import train
-from pipeline.train.courier import Event
+from pipeline.train.driver_channel import Event
 from pipeline.train.state import TrainState
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12}  # dense bf16, data sheets

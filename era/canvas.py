@@ -53,7 +53,7 @@ class Canvas:
         """Cut the photograph's place (B, C, height, width) out of the canvas."""
         return image[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
-    def lay(self, image: Tensor) -> Tensor:
+    def zero_pad(self, image: Tensor) -> Tensor:
         """Lay (B, C, height, width) on the canvas, zero around it: M, from the confidence."""
         below = self.size[0] - self.height - self.top
         right = self.size[1] - self.width - self.left

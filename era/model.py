@@ -129,7 +129,7 @@ class ErA(nn.Module):
             confidence = estimate.confidence(0, 0, height, width)
         canvas = self.canvas(height, width)
         H = SpatiallyVaryingBlur(estimate.kernels, canvas.extend_edge(weights))
-        X, E, share = self._solve(canvas.extend(blur), canvas.lay(confidence), H)
+        X, E, share = self._solve(canvas.extend(blur), canvas.zero_pad(confidence), H)
         HX = H.apply(X) if reblur else None
         restored = canvas.crop(X)
         return Output(

@@ -26,7 +26,7 @@ from pipeline.data.shards import (
 )
 from pipeline.errors import DamagedError, UserError
 from pipeline.progress import track
-from pipeline.spread import spread
+from pipeline.parallel_map import parallel_map
 
 log = logging.getLogger("era")
 TAR_BLOCK = tarfile.BLOCKSIZE
@@ -61,7 +61,7 @@ def verify(url: str, quick: bool = False) -> dict[str, Any]:
         for folder, manifest in manifests.items()
         for shard in manifest.shards
     ]
-    found = dict(track(spread(_check, jobs), len(jobs), "verify"))
+    found = dict(track(parallel_map(_check, jobs), len(jobs), "verify"))
     problems += [text for index in sorted(found) for text in found[index]]
     for problem in problems:
         log.warning("damaged: %s", problem)

@@ -178,7 +178,7 @@ class _Evil:
 def test_training_does_not_wait_for_a_silent_bucket(
     s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.patience.WAITS", (0.5,) * 20)
+    monkeypatch.setattr("pipeline.storage.outage_retry.WAITS", (0.5,) * 20)
     monkeypatch.setattr("pipeline.storage.bucket.RETRY_FOR", 0.5)  # seconds, then it is "down"
     failing = [True]
     with faulty_proxy(s3_server.endpoint, lambda *_: "slowdown" if failing[0] else "") as proxy:
@@ -213,7 +213,7 @@ def test_an_outage_is_no_reason_to_pass_a_checkpoint_over(
 def test_a_bucket_that_stays_away_stops_the_run_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.patience.WAITS", (0.01, 0.01))
+    monkeypatch.setattr("pipeline.storage.outage_retry.WAITS", (0.01, 0.01))
     (tmp_path / "file").write_text("")
     store = CheckpointStore(str(tmp_path / "file" / "run"))
     with pytest.raises(UserError, match="a part of the path is a file"):

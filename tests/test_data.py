@@ -26,7 +26,7 @@ from conftest import S3Server
 from faulty_proxy import Plan, faulty_proxy
 
 from pipeline import storage
-from pipeline.data import opened
+from pipeline.data import open_shards
 from pipeline.data.augment import flip, to_device
 from pipeline.data.cache import ShardCache
 from pipeline.data.loader import Batch, TrainLoader
@@ -176,10 +176,10 @@ def test_older_manifests_are_read_and_a_damaged_pixel_condemns_the_shard(
 
 def test_local_shards_are_hashed_once_in_a_process(tiny_data: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_data / "train", tmp_path / "train")
-    before = opened._sha256.cache_info().misses
+    before = open_shards._sha256.cache_info().misses
     for _ in range(2):
         samples(loader(open_split(str(folder))))
-    assert opened._sha256.cache_info().misses - before == len(list(folder.glob("*.tar")))
+    assert open_shards._sha256.cache_info().misses - before == len(list(folder.glob("*.tar")))
 
 
 def test_vanished_shard_is_named(tiny_data: Path, tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_an_outage_damages_no_sample(
     upload(tiny_data / "train", url)
     local = samples(loader(open_split(str(tiny_data / "train"))))
     monkeypatch.setattr("pipeline.storage.bucket.RETRY_FOR", 0.1)  # seconds, then it is "down"
-    monkeypatch.setattr("pipeline.storage.patience.WAITS", (0.1,) * 50)
+    monkeypatch.setattr("pipeline.storage.outage_retry.WAITS", (0.1,) * 50)
     failing = [True]
     with faulty_proxy(s3_server.endpoint, silent(failing)) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
@@ -308,7 +308,7 @@ def test_an_outage_that_lasts_is_no_damage_either(
     url = storage.join(s3_server.url, "train")
     upload(tiny_data / "train", url)
     monkeypatch.setattr("pipeline.storage.bucket.RETRY_FOR", 0.1)
-    monkeypatch.setattr("pipeline.storage.patience.WAITS", (0.1,))
+    monkeypatch.setattr("pipeline.storage.outage_retry.WAITS", (0.1,))
     with faulty_proxy(s3_server.endpoint, silent([True])) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         lenient = loader(open_split(url, str(tmp_path)), skip_damaged=True)
@@ -316,7 +316,7 @@ def test_an_outage_that_lasts_is_no_damage_either(
             samples(lenient)
         lenient.close()
         assert lenient.skipped == {}
-        monkeypatch.setattr("pipeline.storage.patience.WAITS", (60.0,))
+        monkeypatch.setattr("pipeline.storage.outage_retry.WAITS", (60.0,))
         patient = loader(open_split(url, str(tmp_path)), skip_damaged=True)
         patient._thread.start()
         time.sleep(0.7)

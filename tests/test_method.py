@@ -237,7 +237,7 @@ def test_canvas_holds_and_returns_the_photograph(height: int, width: int) -> Non
     canvas = Canvas.around(height, width, 10, 4)
     image = rand(1, 3, height, width)
     assert torch.equal(canvas.crop(canvas.extend(image)), image)
-    mask = canvas.lay(torch.ones_like(image[:, :1]))
+    mask = canvas.zero_pad(torch.ones_like(image[:, :1]))
     assert mask.sum() == canvas.crop(mask).sum() == height * width
     assert all(side % 4 == 0 for side in canvas.size)
 

@@ -17,7 +17,7 @@ from pipeline.data.order import (
     mix,
     mix_one,
     rank_slice,
-    table,
+    summed_area_table,
 )
 
 PLAN = OrderPlan(
@@ -113,7 +113,7 @@ def test_sharp_places_are_preferred() -> None:
     sharpness = np.zeros((4, 4), np.float32)
     sharpness[:, 2:] = 1.0
     order = Order(replace(PLAN, patch=(16,)), [1], [(64, 64)])
-    lefts = [order.crop(p, table(sharpness.tolist())).left for p in range(200)]
+    lefts = [order.crop(p, summed_area_table(sharpness.tolist())).left for p in range(200)]
     blind = [order.crop(p).left for p in range(200)]
     assert np.mean(lefts) > np.mean(blind)
 

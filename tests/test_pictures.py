@@ -21,7 +21,7 @@ from PIL import ImageCms, TiffImagePlugin
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from era import ErA, named_config
-from pipeline import metrics, spread, storage
+from pipeline import metrics, parallel_map, storage
 from pipeline.checkpoint import CheckpointStore, open_checkpoint
 from pipeline.checkpoint.loading import SHIPPED
 from pipeline.data.split import open_split
@@ -471,7 +471,7 @@ def test_a_cluster_gives_the_same_figures_and_pictures(
     found, written = [], []
     for place in ("cluster", "threads"):
         if place == "threads":
-            monkeypatch.setattr(spread, "has_cluster", lambda: False)
+            monkeypatch.setattr(parallel_map, "has_cluster", lambda: False)
         out = storage.join(s3_server.url, place)
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="era"):

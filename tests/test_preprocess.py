@@ -51,7 +51,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 def test_same_input_gives_the_same_bytes_after_any_interruption(
     tiny_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.spread.has_cluster", lambda: False)  # fails in this process
+    monkeypatch.setattr("pipeline.parallel_map.has_cluster", lambda: False)  # fails in this process
     done = preprocess("dpdd", str(tiny_pairs), str(tmp_path / "a"), shard_bytes=SMALL_SHARDS)
     assert done["splits"] == ["train", "val", "test"]
     assert done["samples"] == 12
@@ -92,7 +92,7 @@ def soft_pairs(folder: Path, count: int, size: tuple[int, int], ending: str = "p
 def test_killed_process_goes_on_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.spread.has_cluster", lambda: False)
+    monkeypatch.setattr("pipeline.parallel_map.has_cluster", lambda: False)
     soft_pairs(tmp_path / "in", 12, (300, 400))
     size = 2 * 300 * 400 * 12
     undisturbed = preprocess("folder", str(tmp_path / "in"), str(tmp_path / "a"), shard_bytes=size)
@@ -128,7 +128,7 @@ def test_killed_process_goes_on_and_leaves_nothing(
 def test_description_without_its_shard_is_not_trusted(
     tiny_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.spread.has_cluster", lambda: False)
+    monkeypatch.setattr("pipeline.parallel_map.has_cluster", lambda: False)
     whole, out = tmp_path / "a", tmp_path / "b"
     preprocess("dpdd", str(tiny_pairs), str(whole), shard_bytes=SMALL_SHARDS)
     with monkeypatch.context() as patch:
@@ -376,7 +376,7 @@ def test_what_cannot_be_a_data_set(tiny_pairs: Path, tmp_path: Path) -> None:
 def test_destination_with_something_else_is_refused(
     tiny_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.spread.has_cluster", lambda: False)
+    monkeypatch.setattr("pipeline.parallel_map.has_cluster", lambda: False)
     soft_pairs(tmp_path / "in", 2, (40, 48))  # has a split `train` only
     for name in ("thesis.txt", "train/thesis.txt", "train/sub/thesis.txt", "test/thesis.txt"):
         out = tmp_path / name.replace("/", "-")

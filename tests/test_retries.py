@@ -99,12 +99,12 @@ def test_the_newest_attempt_owns_the_run(tmp_path: Path) -> None:
 def fit(monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., None], heard: bool) -> None:
     """One attempt whose trainer and workers are replaced."""
 
-    def deliver(courier: Any, display: Any) -> bool:
+    def deliver(channel: Any, display: Any) -> bool:
         display.heard = heard
         return False
 
     monkeypatch.setattr(driver, "LISTEN_SECONDS", 0.2)
-    monkeypatch.setattr(driver, "start_courier", MagicMock)
+    monkeypatch.setattr(driver, "start_channel", MagicMock)
     monkeypatch.setattr(driver, "_deliver", deliver)
     monkeypatch.setattr(driver, "_run_trainer", trainer)
     driver._fit(load_train_config("tiny"), "run", "owner", None)

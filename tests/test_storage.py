@@ -122,7 +122,7 @@ def test_what_a_killed_writer_left_is_not_listed_and_can_be_removed(tmp_path: Pa
 
 
 def test_patience_outlasts_an_outage_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.storage.patience.WAITS", (0.01, 0.01))
+    monkeypatch.setattr("pipeline.storage.outage_retry.WAITS", (0.01, 0.01))
     ends: list[Exception | int] = [StorageDown("silent"), StorageDown("silent"), 7]
 
     def work() -> int:
@@ -131,20 +131,20 @@ def test_patience_outlasts_an_outage_and_nothing_else(monkeypatch: pytest.Monkey
             raise end
         return end
 
-    assert storage.patiently(work, "work") == 7
+    assert storage.retry_outages(work, "work") == 7
     ends = [StorageDown("silent")] * 3
     with pytest.raises(StorageDown):
-        storage.patiently(work, "work")
+        storage.retry_outages(work, "work")
     ends = [UserError("denied"), 7]
     with pytest.raises(UserError, match="denied"):
-        storage.patiently(work, "work")
-    monkeypatch.setattr("pipeline.storage.patience.WAITS", (60.0,))
+        storage.retry_outages(work, "work")
+    monkeypatch.setattr("pipeline.storage.outage_retry.WAITS", (60.0,))
     giving_up = threading.Event()
     ends = [StorageDown("silent"), StorageDown("silent")]
     threading.Timer(0.1, giving_up.set).start()
     began = time.monotonic()
     with pytest.raises(StorageDown):
-        storage.patiently(work, "work", giving_up)
+        storage.retry_outages(work, "work", giving_up)
     assert time.monotonic() - began < 5
 
 

@@ -22,7 +22,7 @@ from pipeline.config import load_train_config
 from pipeline.errors import UserError
 from pipeline.runs import list_runs
 from pipeline.runs.search import find_runs
-from pipeline.spread import join_cluster
+from pipeline.parallel_map import join_cluster
 from pipeline.tracking.mirror import run_id
 from pipeline.tracking.segments import history, offline_runs, records
 from pipeline.train import train

@@ -17,7 +17,7 @@ from pipeline.checkpoint import CheckpointStore
 from pipeline.errors import UserError
 from pipeline.train import train
 from pipeline.train.cluster import require_resources
-from pipeline.train.courier import Event
+from pipeline.train.driver_channel import Event
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.data.order import Crop, Order, OrderPlan, Table, rank_slice, table
+from pipeline.data.order import Crop, Order, OrderPlan, Table, rank_slice, summed_area_table
 from pipeline.data.shards import BLUR, RADIUS, SHARP
 from pipeline.data.split import Split
 from pipeline.errors import DamagedError, UserError
@@ -177,7 +177,7 @@ class TrainLoader:
                 continue
             try:
                 opening = partial(self._open, position, image)
-                return storage.patiently(opening, f"sample {key}", self._stopping)
+                return storage.retry_outages(opening, f"sample {key}", self._stopping)
             except DamagedError as error:
                 if not self.skip_damaged:
                     raise
@@ -194,7 +194,7 @@ class TrainLoader:
         if not self.plan.min_sharpness_quantile:
             return None
         values = self.split.meta(image).get("sharpness")
-        return table(values) if values else None
+        return summed_area_table(values) if values else None
 
 
 @dataclass(frozen=True)

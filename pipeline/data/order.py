@@ -202,7 +202,7 @@ def evaluation_indices(count: int, rank: int, world_size: int) -> list[int]:
     return list(range(rank, count, world_size))
 
 
-def table(sharpness: Sequence[Sequence[float]]) -> Table:
+def summed_area_table(sharpness: Sequence[Sequence[float]]) -> Table:
     """Sums of a map over all rectangles from its corner: the mean of any crop in four look-ups."""
     sums = np.zeros((len(sharpness) + 1, len(sharpness[0]) + 1))
     sums[1:, 1:] = np.cumsum(np.cumsum(np.asarray(sharpness, np.float64), axis=0), axis=1)

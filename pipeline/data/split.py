@@ -11,7 +11,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.data.cache import ShardCache, cache_folder
 from pipeline.data.manifest import Manifest, SampleEntry, load_manifest
-from pipeline.data.opened import OpenShards
+from pipeline.data.open_shards import OpenShards
 from pipeline.data.shards import (
     BLUR,
     META,
@@ -115,7 +115,7 @@ class Split:
 
     def load(self, index: int) -> Sample:
         """A whole sample, copied into memory; waits for two minutes for a silent storage."""
-        return storage.patiently(lambda: self._load(index), f"sample {self.key(index)}")
+        return storage.retry_outages(lambda: self._load(index), f"sample {self.key(index)}")
 
     def _load(self, index: int) -> Sample:
         blur, sharp, radius = (self.member(index, name) for name in (BLUR, SHARP, RADIUS))

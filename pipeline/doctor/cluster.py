@@ -12,7 +12,7 @@ from pipeline.doctor.all_reduce import check_all_reduce
 from pipeline.doctor.finding import FAILURE, OK, WARNING, Finding, judged
 from pipeline.doctor.machine import ANSWER, disks, gpus, packages, wandb
 from pipeline.errors import UserError
-from pipeline.spread import join_cluster
+from pipeline.parallel_map import join_cluster
 
 NODE_ANSWER = 60  # seconds
 SKEW = 60  # seconds between nodes

@@ -15,14 +15,14 @@ from pipeline.checkpoint import resolve
 from pipeline.data.manifest import Manifest
 from pipeline.data.split import open_split
 from pipeline.errors import UserError
-from pipeline.evaluate.meaning import FIGURES, table
+from pipeline.evaluate.calibration import FIGURES, table
 from pipeline.evaluate.published import published_rows
 from pipeline.evaluate.score import ScoreJob, score
 from pipeline.lpips import find_weights
 from pipeline.metrics import protocol_named
 from pipeline.progress import track
 from pipeline.report import Case, Gallery, write_gallery
-from pipeline.spread import spread
+from pipeline.parallel_map import parallel_map
 
 log = logging.getLogger("era")
 Row = dict[str, Any]
@@ -156,7 +156,7 @@ def comparison(rows: list[Row], other: list[Row]) -> dict[str, Any]:
 
 def _score_all(job: ScoreJob, indices: range) -> list[Row]:
     jobs = [_with(job, index=index) for index in indices]
-    found = dict(track(spread(score, jobs), len(jobs), "evaluate"))
+    found = dict(track(parallel_map(score, jobs), len(jobs), "evaluate"))
     return [found[index][0] for index in range(len(jobs))]
 
 
@@ -170,7 +170,7 @@ def _pictures(job: ScoreJob, rows: list[Row]) -> list[Case]:
     places = np.linspace(0, len(order) - 1, min(PICTURES, len(order))).round().astype(int)
     chosen = sorted({order[place] for place in places})
     jobs = [_with(job, index=index, pictures=True) for index in chosen]
-    found = dict(spread(score, jobs))
+    found = dict(parallel_map(score, jobs))
     return [case for index in range(len(jobs)) if (case := found[index][1]) is not None]
 
 

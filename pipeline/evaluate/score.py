@@ -13,7 +13,7 @@ import torch
 from pipeline.checkpoint import LoadedModel, load_model
 from pipeline.data.shards import Sample
 from pipeline.data.split import Split, open_split
-from pipeline.evaluate.meaning import meaning
+from pipeline.evaluate.calibration import calibration
 from pipeline.images import to_float
 from pipeline.inference import Restoration, restore_array
 from pipeline.lpips import lpips
@@ -64,7 +64,7 @@ def score(job: ScoreJob) -> tuple[dict[str, Any], Case | None]:
     true_radius = None if sample.radius is None else sample.radius / np.float32(RADIUS_UNITS)
     if true_radius is not None:
         row["radius_error"] = float(np.abs(result.radius - true_radius).mean())
-        row |= meaning(result.radius, true_radius, result.error, blur)
+        row |= calibration(result.radius, true_radius, result.error, blur)
     return row, _case(sample, result, sharp, true_radius, row) if job.pictures else None
 
 

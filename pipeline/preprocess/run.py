@@ -11,13 +11,13 @@ from typing import Any
 from pipeline import storage
 from pipeline.data.manifest import FORMAT, load_manifest
 from pipeline.errors import UserError
-from pipeline.preprocess.claim import finished, published, refuse_others
+from pipeline.preprocess.ownership import finished, published, refuse_others
 from pipeline.preprocess.convert import CLIPPED, ShardJob, convert
-from pipeline.preprocess.inspect import Header, Problem, inspect
+from pipeline.preprocess.precheck import Header, Problem, precheck
 from pipeline.preprocess.layouts import Pair, base_of, read_layout
 from pipeline.preprocess.publish import publish
 from pipeline.progress import track
-from pipeline.spread import spread
+from pipeline.parallel_map import parallel_map
 
 log = logging.getLogger("era")
 SHARD_BYTES = 128 << 20
@@ -47,7 +47,7 @@ def preprocess(
         log.warning("%s", warning)
     refuse_others(dest, [*layout.splits, *layout.unpaired])
     storage.check_writable(dest)
-    inspection = inspect(source, layout)
+    inspection = precheck(source, layout)
     bad = inspection.problems
     _stop_if(bad, skip_bad)
     splits = _without(layout.splits, bad)
@@ -140,7 +140,7 @@ def _convert_all(jobs: list[ShardJob]) -> dict[str, Any]:
     missing = [job for job in jobs if job.part_url not in parts]
     if len(missing) < len(jobs):
         log.info("%d of %d shards are there already", len(jobs) - len(missing), len(jobs))
-    for index, part in track(spread(convert, missing), len(missing), "shards"):
+    for index, part in track(parallel_map(convert, missing), len(missing), "shards"):
         parts[missing[index].part_url] = part
     return parts
 

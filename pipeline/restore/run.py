@@ -22,7 +22,7 @@ from pipeline.inference import Restoration, pixels_for, restore_array
 from pipeline.progress import track
 from pipeline.report import false_colours, tile
 from pipeline.restore.photo import Photo, decode_photo, encode_photo
-from pipeline.spread import spread
+from pipeline.parallel_map import parallel_map
 
 log = logging.getLogger("era")
 Image = np.ndarray[Any, Any]
@@ -91,7 +91,7 @@ def restore(
     jobs = [replace(base, input=i, output=o) for i, o in zip(files, outputs, strict=True)]
     restored = 0
     # One at a time where there is no cluster: memory is for one photograph.
-    for _, done in track(spread(_restore_one, jobs, workers=1), len(jobs), "restore"):
+    for _, done in track(parallel_map(_restore_one, jobs, workers=1), len(jobs), "restore"):
         restored += not done.problem
         problems += [done.problem] if done.problem else []
         if done.warning:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from pipeline.errors import UserError
 from pipeline.storage.entry import UNFINISHED, Entry, Kind
-from pipeline.storage.patience import patiently
+from pipeline.storage.outage_retry import retry_outages
 
 __all__ = [
     "Entry",
@@ -40,7 +40,7 @@ __all__ = [
     "modified",
     "move_in",
     "name_of",
-    "patiently",
+    "retry_outages",
     "read_bytes",
     "read_json",
     "read_text",

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
 from pipeline.errors import UserError
-from pipeline.spread import has_cluster, join_cluster
+from pipeline.parallel_map import has_cluster, join_cluster
 
 log = logging.getLogger("era")
 GROWTH_CHECK_SECONDS = 5.0

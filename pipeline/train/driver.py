@@ -20,7 +20,7 @@ from pipeline.config.check import worker_range
 from pipeline.errors import Stopped, StorageDown, UserError
 from pipeline.train.attempts import Attempts
 from pipeline.train.cluster import Growth, connect, require_resources
-from pipeline.train.courier import POLL_SECONDS, start_courier
+from pipeline.train.driver_channel import POLL_SECONDS, start_channel
 from pipeline.train.failures import find_user_error, root_cause, was_preempted
 from pipeline.train.freeze import freeze
 from pipeline.train.show import Display, OnEvent
@@ -87,15 +87,15 @@ def _retry(
     attempts = Attempts(run_url)
     failures = 0
     while True:
-        before = storage.patiently(store.latest_step, "look for checkpoints")
-        owner = storage.patiently(partial(attempts.begin, config, before), "attempts.jsonl")
+        before = storage.retry_outages(store.latest_step, "look for checkpoints")
+        owner = storage.retry_outages(partial(attempts.begin, config, before), "attempts.jsonl")
         try:
             return _fit(config, run_url, owner, on_event)
         except Exception as error:
             if isinstance(error, (Stopped, UserError)) and not isinstance(error, StorageDown):
                 raise  # trying again would end the same way
-            chaos = storage.patiently(attempts.chaos_struck, "chaos.jsonl")
-            after = storage.patiently(store.latest_step, "look for checkpoints")
+            chaos = storage.retry_outages(attempts.chaos_struck, "chaos.jsonl")
+            after = storage.retry_outages(store.latest_step, "look for checkpoints")
             progress = (after or 0) > (before or 0)
             failures = 0 if progress or chaos or was_preempted(error) else failures + 1
             if failures >= TRIES_WITHOUT_PROGRESS:
@@ -115,8 +115,8 @@ def _given_up(run_url: str, failures: int, error: Exception) -> Exception:
 
 def _fit(config: TrainConfig, run_url: str, owner: str, on_event: OnEvent | None) -> None:
     """One attempt. Ray Train runs in a thread, so that signals are ours."""
-    courier = start_courier()
-    payload = {"config": config, "run_url": run_url, "courier": courier, "owner": owner}
+    channel = start_channel()
+    payload = {"config": config, "run_url": run_url, "channel": channel, "owner": owner}
     payload["folder"] = str(Path.cwd())
     outcome: list[BaseException | None] = []
     asked = False
@@ -125,16 +125,16 @@ def _fit(config: TrainConfig, run_url: str, owner: str, on_event: OnEvent | None
             target=_run_trainer, args=(config, payload, scratch, outcome), daemon=True
         )
         growth = Growth(config)
-        with _Signals(courier) as signals, Display(config.train.steps, on_event) as display:
+        with _Signals(channel) as signals, Display(config.train.steps, on_event) as display:
             thread.start()
             while thread.is_alive():
                 thread.join(POLL_SECONDS)
-                if _deliver(courier, display):
-                    courier.stop.remote()
+                if _deliver(channel, display):
+                    channel.stop.remote()
                 if not display.heard:  # no worker is up yet
                     signals.leave_if_nobody_listens()
                     growth.check()
-            asked = _deliver(courier, display)
+            asked = _deliver(channel, display)
     if signals.received:
         raise Stopped(signals.name)
     if outcome and outcome[0] is not None:
@@ -172,11 +172,11 @@ def _run_trainer(
         outcome.append(find_user_error(error) or error)
 
 
-def _deliver(courier: Any, display: Display) -> bool:
+def _deliver(channel: Any, display: Display) -> bool:
     """Show what came from rank 0; return whether a listener has asked to stop."""
     import ray
 
-    for event in ray.get(courier.collect.remote()):
+    for event in ray.get(channel.collect.remote()):
         display.show(event)
     return display.asked_to_stop
 
@@ -196,8 +196,8 @@ def _summary(run_url: str, store: CheckpointStore) -> dict[str, Any]:
 class _Signals:
     """While open, SIGTERM and Ctrl-C ask the run to save and stop; the second one ends at once."""
 
-    def __init__(self, courier: Any) -> None:
-        self.courier = courier
+    def __init__(self, channel: Any) -> None:
+        self.channel = channel
         self.received, self.since = 0, 0.0
         self.before: dict[int, Any] = {}
 
@@ -226,4 +226,4 @@ class _Signals:
             raise Stopped(self.name)
         self.received, self.since = number, time.monotonic()
         log.info("%s: saving a checkpoint, then stopping", self.name)
-        self.courier.stop.remote()
+        self.channel.stop.remote()

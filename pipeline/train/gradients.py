@@ -118,7 +118,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return on_device.cpu()
 
 
-def split(batch: Tensors, size: int) -> list[Tensors]:
+def micro_batches(batch: Tensors, size: int) -> list[Tensors]:
     """Cut a rank's share of a batch into micro-batches of at most `size` samples (0: one)."""
     count = len(batch.blur)
     size = size or count
@@ -127,7 +127,7 @@ def split(batch: Tensors, size: int) -> list[Tensors]:
 
 def _samples(parts: list[Tensors]) -> Iterator[Tensors]:
     for part in parts:
-        yield from split(part, 1)
+        yield from micro_batches(part, 1)
 
 
 def _cut(batch: Tensors, start: int, stop: int) -> Tensors:

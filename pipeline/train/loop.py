@@ -14,7 +14,7 @@ from pipeline.config.schema import TrainConfig
 from pipeline.data.augment import to_device
 from pipeline.data.loader import Batch, TrainLoader
 from pipeline.errors import UserError
-from pipeline.train.gradients import TERMS, FloatReduction, IntegerReduction, split, sum_over_ranks
+from pipeline.train.gradients import TERMS, FloatReduction, IntegerReduction, micro_batches, sum_over_ranks
 from pipeline.train.objective import ESTIMATOR, PRIOR, Objective, learning_rate, phase_of
 from pipeline.train.state import TrainState
 
@@ -71,7 +71,7 @@ class Loop:
         config, state = self.config, self.state
         phase = phase_of(state.step, config.train, self.radius_known)
         tensors = to_device(batch, self.device, config.train.channels_last)
-        parts = split(tensors, config.scaling.micro_batch)
+        parts = micro_batches(tensors, config.scaling.micro_batch)
         with self._autocast():
             terms = self.reduction.accumulate(
                 parts, phase, config.train.global_batch, self._backward

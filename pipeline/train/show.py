@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.progress import LINE_EVERY_SECONDS
-from pipeline.train.courier import Event
+from pipeline.train.driver_channel import Event
 
 log = logging.getLogger("era")
 OnEvent = Callable[[Event], object]  # returning True asks the run to save and stop

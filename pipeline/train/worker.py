@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.tracking import Tracker
 from pipeline.train.attempts import note_once, require_owner
 from pipeline.train.cluster import work_in
-from pipeline.train.courier import Courier, Event
+from pipeline.train.driver_channel import DriverChannel, Event
 from pipeline.train.freeze import frozen_hash
 from pipeline.train.loop import Loop, any_rank, gather_lists
 from pipeline.train.setup import imitated, open_splits, order_plan, prepare_torch
@@ -34,7 +34,7 @@ PREEMPTION_CHECK_SECONDS = 5.0
 
 
 def train_worker(payload: dict[str, Any]) -> None:
-    """Ray Train's entry on every rank: `config`, `run_url`, `courier`, `owner`, `folder`."""
+    """Ray Train's entry on every rank: `config`, `run_url`, `channel`, `owner`, `folder`."""
     import ray.train
 
     work_in(payload["folder"])
@@ -42,7 +42,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     worker = Worker(
         payload["config"],
         payload["run_url"],
-        payload["courier"],
+        payload["channel"],
         payload["owner"],
         context.get_world_rank(),
         context.get_world_size(),
@@ -60,14 +60,14 @@ class Worker:
         self,
         config: TrainConfig,
         run_url: str,
-        courier: Any,
+        channel: Any,
         owner: str,
         rank: int,
         world_size: int,
     ) -> None:
         self.config, self.run_url = config, run_url
         self.rank, self.world_size = rank, world_size
-        self.courier = Courier(courier)
+        self.channel = DriverChannel(channel)
         self.device = prepare_torch(config)
         self.train_split, self.val_split = open_splits(config)
         self.state = TrainState(config, self.device)
@@ -99,12 +99,12 @@ class Worker:
         loop = Loop(config, self.state, self.loader, self.device, self.train_split.has_radius)
         loop.loader_note = self._note_skipped  # type: ignore[method-assign]
         if self.rank == 0:
-            self.courier.tell(Event(self.state.step, line=self._opening()))
+            self.channel.tell(Event(self.state.step, line=self._opening()))
             if advice := imitated(config.train.precision, self.device):
-                self.courier.tell(Event(self.state.step, line=advice))
+                self.channel.tell(Event(self.state.step, line=advice))
         loop.run(self._step_done)
         self.store.wait()
-        self.courier.flush()
+        self.channel.flush()
 
     def close(self) -> None:
         """Let go of threads, files and the process group's peers."""
@@ -193,7 +193,7 @@ class Worker:
     def _tell(self, metrics: dict[str, float], checkpoint: str = "") -> None:
         if self.tracker is not None:
             self.tracker.log(self.state.step, metrics)
-            self.courier.tell(Event(self.state.step, metrics, checkpoint=checkpoint))
+            self.channel.tell(Event(self.state.step, metrics, checkpoint=checkpoint))
 
     def _validate(self) -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -246,7 +246,7 @@ class Worker:
         """Whether to stop, and whether to ask for preemptions; rank 0 says, all do the same."""
         wanted = due = False
         if self.rank == 0:
-            wanted = self.courier.should_stop() and self.state.step < self.config.train.steps
+            wanted = self.channel.should_stop() and self.state.step < self.config.train.steps
             due = time.monotonic() - self.looked >= PREEMPTION_CHECK_SECONDS
         wanted, due = any_rank(wanted, due)
         if due:
@@ -270,7 +270,7 @@ class Worker:
     def _note_skipped(self, step: int, ids: list[str]) -> None:
         if self.rank == 0:
             note_once(storage.join(self.run_url, "nonfinite.jsonl"), {"step": step, "ids": ids})
-            self.courier.tell(Event(step, line=f"step {step} skipped: not finite"))
+            self.channel.tell(Event(step, line=f"step {step} skipped: not finite"))
 
     def _tell_damaged(self) -> None:
         """Say which samples data.skip_damaged has left out; every rank must take part."""
@@ -282,7 +282,7 @@ class Worker:
             line = {"step": self.state.step, "damaged": found}
             note_once(storage.join(self.run_url, "skipped.jsonl"), line)
             for text in found:
-                self.courier.tell(Event(self.state.step, line=f"sample left out: {text}"))
+                self.channel.tell(Event(self.state.step, line=f"sample left out: {text}"))
 
     def _chaos(self, step: int) -> None:
         every = self.config.chaos.kill_every

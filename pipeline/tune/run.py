@@ -16,7 +16,7 @@ from pipeline.config.check import worker_range
 from pipeline.errors import Stopped, UserError
 from pipeline.runs import best_run
 from pipeline.runs.search import find_runs
-from pipeline.spread import has_cluster, join_cluster
+from pipeline.parallel_map import has_cluster, join_cluster
 from pipeline.train.cluster import start_local
 from pipeline.train.failures import root_cause
 from pipeline.train.freeze import frozen_hash
@@ -196,13 +196,13 @@ def _mode(sweep: SweepConfig) -> str:
 
 
 def _searcher(sweep: SweepConfig, url: str) -> Any:
-    from pipeline.tune.memory import TpeSearch
+    from pipeline.tune.replay import TpeSearch
 
     return TpeSearch(url, list(sweep.space), sweep.seed)
 
 
 def _scheduler(sweep: SweepConfig, url: str) -> Any:
-    from pipeline.tune.memory import Asha, MedianStopping
+    from pipeline.tune.replay import Asha, MedianStopping
 
     training = sweep.training().train
     if sweep.scheduler == "asha":

@@ -8,7 +8,7 @@ from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.train import train
 from pipeline.train.cluster import work_in
-from pipeline.train.courier import Event
+from pipeline.train.driver_channel import Event
 from pipeline.tune.config import SweepConfig
 from pipeline.tune.space import Point, grid, overrides_of, random_points
 

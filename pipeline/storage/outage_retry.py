@@ -14,7 +14,7 @@ log = logging.getLogger("era")
 WAITS = (5.0, 10.0, 20.0, 40.0, 60.0)  # seconds between tries: a bucket may fail for a minute
 
 
-def patiently(work: Callable[[], T], what: str, giving_up: threading.Event | None = None) -> T:
+def retry_outages(work: Callable[[], T], what: str, giving_up: threading.Event | None = None) -> T:
     """Do storage work, again and again for over two minutes: an outage of a minute loses nothing.
 
     Args:

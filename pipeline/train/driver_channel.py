@@ -23,8 +23,8 @@ class Event:
     checkpoint: str = ""  # URL of a checkpoint whose validation metrics these are
 
 
-class CourierActor:
-    """The actor's body; `start_courier` makes it an actor."""
+class ChannelActor:
+    """The actor's body; `start_channel` makes it an actor."""
 
     def __init__(self) -> None:
         self.stopping = False
@@ -45,16 +45,16 @@ class CourierActor:
         return events
 
 
-def start_courier() -> Any:
+def start_channel() -> Any:
     """Start the actor on this node and return its handle."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(CourierActor).options(num_cpus=0, scheduling_strategy=here).remote()
+    return ray.remote(ChannelActor).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
-class Courier:
+class DriverChannel:
     """Rank 0's end: never blocks a step."""
 
     def __init__(self, actor: Any) -> None:

@@ -13,7 +13,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.preprocess.layouts import Layout, Pair, base_of
 from pipeline.progress import track
-from pipeline.spread import spread
+from pipeline.parallel_map import parallel_map
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -56,7 +56,7 @@ class _Job:
     name: str
 
 
-def inspect(source: str, layout: Layout) -> Inspection:
+def precheck(source: str, layout: Layout) -> Inspection:
     """Look at every file of every split; all problems are gathered, none is raised."""
     splits = layout.splits
     paired = {name for pairs in splits.values() for pair in pairs for name in pair.files}
@@ -64,7 +64,7 @@ def inspect(source: str, layout: Layout) -> Inspection:
     jobs = [_Job(base_of(source), name) for name in names]
     found = Inspection(problems=[Problem(split, "", text) for split, text in layout.problems])
     unreadable: dict[str, str] = {}
-    for index, result in track(spread(_look, jobs), len(jobs), "inspect"):
+    for index, result in track(parallel_map(_look, jobs), len(jobs), "precheck"):
         if isinstance(result, Header):
             found.headers[names[index]] = result
         else:

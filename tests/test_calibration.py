@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.evaluate.meaning import meaning, outliers, table
+from pipeline.evaluate.calibration import calibration, outliers, table
 
 SIDE = 24
 
@@ -33,7 +33,7 @@ def test_places_are_those_of_true_outliers() -> None:
 
 
 def test_figures_by_hand() -> None:
-    found = meaning(*maps())
+    found = calibration(*maps())
     assert found["radius_error_0_1"] == pytest.approx(0.2)
     assert found["radius_error_3_5"] == pytest.approx(1.0)
     assert found["radius_error_5_7"] is None

@@ -29,7 +29,7 @@ FIGURES = {
 } | {f"e_{place}": ("size of E", text, "8-bit steps") for place, text in PLACES.items()}
 
 
-def meaning(radius: Image, true: Image, error: Image, blur: Image) -> dict[str, float | None]:
+def calibration(radius: Image, true: Image, error: Image, blur: Image) -> dict[str, float | None]:
     """Figures of one image; None where it has no such pixel.
 
     Args:
