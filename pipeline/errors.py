@@ -1,23 +1,69 @@
-"""The error that users see: one clear line, exit code 2, no traceback."""
+"""Errors that users see, and text that is safe to show: one line, no secret, no traceback."""
 
 from __future__ import annotations
 
+import os
+import re
+
 
 class UserError(Exception):
-    """Something outside this program is wrong: a file, a URL, a configuration, a bucket.
+    """The input is at fault: a file, a URL, a configuration, a bucket.
 
     The message is one line that says what is wrong, where, and what to do about it. The command
-    line prints it and exits with code 2. Never put a credential into it.
+    line prints it and exits with code 2. It must never contain a credential.
     """
 
 
 class StorageDown(UserError):
-    """A storage gave no good answer for some twenty seconds; trying again later may help."""
+    """A storage has given no usable answer for about twenty seconds; a later retry may succeed."""
 
 
 class DamagedError(UserError):
-    """What was read is not what was written, or has vanished; trying again is useless."""
+    """Data differs from what was written, or has disappeared; a retry cannot help."""
 
 
 class Stopped(Exception):
-    """A run ended early because it was asked to, with a checkpoint saved; says by what."""
+    """A run ended early on request, with a checkpoint saved; the message names the request."""
+
+
+_SECRET_NAME = re.compile(
+    r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)(?!.*(PATH|FILE|DIR|MODE)$)", re.IGNORECASE
+)
+_IN_URL = re.compile(r"(?<=://)[^/\s'\"@]+(?=@)")
+_IN_QUERY = re.compile(
+    r"([?&](?:[\w-]*(?:signature|credential|token|key|secret|password|sig)[\w-]*)=)[^&\s'\"]+",
+    re.IGNORECASE,
+)
+# Controls but for tab and line feed, lone surrogates, and overrides of the writing direction.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+_SHORTEST_SECRET = 6  # characters; masking anything shorter would garble ordinary words
+
+
+def masked(text: str) -> str:
+    """Replace secrets with ``***``: values of environment variables whose names say that they are
+    secret, user names and passwords in URLs, and signatures or tokens in their queries."""
+    for name, value in os.environ.items():
+        if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET:
+            text = text.replace(value, "***")
+    return _IN_QUERY.sub(r"\1***", _IN_URL.sub("***", text))
+
+
+def printable(text: str) -> str:
+    """Escape control characters (except line breaks and tabs) and lone surrogates.
+
+    File names may hold any byte: printed as they are, they could control the terminal, and text
+    with lone surrogates cannot be encoded.
+    """
+    return _UNSAFE.sub(lambda match: _escaped(match.group()), text)
+
+
+def one_line(text: str) -> str:
+    """Safe to print as a single line: secrets masked, white space collapsed, controls escaped."""
+    return printable(" ".join(masked(text).split()))
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere (a pod's log)."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere (such as a pod's log)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LINE_EVERY_SECONDS = 10.0
 
 
 def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """Yield the items while showing on standard error how many of `total` are done."""
+    """Yield the items and show on standard error how many of `total` are done."""
     if sys.stderr.isatty():
         yield from _bar(items, total, label)
     else:
@@ -22,10 +22,11 @@ def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
 
 def _bar(items: Iterable[T], total: int, label: str) -> Iterator[T]:
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track as rich_track
 
     console = Console(stderr=True)
-    yield from rich_track(items, total=total, description=label, console=console)
+    yield from rich_track(items, total=total, description=escape(label), console=console)
 
 
 def _lines(items: Iterable[T], total: int, label: str) -> Iterator[T]:

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import S3Server
 
 from pipeline import storage
+from pipeline.cli.edge import conclude
 
 PREPROCESS = ["preprocess", "--dataset", "dpdd", "--source", "{tmp}/empty", "--dest", "{tmp}/x"]
 EVALUATE = ["evaluate", "--checkpoint", "{tmp}/no", "--data", "{tmp}", "--out", "{tmp}/x"]
@@ -122,3 +124,133 @@ def test_bad_pairs_set_aside_end_with_2(tiny_pairs: Path, tmp_path: Path) -> Non
     assert json.loads(done.stdout)["skipped"] == 1
     assert bad.name in done.stderr
     assert storage.exists(str(tmp_path / "out" / "train" / "manifest.json"))
+
+
+def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A line of shell; ``$ERA`` is the command."""
+    return subprocess.run(
+        ["bash", "-c", line],
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        cwd=folder,
+        env={
+            **os.environ,
+            "ERA": f"{sys.executable} -m pipeline",
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            **environment,
+        },
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ("$ERA runs list {runs} --json >/dev/full", 2, "standard output: no space left on device"),
+        ("$ERA --help >/dev/full", 2, "standard output: no space left on device"),
+        ("$ERA runs list {runs} >&-", 2, "standard output: bad file descriptor"),
+        (
+            "(sleep 1; $ERA runs list {runs}; echo $? >rc) | true; exit $(cat rc)",
+            141,
+            "reader",
+        ),
+        ("(sleep 1; $ERA --help; echo $? >rc) | true; exit $(cat rc)", 141, "reader"),
+        ("$ERA runs list {runs} 2>&-", 0, ""),
+        ("$ERA runs list {runs} 2>/dev/full", 0, ""),
+        ("$ERA runs list {runs}/missing 2>&-", 2, ""),
+    ],
+)
+def test_output_that_is_full_or_gone_is_told_by_the_exit_code(
+    line: str, code: int, message: str, tmp_path: Path, small_runs: Path
+) -> None:
+    done = shell(line.format(runs=small_runs), tmp_path)
+    assert done.returncode == code, done.stderr
+    assert len(done.stderr.splitlines()) == (1 if message else 0), done.stderr
+    assert message in done.stderr
+    if code == 0:
+        assert "[red]x" in done.stdout
+
+
+@pytest.fixture
+def small_runs(tmp_path: Path) -> Path:
+    """A run whose name looks like markup."""
+    from pipeline.checkpoint.folder import META, fingerprint, write_commit
+
+    folder = tmp_path / "runs" / "[red]x"
+    step = folder / "checkpoints" / "step-00000001"
+    step.mkdir(parents=True)
+    (folder / "config.yaml").write_text("{}")
+    meta = json.dumps({"format": "era-checkpoint/1", "step": 1}).encode()
+    (step / META).write_bytes(meta)
+    write_commit(str(step), 1, {"val/psnr": 20.0}, {META: fingerprint(meta)})
+    return tmp_path / "runs"
+
+
+def test_an_error_of_ours_leaves_a_report_and_no_traceback(tmp_path: Path) -> None:
+    """A verb's work fails in a way that no verb foresees."""
+    program = (
+        "from pipeline.cli import app, main\n"
+        "from pipeline.cli.common import run_verb\n"
+        "def work():\n"
+        "    raise ValueError('[/b] \\udcff \\x1b[2J hunter22 s3://me:pw@host/x')\n"
+        "app.command('broken')(lambda: run_verb(work, print, False))\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "broken"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path), "SOME_TOKEN": "hunter22"},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    (report,) = tmp_path.glob("era-report-*.txt")
+    assert "ValueError: [/b] \\xff \\x1b[2J" in line
+    assert "please report" in line and str(report) in line
+    assert report.stat().st_mode & 0o777 == 0o600
+    text = report.read_text()
+    assert "Traceback (most recent call last)" in text
+    for output in (line, text):
+        assert "hunter22" not in output
+        assert "me:pw" not in output
+        assert "\x1b" not in output
+
+
+def endless(number: int) -> int:
+    return endless(number + 1)
+
+
+@pytest.mark.parametrize(
+    ("work", "reason"),
+    [
+        (lambda: endless(0), "RecursionError"),
+        (lambda: bytearray(1 << 62), "out of memory"),
+        (lambda: int(float("inf")), "OverflowError"),
+        (lambda: os.write(os.open("/dev/full", os.O_WRONLY), b"x"), "No space left"),
+    ],
+)
+def test_any_error_ends_in_one_line(
+    work: Callable[[], object],
+    reason: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(Exception) as caught:
+        work()
+    assert conclude(caught.value) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert reason in line
+    assert len(list(tmp_path.glob("era-report-*"))) == 1
+
+
+def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+    done = shell("$ERA restore $'a\\xff\\x1b[2J.png' --out out", tmp_path)
+    assert done.returncode == 2
+    assert "a\\xff\\x1b[2J.png" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

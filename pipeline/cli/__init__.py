@@ -1,13 +1,12 @@
-"""The `era` command: parses, prints, sets exit codes; nothing else.
+"""The `era` command: parses arguments, prints results, sets exit codes.
 
-Each verb is registered by its own file. Verbs import their rooms lazily, so that `era --help` is
-quick and a verb needs only what it uses.
+Each verb is registered by its own module and imports its implementation lazily, so that
+`era --help` is fast and a verb loads only what it uses.
 """
 
 from __future__ import annotations
 
-import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -24,7 +23,8 @@ from pipeline.cli import (
     tune,
     verify,
 )
-from pipeline.cli.common import EXIT_USER, set_up_logging
+from pipeline.cli.common import set_up_logging
+from pipeline.cli.edge import EXIT_USER, run_guarded, say
 
 app = typer.Typer(
     name="era",
@@ -57,19 +57,24 @@ for verb in (
     verb.register(app)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command line; wrong usage ends in one line, as every wrong input does."""
+    run_guarded(_run)
+
+
+def _run() -> int:
     try:
-        code = app(standalone_mode=False)
+        return int(app(standalone_mode=False) or 0)
     except Exception as error:
+        if type(error).__name__ == "Abort":  # the parser's word for an interruption
+            raise KeyboardInterrupt from None
         if not hasattr(error, "format_message"):  # only the parser's errors have it
             raise
-        print(_usage_line(error), end="", file=sys.stderr)
-        sys.exit(EXIT_USER)
-    sys.exit(code)
+        line = _usage_line(error)
+        return say(line, EXIT_USER) if line else EXIT_USER
 
 
 def _usage_line(error: Any) -> str:
     command = error.ctx.command_path if getattr(error, "ctx", None) else "era"
-    message = " ".join(str(error.format_message()).split())
-    return f"error: {message} (see {command} --help)\n" if message else ""  # the help was shown
+    message = str(error.format_message())
+    return f"error: {message} (see {command} --help)" if message else ""  # the help was shown

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.common import JsonFlag, run_verb, show_summary
+from pipeline.errors import printable
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="A root, sweep, run or checkpoint.")]
 Metric = Annotated[str, typer.Option("--metric", help="What best means; val/psnr, val/ssim, ...")]
@@ -110,19 +111,21 @@ def _show_differences(summary: dict[str, Any]) -> None:
 def _table(columns: dict[str, str], rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for title in columns.values():
-        table.add_column(title, overflow="fold")
+        table.add_column(Text(title), overflow="fold")
     for row in rows:
-        table.add_row(*(_text(row.get(key)) for key in columns))
+        # As text: names may look like markup.
+        table.add_row(*(Text(_text(row.get(key))) for key in columns))
     Console().print(table)
 
 
 def _text(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else printable(str(value))
 
 
 def _size(count: int) -> str:
