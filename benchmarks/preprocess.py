@@ -18,8 +18,8 @@ from benchmarks.loader import PAIRS, SIZE, make_pairs
 from benchmarks.table import machine, markdown, record
 from pipeline.data.shards import ShardWriter
 from pipeline.preprocess.convert import ShardJob, convert
-from pipeline.preprocess.precheck import precheck
 from pipeline.preprocess.layouts import read_layout
+from pipeline.preprocess.precheck import precheck
 
 
 def cpu(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -19,7 +19,9 @@ R = TypeVar("R")
 AHEAD = 2  # tasks per processor that a cluster holds at once
 
 
-def parallel_map(work: Callable[[T], R], items: Sequence[T], workers: int = 0) -> Iterator[tuple[int, R]]:
+def parallel_map(
+    work: Callable[[T], R], items: Sequence[T], workers: int = 0
+) -> Iterator[tuple[int, R]]:
     """Do `work` on every item, several at once; yield (index, result) as they come.
 
     Args:

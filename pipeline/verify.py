@@ -25,8 +25,8 @@ from pipeline.data.shards import (
     view_member,
 )
 from pipeline.errors import DamagedError, UserError
-from pipeline.progress import track
 from pipeline.parallel_map import parallel_map
+from pipeline.progress import track
 
 log = logging.getLogger("era")
 TAR_BLOCK = tarfile.BLOCKSIZE

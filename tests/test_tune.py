@@ -20,9 +20,9 @@ from small_run import SMALL_NETWORK
 from pipeline import storage
 from pipeline.config import load_train_config
 from pipeline.errors import UserError
+from pipeline.parallel_map import join_cluster
 from pipeline.runs import list_runs
 from pipeline.runs.search import find_runs
-from pipeline.parallel_map import join_cluster
 from pipeline.tracking.mirror import run_id
 from pipeline.tracking.segments import history, offline_runs, records
 from pipeline.train import train

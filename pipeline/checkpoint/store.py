@@ -203,7 +203,9 @@ class CheckpointStore:
     def _write(self, job: _Job) -> None:
         files = serialised(job.model, job.training, job.meta)
         storage.retry_outages(lambda: self._put(job, files), f"checkpoint of step {job.step}")
-        storage.retry_outages(lambda: self.prune(job.keep_best, job.step), "removal of old checkpoints")
+        storage.retry_outages(
+            lambda: self.prune(job.keep_best, job.step), "removal of old checkpoints"
+        )
 
     def _put(self, job: _Job, files: dict[str, bytes]) -> None:
         self.guard()

@@ -20,9 +20,9 @@ from pipeline.evaluate.published import published_rows
 from pipeline.evaluate.score import ScoreJob, score
 from pipeline.lpips import find_weights
 from pipeline.metrics import protocol_named
+from pipeline.parallel_map import parallel_map
 from pipeline.progress import track
 from pipeline.report import Case, Gallery, write_gallery
-from pipeline.parallel_map import parallel_map
 
 log = logging.getLogger("era")
 Row = dict[str, Any]

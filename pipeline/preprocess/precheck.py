@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.parallel_map import parallel_map
 from pipeline.preprocess.layouts import Layout, Pair, base_of
 from pipeline.progress import track
-from pipeline.parallel_map import parallel_map
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile

@@ -11,13 +11,13 @@ from typing import Any
 from pipeline import storage
 from pipeline.data.manifest import FORMAT, load_manifest
 from pipeline.errors import UserError
-from pipeline.preprocess.ownership import finished, published, refuse_others
+from pipeline.parallel_map import parallel_map
 from pipeline.preprocess.convert import CLIPPED, ShardJob, convert
-from pipeline.preprocess.precheck import Header, Problem, precheck
 from pipeline.preprocess.layouts import Pair, base_of, read_layout
+from pipeline.preprocess.ownership import finished, published, refuse_others
+from pipeline.preprocess.precheck import Header, Problem, precheck
 from pipeline.preprocess.publish import publish
 from pipeline.progress import track
-from pipeline.parallel_map import parallel_map
 
 log = logging.getLogger("era")
 SHARD_BYTES = 128 << 20

@@ -19,10 +19,10 @@ from pipeline.checkpoint import LoadedModel, load_model, resolve, shipped_models
 from pipeline.errors import UserError
 from pipeline.images import IMAGE_SUFFIXES, encode_png, from_float, to_float
 from pipeline.inference import Restoration, pixels_for, restore_array
+from pipeline.parallel_map import parallel_map
 from pipeline.progress import track
 from pipeline.report import false_colours, tile
 from pipeline.restore.photo import Photo, decode_photo, encode_photo
-from pipeline.parallel_map import parallel_map
 
 log = logging.getLogger("era")
 Image = np.ndarray[Any, Any]

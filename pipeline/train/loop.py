@@ -14,7 +14,13 @@ from pipeline.config.schema import TrainConfig
 from pipeline.data.augment import to_device
 from pipeline.data.loader import Batch, TrainLoader
 from pipeline.errors import UserError
-from pipeline.train.gradients import TERMS, FloatReduction, IntegerReduction, micro_batches, sum_over_ranks
+from pipeline.train.gradients import (
+    TERMS,
+    FloatReduction,
+    IntegerReduction,
+    micro_batches,
+    sum_over_ranks,
+)
 from pipeline.train.objective import ESTIMATOR, PRIOR, Objective, learning_rate, phase_of
 from pipeline.train.state import TrainState
 

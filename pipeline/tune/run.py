@@ -14,9 +14,9 @@ import yaml
 from pipeline import storage
 from pipeline.config.check import worker_range
 from pipeline.errors import Stopped, UserError
+from pipeline.parallel_map import has_cluster, join_cluster
 from pipeline.runs import best_run
 from pipeline.runs.search import find_runs
-from pipeline.parallel_map import has_cluster, join_cluster
 from pipeline.train.cluster import start_local
 from pipeline.train.failures import root_cause
 from pipeline.train.freeze import frozen_hash
