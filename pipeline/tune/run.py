@@ -117,6 +117,7 @@ def _tuner(sweep: SweepConfig, url: str, plan: Plan) -> Any:
 
     from pipeline.tune.show import Lines
 
+    _forward_no_credentials()
     trainable = tune.with_resources(
         partial(run_trial, sweep=sweep, folder=str(Path.cwd())), plan.driver
     )
@@ -155,6 +156,18 @@ def _tuner(sweep: SweepConfig, url: str, plan: Plan) -> Any:
             verbose=0,
         ),
     )
+
+
+def _forward_no_credentials() -> None:
+    """Keep AWS_* out of the trial actors' runtime environment.
+
+    Tune copies these variables there, and Ray shows a runtime environment in command lines and
+    logs. Nodes have credentials in their own environment. Tune has no option for this.
+    """
+    from ray.tune.execution import class_cache
+
+    names = class_cache.ENV_VARS_TO_PROPAGATE
+    names.difference_update([name for name in names if name.startswith("AWS_")])
 
 
 def _has_state(url: str) -> bool:
