@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,86 @@ def test_going_on_before_a_damaged_checkpoint_keeps_the_new_one(tmp_path: Path) 
     save(store, 200, 10.0, keep_best=1)  # a run resumed from 100
     latest = store.latest()
     assert latest is not None and latest.step == 200
+
+
+def test_pruning_leaves_what_this_attempt_does_not_know_to_be_its_own(run_url: str) -> None:
+    """Newer steps, unreadable ones and ones passed over stay, whatever the scores say."""
+    older, newer = CheckpointStore(run_url), CheckpointStore(run_url)
+    for step, psnr in ((100, 30.0), (200, 29.0), (300, 1.0), (400, 2.0), (500, 3.0)):
+        save(newer, step, psnr, keep_best=9)
+    commit = storage.join(older.url_of(100), COMMIT)
+    told = storage.read_bytes(commit)
+    storage.write_bytes(commit, b"{")  # one bad answer, for the best of all
+    older.prune(keep_best=1, last=300)
+    storage.write_bytes(commit, told)
+    assert older.steps() == [100, 200, 300, 400, 500]
+    training = storage.join(older.url_of(500), TRAINING)
+    told = storage.read_bytes(training)
+    storage.write_bytes(training, b"cut")
+    latest = older.latest()
+    assert latest is not None and latest.step == 400
+    storage.write_bytes(training, told)
+    save(older, 600, 1.0, keep_best=1)
+    assert older.steps() == [100, 500, 600]
+
+
+def test_an_attempt_that_was_overtaken_deletes_and_commits_nothing(run_url: str) -> None:
+    """The newer attempt takes over between two requests of the older one: at each of them."""
+    save(CheckpointStore(run_url), 100, 20.0, keep_best=9)
+    save(CheckpointStore(run_url), 200, 10.0, keep_best=9)
+    done, allowed = False, 0
+    while not done:
+        left = iter(range(allowed))
+
+        def guard(left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise UserError("taken over")
+
+        older = CheckpointStore(run_url, guard, "0001-old")
+        before = older_files(run_url)
+        try:
+            save(older, 300, 30.0, keep_best=1)
+            done = True
+        except UserError:
+            allowed += 1
+            removed = before - older_files(run_url)
+            assert len(removed) <= max(0, allowed - PUTS)  # one for each guard after COMMIT
+            assert 300 in older.steps() or not removed
+    assert older.steps() == [300]
+    found = json.loads(storage.read_text(storage.join(older.url_of(300), COMMIT)))
+    assert found["attempt"] == "0001-old"
+
+
+PUTS = 6  # guarded requests that save a checkpoint: COMMIT's removal, three files, metrics, COMMIT
+
+
+def older_files(run_url: str) -> set[str]:
+    """The files of the checkpoints before step 300."""
+    return {e.relative for e in storage.find(run_url) if "step-00000300" not in e.relative}
+
+
+def test_an_upload_that_outlives_its_guard_is_not_repeated(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """COMMIT fails on its way, and meanwhile another attempt takes the run over."""
+    overtaken: list[str] = []
+
+    def plan(method: str, path: str) -> str:
+        if method == "PUT" and path.endswith(COMMIT) and not overtaken:
+            overtaken.append(path)
+            return "slowdown"
+        return ""
+
+    def guard() -> None:
+        if overtaken:
+            raise UserError("taken over")
+
+    with faulty_proxy(s3_server.endpoint, plan) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        store = CheckpointStore(storage.join(s3_server.url, "r"), guard)
+        with pytest.raises(UserError, match="taken over"):
+            save(store, 1)
+    assert store.steps() == []
 
 
 def test_saving_a_step_again_is_never_half_done(

@@ -121,10 +121,15 @@ def open_checkpoint(url: str) -> Checkpoint:
 
 
 def write_commit(
-    url: str, step: int, metrics: dict[str, float], files: dict[str, dict[str, Any]]
+    url: str,
+    step: int,
+    metrics: dict[str, float],
+    files: dict[str, dict[str, Any]],
+    attempt: str = "",
 ) -> None:
     """Write COMMIT: from now on the folder counts as whole."""
-    commit = {"format": FORMAT, "step": step, "metrics": metrics, "files": files}
+    author = {"attempt": attempt} if attempt else {}
+    commit = {"format": FORMAT, "step": step, **author, "metrics": metrics, "files": files}
     storage.write_json(storage.join(url, COMMIT), commit)
 
 

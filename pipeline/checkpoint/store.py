@@ -51,15 +51,20 @@ class CheckpointStore:
 
     Args:
         run_url: the run's folder, local or s3://.
-        guard: called before anything is written or removed; raises where the run is not ours.
+        guard: called before every write, retry and deletion; raises where the run is not ours.
+        attempt: the id of the attempt that writes, kept in COMMIT.
     """
 
-    def __init__(self, run_url: str, guard: Callable[[], None] = lambda: None) -> None:
-        self.run_url, self.guard = run_url, guard
+    def __init__(
+        self, run_url: str, guard: Callable[[], None] = lambda: None, attempt: str = ""
+    ) -> None:
+        self.run_url, self.guard, self.attempt = run_url, guard, attempt
         self.folder = storage.join(run_url, "checkpoints")
         self._queue: queue.Queue[_Job] = queue.Queue(maxsize=1)
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self._passed_over: set[int] = set()
+        self._unfinished: set[int] = set()  # without a COMMIT at the last prune
 
     def url_of(self, step: int) -> str:
         """Where a step's checkpoint lies."""
@@ -149,18 +154,31 @@ class CheckpointStore:
     def prune(self, keep_best: int, last: int, metric: str = "val/psnr") -> None:
         """Delete all but the best `keep_best` by a metric and the one of step `last`.
 
-        Where fewer have the metric the newest others take the free places. Folders that were never
-        committed go too, and so does what is newer than `last`: a resumed run has passed over it as
-        damaged. COMMIT goes first.
+        Where fewer have the metric the newest others take the free places. COMMIT goes first.
+
+        What this attempt did not write or see to be whole stays: steps above `last`, which belong
+        to a newer attempt or were passed over; checkpoints whose COMMIT cannot be read now; and
+        folders without a COMMIT, unless the prune before this one found them without it too.
         """
-        opened = list(filter(None, (self._opened(s) for s in self._all_steps() if s <= last)))
+        steps = [s for s in self._all_steps() if s <= last and s not in self._passed_over]
+        opened = list(filter(None, map(self._opened, steps)))
         best = [c.step for c in ranked(opened, metric, lambda c: c.metrics)][:keep_best]
         others = [c.step for c in reversed(opened) if c.step not in (*best, last)]
         keep = {last, *best, *others[: keep_best - len(best)]}
-        for step in self._all_steps():
-            if step not in keep:
-                storage.delete(self._commit_url(step))
-                storage.delete(self.url_of(step))
+        unfinished = {s for s in steps if s != last and not storage.exists(self._commit_url(s))}
+        for step in [c.step for c in opened if c.step not in keep]:
+            self._delete(step)
+        for step in sorted(unfinished & self._unfinished):
+            self._delete(step)
+        self._unfinished = unfinished
+
+    def _delete(self, step: int) -> None:
+        self.guard()
+        storage.delete(self._commit_url(step))
+        for entry in storage.find(self.url_of(step)):
+            self.guard()
+            storage.delete(entry.url)
+        storage.delete(self.url_of(step))  # the empty folder of a local run
 
     def _all_steps(self) -> list[int]:
         names = storage.list_names(self.folder)
@@ -183,6 +201,7 @@ class CheckpointStore:
             return checkpoint
         except DamagedError as error:
             log.warning("checkpoint passed over: %s", error)
+            self._passed_over.add(step)
             return None
 
     def _work(self) -> None:
@@ -202,22 +221,26 @@ class CheckpointStore:
 
     def _write(self, job: _Job) -> None:
         files = serialised(job.model, job.training, job.meta)
-        storage.retry_outages(lambda: self._put(job, files), f"checkpoint of step {job.step}")
-        storage.retry_outages(
-            lambda: self.prune(job.keep_best, job.step), "removal of old checkpoints"
-        )
+        with storage.checked_before_retries(self.guard):
+            storage.retry_outages(lambda: self._put(job, files), f"checkpoint of step {job.step}")
+            storage.retry_outages(
+                lambda: self.prune(job.keep_best, job.step), "removal of old checkpoints"
+            )
 
     def _put(self, job: _Job, files: dict[str, bytes]) -> None:
         self.guard()
         url = self.url_of(job.step)
         storage.delete(storage.join(url, COMMIT))  # what was there is not whole any more
         for name, data in files.items():
+            self.guard()
             storage.write_bytes(storage.join(url, name), data)
-        self.guard()
         for name, data in job.files.items():
+            self.guard()
             storage.write_bytes(storage.join(self.run_url, name), data)
         prints = {name: fingerprint(data) for name, data in files.items()}
-        write_commit(url, job.step, job.metrics, prints)
+        self.guard()
+        write_commit(url, job.step, job.metrics, prints, self.attempt)
+        self._passed_over.discard(job.step)
 
 
 def serialised(

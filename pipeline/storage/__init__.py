@@ -22,11 +22,13 @@ from typing import Any, Protocol
 from pipeline.errors import UserError
 from pipeline.storage.entry import UNFINISHED, Entry, Kind
 from pipeline.storage.outage_retry import retry_outages
+from pipeline.storage.recheck import checked_before_retries
 
 __all__ = [
     "Entry",
     "absolute",
     "check_writable",
+    "checked_before_retries",
     "delete",
     "download",
     "exists",

@@ -15,6 +15,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_e
 from pipeline.errors import StorageDown, UserError
 from pipeline.storage.entry import Entry, Kind
 from pipeline.storage.faults import ShortBody, explain, is_transient
+from pipeline.storage.recheck import recheck
 
 T = TypeVar("T")
 
@@ -160,6 +161,7 @@ class BucketFiles:
             retry=retry_if_exception(is_transient),
             wait=wait_random_exponential(multiplier=0.2, max=2.0),
             stop=_given_up,
+            before=recheck,
             reraise=True,
         )
         try:

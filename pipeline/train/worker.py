@@ -71,7 +71,7 @@ class Worker:
         self.device = prepare_torch(config)
         self.train_split, self.val_split = open_splits(config)
         self.state = TrainState(config, self.device)
-        self.store = CheckpointStore(run_url, lambda: require_owner(run_url, owner))
+        self.store = CheckpointStore(run_url, lambda: require_owner(run_url, owner), owner)
         self.spool = tempfile.TemporaryDirectory(prefix="era-spool-")
         self.tracker: Tracker | None = None
         self.draining_nodes: set[str] = set()
