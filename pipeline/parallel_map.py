@@ -1,22 +1,23 @@
 """Work over many items: on a Ray cluster where there is one, else in threads of this process.
 
-The work itself (decoding, hashing, copying, convolutions) leaves Python's lock, so that threads
-use every core.
+The work itself (decoding, hashing, copying, convolutions) releases the GIL, so that threads use
+every core.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar
 
+from pipeline.cluster import Wait, has_cluster, join
 from pipeline.errors import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
 AHEAD = 2  # tasks per processor that a cluster holds at once
+LONGEST_SECONDS = 3600.0  # without one item done, after which the cluster counts as stuck
 
 
 def parallel_map(
@@ -25,43 +26,13 @@ def parallel_map(
     """Do `work` on every item, several at once; yield (index, result) as they come.
 
     Args:
-        work: a function that can be pickled, of one item; may be run again after a lost node.
-        workers: threads where there is no cluster; 0 = one per processor.
+        work: a function of one item that can be pickled; it may run again after a node was lost.
+        workers: threads where there is no cluster; 0 means one per processor.
 
     Raises:
-        UserError: the first one that `work` raised.
+        UserError: the first one that `work` raised, or where the cluster makes no progress.
     """
     return _on_ray(work, items) if has_cluster() else _in_threads(work, items, workers)
-
-
-def has_cluster() -> bool:
-    """Whether RAY_ADDRESS names a cluster, or this process has joined one."""
-    if os.environ.get("RAY_ADDRESS"):
-        return True
-    import sys
-
-    ray = sys.modules.get("ray")  # a process that never imported Ray has joined nothing
-    return ray is not None and bool(ray.is_initialized())
-
-
-def join_cluster() -> None:
-    """Join the cluster that RAY_ADDRESS names, once.
-
-    Raises:
-        UserError: if it does not answer, or runs another Ray or Python.
-    """
-    import ray
-
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        address, reason = os.environ.get("RAY_ADDRESS", ""), " ".join(str(error).split())
-        if "Version mismatch" in reason:
-            raise UserError(f"RAY_ADDRESS={address}: {reason} Use the cluster's image") from None
-        raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason})") from None
 
 
 def _in_threads(
@@ -79,26 +50,44 @@ def _in_threads(
 def _on_ray(work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
     import ray
 
-    join_cluster()
+    join()
     remote = ray.remote(_attempt).options(num_cpus=1, max_retries=5)
     limit = max(1, int(ray.cluster_resources().get("CPU", 1))) * AHEAD
     waiting, running = list(enumerate(items)), dict[Any, int]()
     waiting.reverse()
-    while waiting or running:
-        while waiting and len(running) < limit:
-            index, item = waiting.pop()
-            running[remote.remote(work, item)] = index
-        ready, _ = ray.wait(list(running), num_returns=1)
-        result, problem = ray.get(ready[0])
-        if problem:
-            for other in running:
-                ray.cancel(other)
-            raise UserError(problem)
-        yield running.pop(ready[0]), result
+    wait = Wait("the cluster's next result", LONGEST_SECONDS, "see `ray status` for free CPUs")
+    try:
+        while waiting or running:
+            while waiting and len(running) < limit:
+                index, item = waiting.pop()
+                running[remote.remote(work, item)] = index
+            done = _next(list(running), wait)
+            result, problem = ray.get(done)
+            if problem:
+                raise UserError(problem)
+            yield running.pop(done), result
+    finally:
+        for other in running:
+            ray.cancel(other)
+
+
+def _next(tasks: list[Any], wait: Wait) -> Any:
+    """The next task that has ended."""
+    import ray
+
+    wait.restart()
+    while True:
+        ready, _ = ray.wait(tasks, num_returns=1, timeout=1.0)
+        if ready:
+            return ready[0]
+        try:
+            wait.check()
+        except TimeoutError as error:
+            raise UserError(str(error)) from None
 
 
 def _attempt(work: Callable[[Any], Any], item: Any) -> tuple[Any, str]:
-    """The user's errors come back as values: Ray would wrap them in a traceback."""
+    """Return the user's errors as values: Ray would wrap them in a traceback."""
     try:
         return work(item), ""
     except UserError as error:

@@ -95,8 +95,11 @@ def test_wandb_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     ("address", "cure"),
     [
         (DEAD, "no Ray cluster answers there (Connection refused); check the address"),
-        (f"http://{DEAD}", "does not answer (Connection refused); check the address"),
-        ("ray://127.0.0.1:10001", "give HOST:6379 or http://HOST:8265"),
+        (
+            f"http://{DEAD}",
+            "no Ray job server answers there (Connection refused); check the address",
+        ),
+        ("ray://127.0.0.1:10001", "only HOST:PORT of a cluster can be joined, such as HOST:6379"),
     ],
 )
 def test_dead_addresses(address: str, cure: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,5 +185,7 @@ def test_a_token_that_does_not_fit() -> None:
     assert done.returncode == 2
     checks = json.loads(done.stdout)["checks"]
     line = the_failure(Finding(**check) for check in checks)
-    assert "refuses us" in line and "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH" in line
+    assert (
+        "wants another token" in line and "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH" in line
+    )
     assert "another-token" not in line

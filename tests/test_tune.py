@@ -18,9 +18,9 @@ from conftest import S3Server
 from small_run import SMALL_NETWORK
 
 from pipeline import storage
+from pipeline.cluster import join
 from pipeline.config import load_train_config
 from pipeline.errors import UserError
-from pipeline.parallel_map import join_cluster
 from pipeline.runs import list_runs
 from pipeline.runs.search import find_runs
 from pipeline.tracking.mirror import run_id
@@ -179,7 +179,7 @@ def test_plan_says_what_runs_at_once_and_where(
     ray_cluster: str, tiny_data: Path, tmp_path: Path
 ) -> None:
     """The cluster has three nodes of two processors; one of them offers eight `trial`."""
-    join_cluster()
+    join()
 
     def plan(*overrides: str, **changes: object) -> Plan:
         path = sweep_file(tmp_path, str(tiny_data), str(tmp_path), **changes)

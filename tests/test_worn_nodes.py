@@ -14,9 +14,9 @@ from small_run import assert_same_run, config_of
 from test_chain import start
 
 from pipeline.checkpoint import CheckpointStore
+from pipeline.cluster import require_resources
 from pipeline.errors import UserError
 from pipeline.train import train
-from pipeline.train.cluster import require_resources
 from pipeline.train.driver_channel import Event
 
 if TYPE_CHECKING:

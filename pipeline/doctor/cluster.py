@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import platform
-import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pipeline.cluster import join
 from pipeline.doctor.all_reduce import check_all_reduce
 from pipeline.doctor.finding import FAILURE, OK, WARNING, Finding, judged
-from pipeline.doctor.machine import ANSWER, disks, gpus, packages, wandb
+from pipeline.doctor.machine import disks, gpus, packages, wandb
 from pipeline.errors import UserError
-from pipeline.parallel_map import join_cluster
 
 NODE_ANSWER = 60  # seconds
 SKEW = 60  # seconds between nodes
@@ -26,8 +25,7 @@ def check_cluster(address: str, workers: int) -> Iterator[Finding]:
     Raises:
         UserError: if it does not answer, or runs other versions than this process.
     """
-    _knock(address)
-    join_cluster()
+    join(address)
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -44,21 +42,6 @@ def check_cluster(address: str, workers: int) -> Iterator[Finding]:
     yield from _well(nodes)
     yield from _gpus([node for node in nodes if node["Resources"].get("GPU")])
     yield from check_all_reduce(has.get("CPU", 0), int(has.get("GPU", 0)), len(nodes), workers)
-
-
-def _knock(address: str) -> None:
-    """Ray itself would wait long for a dead address."""
-    if address.startswith("ray://"):
-        raise UserError(f"{address}: Ray clients cannot train; give HOST:6379 or http://HOST:8265")
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        return  # auto, local: Ray's own words
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        cure = "check the address, the port-forward, and that the head runs (`ray status`)"
-        raise UserError(f"{address}: no Ray cluster answers there ({reason}); {cure}") from None
 
 
 def _versions(nodes: list[Node]) -> Iterator[Finding]:

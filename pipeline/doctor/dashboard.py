@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.cluster import job_client, wait_for
 from pipeline.doctor.finding import FAILURE, Finding, judged
-from pipeline.doctor.machine import ANSWER
-from pipeline.errors import UserError
 
-PATIENCE = 420  # seconds for the whole job
+LONGEST_SECONDS = 420  # of the whole job
 NOT_FOUND = 127  # a shell's exit code
 
 
@@ -23,11 +18,12 @@ def check_dashboard(address: str, bucket: str, data: str, workers: int) -> Itera
     """Reach the job server, compare versions, and run `era doctor` there.
 
     Raises:
-        UserError: if it does not answer, or not to us.
+        UserError: if it does not answer, or refuses the token.
     """
-    _knock(address)
-    client = _client(address)
-    there, here = _versions(client)
+    import ray
+
+    client = job_client(address)
+    there, here = client.ray_version, ray.__version__
     text = f"{address} answers, Ray {there} there and {here} here"
     yield judged("ray jobs", there == here, text, f"install ray=={there} or change the image")
     command = ["era", "doctor", "--json"]
@@ -44,51 +40,15 @@ def check_dashboard(address: str, bucket: str, data: str, workers: int) -> Itera
     yield from _findings(client, job)
 
 
-def _knock(address: str) -> None:
-    """Ray's own client would wait for ever."""
-    try:
-        urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=ANSWER).close()
-    except urllib.error.HTTPError:
-        return  # it answers: a token is missing
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        reason = getattr(reason, "strerror", None) or reason
-        cure = "check the address, the port-forward, and that the head runs"
-        raise UserError(f"{address} does not answer ({reason}); {cure}") from None
-
-
-def _client(address: str) -> Any:
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # else RAY_ADDRESS would win over ours
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray would not send it
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
-
-    try:
-        return JobSubmissionClient(address)
-    except (AuthenticationError, ConnectionError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        cure = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, or RAY_AUTH_TOKEN"
-        raise UserError(f"{address} refuses us ({reason}); {cure}") from None
-
-
-def _versions(client: Any) -> tuple[str, str]:
-    import ray
-
-    answer = client._do_request("GET", "/api/version")  # no public call gives Ray's version
-    return str(answer.json().get("ray_version", "unknown")), ray.__version__
-
-
 def _findings(client: Any, job: str) -> Iterator[Finding]:
     """What the job found, once it has ended."""
-    deadline = time.monotonic() + PATIENCE
-    while not client.get_job_status(job).is_terminal():
-        if time.monotonic() > deadline:
-            client.stop_job(job)
-            cure = f"see `ray job logs {job}` and `ray status`"
-            yield Finding("cluster", FAILURE, f"no result within {PATIENCE} s; {cure}")
-            return
-        time.sleep(0.5)
+    try:
+        wait_for(lambda: client.get_job_status(job).is_terminal(), "its checks", LONGEST_SECONDS)
+    except TimeoutError:
+        client.stop_job(job)
+        cure = f"see `ray job logs {job}` and `ray status`"
+        yield Finding("cluster", FAILURE, f"no result within {LONGEST_SECONDS} s; {cure}")
+        return
     found = _last_json(client.get_job_logs(job))
     if found is not None:
         for finding in found["checks"]:

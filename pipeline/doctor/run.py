@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
+from pipeline.cluster import address_of
 from pipeline.doctor.dashboard import check_dashboard
 from pipeline.doctor.finding import FAILURE, OK, Finding
 from pipeline.doctor.machine import disks, gpus, packages, python, wandb
@@ -26,7 +26,7 @@ def diagnose(
         data: URL of a split, whose shards are looked for and read.
         workers: ranks of the all-reduce; 0: one per node, or per GPU.
     """
-    address = address or os.environ.get("RAY_ADDRESS", "")
+    address = address or address_of()
     checks: dict[str, Check] = {"python": python, "packages": packages}
     if address.startswith(("http://", "https://")):
         checks["ray jobs"] = lambda: check_dashboard(address, bucket, data, workers)
@@ -59,5 +59,4 @@ def _cluster(address: str, workers: int) -> Iterator[Finding]:
         return
     from pipeline.doctor.cluster import check_cluster
 
-    os.environ["RAY_ADDRESS"] = address
     yield from check_cluster(address, workers)

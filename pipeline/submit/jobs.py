@@ -12,21 +12,18 @@ import secrets
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
+from pipeline.cluster import job_client, no_address, wait_for
 from pipeline.errors import UserError
 from pipeline.submit.command import Command, Outcome, refuse_local_paths
 from pipeline.submit.follow import PAUSE, follow
 from pipeline.submit.package import pack
 
 log = logging.getLogger("era")
-ANSWER_SECONDS = 60  # of one request
 STOP_SECONDS = 90  # between SIGTERM and SIGKILL of a stopped job: a checkpoint's upload; Ray has 3
-TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 SENDS = 3  # tries to send a job over a connection that breaks
 TARGET = "era-target"  # in the job's metadata: what it makes
 
@@ -85,52 +82,16 @@ def connect(address: str) -> Any:
     Raises:
         UserError: if it can't be reached, refuses the token, or runs another version of Ray.
     """
-    _check_address(address)
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray would not send it
     import ray
-    import requests
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
 
-    for talkative in (JobSubmissionClient.__module__, *TALKATIVE):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
-
-    class Client(JobSubmissionClient):
-        """Ray's client, but no request waits for ever on a connection that is dead."""
-
-        def _do_request(self, method: str, endpoint: str, **rest: Any) -> Any:
-            rest.setdefault("timeout", ANSWER_SECONDS)
-            return super()._do_request(method, endpoint, **rest)
-
-    try:
-        with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would go before --address
-            client = Client(address)
-    except AuthenticationError:
-        raise UserError(
-            f"{address}: the cluster wants another token; set RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-        ) from None
-    except (ConnectionError, RuntimeError, requests.RequestException) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{address}: no Ray job server answers there ({reason}); is the port forwarded?"
-        ) from None
-    theirs = client._server_ray_version  # what the constructor asked for; no public call has it
+    client = job_client(address)
+    theirs = client.ray_version
     if theirs != ray.__version__:
         raise UserError(
             f"{address}: the cluster has Ray {theirs}, this machine {ray.__version__}; "
             f"use the cluster's image, or pip install 'ray[default]=={theirs}' here"
         )
     return client
-
-
-def _check_address(address: str) -> None:
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError("--address: expected the job server's URL, such as http://127.0.0.1:8265")
-    if parts.username or parts.password or parts.query:
-        raise UserError("--address: no credential belongs there; set RAY_AUTH_TOKEN instead")
 
 
 def _send(
@@ -188,7 +149,7 @@ def _several_nodes(address: str) -> bool:
     """Whether work may land on more than one node: now, or once an autoscaler adds some."""
     from ray.util.state import list_nodes
 
-    with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+    with no_address():
         nodes = list_nodes(address=address, filters=[("state", "=", "ALIVE")], limit=100)
     return len(nodes) != 1 or not (nodes[0].resources_total or {}).get("CPU")
 
@@ -215,20 +176,12 @@ def _part_from(client: Any, job: str, options: RayOptions) -> None:
     log.warning("stopping job %s; it may save for %d s", job, STOP_SECONDS)
     try:
         client.stop_job(job)
-        deadline = time.monotonic() + STOP_SECONDS + 30
-        while not client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
-            time.sleep(1)
-    except (RuntimeError, OSError):
+        wait_for(
+            lambda: client.get_job_status(job).is_terminal(),
+            f"job {job} to stop",
+            STOP_SECONDS + 30,
+        )
+    except (RuntimeError, OSError):  # a wait that ended too
         log.warning("job %s may still run: the cluster doesn't answer; `%s` ends it", job, stop)
         return
     log.warning("job %s is stopped; the same command goes on with its work", job)
-
-
-@contextmanager
-def _without(*names: str) -> Iterator[None]:
-    """While open, these environment variables are unset."""
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(before)

@@ -15,11 +15,11 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.checkpoint import CheckpointStore
+from pipeline.cluster import Growth, connected, require_resources
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
 from pipeline.errors import Stopped, StorageDown, UserError
 from pipeline.train.attempts import Attempts
-from pipeline.train.cluster import Growth, connect, require_resources
 from pipeline.train.driver_channel import POLL_SECONDS, start_channel
 from pipeline.train.failures import find_user_error, root_cause, was_preempted
 from pipeline.train.freeze import freeze
@@ -55,9 +55,10 @@ def train(config: TrainConfig, on_event: OnEvent | None = None) -> dict[str, Any
     if latest is not None and latest.step >= config.train.steps:
         log.info("run %s is finished: step %d of %d", run_url, latest.step, config.train.steps)
         return _summary(run_url, store)
-    connect(config)
-    require_resources(config)
-    _retry(config, run_url, store, on_event)
+    # Logical processors as the run needs them: more workers than cores is slow, not wrong.
+    with connected(worker_range(config)[1] * config.scaling.cpus_per_worker):
+        require_resources(config)
+        _retry(config, run_url, store, on_event)
     return _summary(run_url, store)
 
 

@@ -16,13 +16,13 @@ import torch.distributed as dist
 
 from pipeline import __version__, storage
 from pipeline.checkpoint import CheckpointStore
+from pipeline.cluster import work_in
 from pipeline.config import TrainConfig, to_plain
 from pipeline.data.loader import Batch, TrainLoader
 from pipeline.data.split import Split
 from pipeline.errors import UserError
 from pipeline.tracking import Tracker
 from pipeline.train.attempts import note_once, require_owner
-from pipeline.train.cluster import work_in
 from pipeline.train.driver_channel import DriverChannel, Event
 from pipeline.train.freeze import frozen_hash
 from pipeline.train.loop import Loop, any_rank, gather_lists

@@ -7,9 +7,9 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.cluster import per_worker, require_resources, room
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
-from pipeline.train.cluster import per_worker, require_resources, room
 from pipeline.tune.config import SweepConfig
 from pipeline.tune.space import overrides_of
 from pipeline.tune.trial import points_of

@@ -12,12 +12,11 @@ from typing import Any
 import yaml
 
 from pipeline import storage
+from pipeline.cluster import connected
 from pipeline.config.check import worker_range
 from pipeline.errors import Stopped, UserError
-from pipeline.parallel_map import has_cluster, join_cluster
 from pipeline.runs import best_run
 from pipeline.runs.search import find_runs
-from pipeline.train.cluster import start_local
 from pipeline.train.failures import root_cause
 from pipeline.train.freeze import frozen_hash
 from pipeline.tune.config import SweepConfig, load_sweep
@@ -48,13 +47,9 @@ def tune(name: str, overrides: list[str]) -> dict[str, Any]:
     url = storage.absolute(storage.join(training.run.root, training.run.name))
     storage.check_writable(url)
     _refuse_another(url, sweep)
-    _connect(sweep)
-    plan = make_plan(sweep)
-    log.info("%s", plan)
-    if not storage.exists(storage.join(url, FILE)):
-        storage.write_text(storage.join(url, FILE), yaml.safe_dump(asdict(sweep), sort_keys=False))
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", SNAPSHOT_SECONDS)
-    results = _tuner(sweep, url, plan).fit()
+    processors = worker_range(training)[0] * training.scaling.cpus_per_worker
+    with connected(processors, {"trial": 1000}):
+        plan, results = _run(sweep, url)
     ended = [r for r in results if r.error is not None or (r.metrics or {}).get("done")]
     if len(ended) < plan.trials:  # Tune takes Ctrl-C for itself, and returns what there is
         raise Stopped("SIGINT")
@@ -102,13 +97,14 @@ def _refuse_another(url: str, sweep: SweepConfig) -> None:
         )
 
 
-def _connect(sweep: SweepConfig) -> None:
-    if has_cluster():
-        join_cluster()
-        return
-    training = sweep.training()
-    need = worker_range(training)[0] * training.scaling.cpus_per_worker
-    start_local(max(need, os.cpu_count() or 1), {"trial": 1000})
+def _run(sweep: SweepConfig, url: str) -> tuple[Plan, Any]:
+    """Run what is left of the sweep on the cluster that this process has joined."""
+    plan = make_plan(sweep)
+    log.info("%s", plan)
+    if not storage.exists(storage.join(url, FILE)):
+        storage.write_text(storage.join(url, FILE), yaml.safe_dump(asdict(sweep), sort_keys=False))
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", SNAPSHOT_SECONDS)
+    return plan, _tuner(sweep, url, plan).fit()
 
 
 def _tuner(sweep: SweepConfig, url: str, plan: Plan) -> Any:

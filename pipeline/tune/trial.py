@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline import storage
+from pipeline.cluster import work_in
 from pipeline.config import TrainConfig
 from pipeline.train import train
-from pipeline.train.cluster import work_in
 from pipeline.train.driver_channel import Event
 from pipeline.tune.config import SweepConfig
 from pipeline.tune.space import Point, grid, overrides_of, random_points

@@ -1,11 +1,8 @@
-"""Reaching a Ray cluster, and refusing what it can never give."""
+"""What a run needs of a Ray cluster, and refusing what the cluster can never give."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import socket
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,63 +10,9 @@ from typing import Any
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
 from pipeline.errors import UserError
-from pipeline.parallel_map import has_cluster, join_cluster
 
 log = logging.getLogger("era")
 GROWTH_CHECK_SECONDS = 5.0
-
-
-def connect(config: TrainConfig) -> None:
-    """Join the cluster that RAY_ADDRESS names, or start a local one for this process."""
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    if has_cluster():
-        join_cluster()
-        return
-    # Logical processors as the run needs them: more workers than cores is slow, not wrong.
-    most = worker_range(config)[1] * config.scaling.cpus_per_worker
-    start_local(max(most, os.cpu_count() or 1))
-
-
-def work_in(folder: str) -> None:
-    """Let relative paths mean what they mean to the command: Ray moves workers elsewhere.
-
-    Another machine may have no such folder; what is missing then is told by name.
-    """
-    with contextlib.suppress(OSError):
-        os.chdir(folder)
-
-
-def start_local(processors: int, resources: dict[str, float] | None = None) -> None:
-    """Start a Ray cluster of this process's own, which ends with it.
-
-    Ray's own helpers look for "the" cluster of a machine, and for its dashboard at the usual port.
-    They may find another run's there, hold this run's driver for dead, and take its workers away.
-    Hence the known address, and a dashboard port that nobody serves.
-    """
-    import ray
-    from ray.util import get_node_ip_address
-
-    port, dashboard = _free_ports()
-    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
-    os.environ["RAY_ADDRESS"] = f"{get_node_ip_address()}:{port}"
-    ray.init(
-        address="local",
-        num_cpus=processors,
-        resources=resources,
-        include_dashboard=False,
-        dashboard_port=dashboard,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-
-
-def _free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as other:
-        for probe in (one, other):
-            probe.bind(("", 0))
-        return one.getsockname()[1], other.getsockname()[1]
 
 
 def per_worker(config: TrainConfig) -> dict[str, int]:

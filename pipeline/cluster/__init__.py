@@ -1,0 +1,31 @@
+"""Everything this program knows of Ray clusters: joining, starting, sizing, job servers, waiting.
+
+Nothing here leaves a change in `os.environ`. What Ray itself can only be told through the
+environment is set while a cluster starts, and restored afterwards.
+"""
+
+from pipeline.cluster.capacity import Growth, per_worker, require_resources, room
+from pipeline.cluster.jobs import job_client, no_address
+from pipeline.cluster.join import address_of, has_cluster, join, work_in
+from pipeline.cluster.local import connected, local_cluster, on_loopback
+from pipeline.cluster.orphans import release_orphans
+from pipeline.cluster.waiting import Wait, wait_for
+
+__all__ = [
+    "Growth",
+    "Wait",
+    "address_of",
+    "connected",
+    "has_cluster",
+    "job_client",
+    "join",
+    "local_cluster",
+    "no_address",
+    "on_loopback",
+    "per_worker",
+    "release_orphans",
+    "require_resources",
+    "room",
+    "wait_for",
+    "work_in",
+]
