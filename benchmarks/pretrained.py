@@ -34,8 +34,9 @@ from pipeline.metrics import psnr
 from pipeline.progress import track
 from pipeline.report import false_colours
 from pipeline.runs.pull import CARD
-from pipeline.synthesize.photos import Field, Photo, shrunk
-from pipeline.synthesize.render import Rendered, decode
+from pipeline.synthesize.light import Field, to_linear
+from pipeline.synthesize.photos import Photo, shrunk
+from pipeline.synthesize.render import Rendered
 from pipeline.synthesize.write import make_pair, pair_number, write_pair
 
 RADIUS_MAX = 20.0
@@ -151,7 +152,7 @@ def _open(folder: Path) -> None:
     cv2.setNumThreads(1)
     least = TEST_SIZE if folder.name == "test" else (SIDE, SIDE)
     for file in sorted(folder.iterdir()):
-        light = shrunk(decode(to_float(read_image(str(file)))), least)
+        light = shrunk(to_linear(to_float(read_image(str(file)))), least)
         _photos.append(Photo(file.name, light))
 
 

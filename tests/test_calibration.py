@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from pipeline.evaluate.calibration import calibration, outliers, table
+from pipeline.evaluate.run import comparison, totals
 
 SIDE = 24
 
@@ -47,3 +50,19 @@ def test_table_means_only_images_that_have_such_pixels() -> None:
     edges = {"figure": "size of E", "where": "at occlusion edges", "unit": "8-bit steps"}
     assert table(rows) == [{**edges, "mean": 2.5, "images": 2}]
     assert table([{"name": "without truth"}]) == []
+
+
+def test_an_infinite_psnr_has_no_mean_and_says_why() -> None:
+    scores = {"ssim": 0.9, "ssim_blurred": 0.8, "mae": 0.1, "mae_blurred": 0.1, "psnr": 30.0}
+    sound = {"name": "a", **scores, "psnr_blurred": 28.0, "gain": 2.0}
+    equal = {"name": "b", **scores, "psnr_blurred": np.inf, "gain": -np.inf}
+    found = totals([sound, equal])
+    assert found["psnr"] == 30.0
+    assert found["psnr_blurred"] is found["gain"] is None
+    assert found["psnr_note"].startswith("b: pixels equal")
+    json.dumps(found, allow_nan=False)
+    assert "psnr_note" not in totals([sound, sound])
+    assert comparison([sound, equal], [equal, equal])["psnr_difference"] == 0.0
+    infinite = {**equal, "psnr": np.inf}
+    assert comparison([sound, infinite], [sound, sound])["psnr_difference"] is None
+    assert comparison([sound, infinite], [sound, infinite])["psnr_difference"] == 0.0

@@ -225,16 +225,18 @@ def endless(number: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("work", "reason"),
+    ("work", "code", "reason"),
     [
-        (lambda: endless(0), "RecursionError"),
-        (lambda: bytearray(1 << 62), "out of memory"),
-        (lambda: int(float("inf")), "OverflowError"),
-        (lambda: os.write(os.open("/dev/full", os.O_WRONLY), b"x"), "No space left"),
+        (lambda: endless(0), 1, "RecursionError"),
+        (lambda: bytearray(1 << 62), 1, "out of memory"),
+        (lambda: int(float("inf")), 1, "OverflowError"),
+        (lambda: os.write(os.open("/dev/full", os.O_WRONLY), b"x"), 2, "no space left"),
+        (lambda: Path("a" * 5000).stat(), 2, "aaa: file name too long"),
     ],
 )
 def test_any_error_ends_in_one_line(
     work: Callable[[], object],
+    code: int,
     reason: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -243,10 +245,10 @@ def test_any_error_ends_in_one_line(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(Exception) as caught:
         work()
-    assert conclude(caught.value) == 1
+    assert conclude(caught.value) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert reason in line
-    assert len(list(tmp_path.glob("era-report-*"))) == 1
+    assert len(list(tmp_path.glob("era-report-*"))) == (code == 1)
 
 
 def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from pipeline.checkpoint.loading import SHIPPED
 from pipeline.data.split import open_split
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
+from pipeline.evaluate.labels import read_labels
 from pipeline.evaluate.run import by_label, comparison, interval, published
 from pipeline.images import encode_png, read_image, to_float
 from pipeline.inference import pixels_for, restore_array
@@ -200,15 +201,18 @@ def test_dpdd_labels_split_the_means(run: str, tiny_data: Path, tmp_path: Path) 
     rows = [{"psnr": float(n), "ssim": 0.5, "mae": 0.1} for n in range(1, 6)]
     split = tmp_path / "dpdd" / "test"
     split.mkdir(parents=True)
-    assert by_label(str(split), rows) == {}
+    assert by_label(read_labels(str(split), len(rows)), rows) == {}
     np.save(split / "indoor_labels.npy", np.array([1, 3]))
     np.save(split.parent / "outdoor_labels.npy", np.array([[2, 4, 5]]))
-    found = by_label(str(split), rows)
+    found = by_label(read_labels(str(split), len(rows)), rows)
     assert (found["indoor"]["images"], found["indoor"]["psnr"]) == (2, 2.0)
     assert (found["outdoor"]["images"], found["outdoor"]["psnr"]) == (3, pytest.approx(11 / 3))
     np.save(split / "indoor_labels.npy", np.array([0, 3]))
     with pytest.raises(UserError, match="numbers from 1 to 5"):
-        by_label(str(split), rows)
+        read_labels(str(split), len(rows))
+    (split / "indoor_labels.npy").write_bytes(b"PK\x03\x04" + bytes(50))
+    with pytest.raises(UserError, match="expected a NumPy array"):
+        read_labels(str(split), len(rows))
 
 
 def test_paired_comparison() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -134,3 +135,16 @@ def test_mixed_psfs_in_one_picture() -> None:
         assert len(kinds) == len(set(kinds)) >= 2
         scene = draw_scene(np.random.default_rng(seed), photos, (64, 64), 5.0)
         assert len({surface.psf for surface in scene.surfaces}) == 1
+
+
+def test_foreign_files_with_the_names_of_bundled_ones(tmp_path: Path) -> None:
+    """No disparity is taken from a folder of the user's, and names may be no text."""
+    from pipeline.images import encode_png
+
+    (tmp_path / "in").mkdir()
+    for number, name in enumerate(("b", "motorcycle_left", os.fsdecode(b"x\xff"))):
+        data = encode_png(np.full((50, 60, 3), 90 + number, np.uint8))
+        (tmp_path / "in" / f"{name}.png").write_bytes(data)
+    (tmp_path / "in" / "motorcycle_disp.npz").write_bytes(b"junk")
+    synthesize(str(tmp_path / "in"), str(tmp_path / "out"), 3, 0, (48, 48))
+    assert "x\\\\xff.png" in (tmp_path / "out" / "synthesis.json").read_text()

@@ -25,6 +25,11 @@ from pipeline.errors import Stopped, UserError, masked, one_line, printable
 
 EXIT_INTERNAL, EXIT_USER = 1, 2
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 130, 141, 143
+# Faults of a place or of this machine, which no verb has foreseen there; not of this program.
+ENVIRONMENT = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EIO,
+}  # fmt: skip
 LONGEST_REASON = 300  # characters of an unexpected error's message
 
 
@@ -64,6 +69,9 @@ def conclude(error: BaseException) -> int:
         return say("interrupted", EXIT_INTERRUPTED)
     if isinstance(error, Terminated):
         return say("terminated", EXIT_TERMINATED)
+    if isinstance(error, OSError) and error.errno in ENVIRONMENT:
+        place = f"{_name(error.filename)[:LONGEST_REASON]}: " if error.filename else ""
+        return say(f"error: {place}{os.strerror(error.errno).lower()}", EXIT_USER)
     return say(_describe_failure(error), EXIT_INTERNAL)
 
 
@@ -105,6 +113,10 @@ def write_report(error: BaseException) -> str:
         return path
     except Exception:  # a report that cannot be written must not hide what it is about
         return ""
+
+
+def _name(filename: object) -> str:
+    return os.fsdecode(filename) if isinstance(filename, str | bytes) else str(filename)
 
 
 def _message(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
@@ -16,20 +17,20 @@ def register(app: typer.Typer) -> None:
 
 
 def synthesize(
-    dest: Annotated[str, typer.Option(help="Folder or s3:// URL to write.")],
+    dest: Annotated[str, typer.Option(help="Folder or URL to write to.")],
     photos: Annotated[
         str,
         typer.Option(
-            help="`bundled` (scikit-image's), or a folder of sharp photographs, as it is or in "
-            "train/, val/ and test/."
+            help="`bundled` (scikit-image's), or a folder of sharp photographs, optionally divided "
+            "into train/, val/ and test/."
         ),
     ] = "bundled",
-    pairs: Annotated[int, typer.Option(help="Pairs of all splits together.")] = 60,
+    pairs: Annotated[int, typer.Option(help="Pairs in all splits together.")] = 60,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels.")] = "288x288",
     radius_max: Annotated[float, typer.Option(help="Greatest blur radius in pixels.")] = 7.0,
     mixed_psf: Annotated[
-        bool, typer.Option("--mixed-psf", help="Several kinds of PSF in a picture.")
+        bool, typer.Option("--mixed-psf", help="Several kinds of PSF in each picture.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -44,7 +45,7 @@ def synthesize(
 
 
 def _size(text: str) -> tuple[int, int]:
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdigit() and height.isdigit()):
-        raise UserError(f"--size {text!r}: expected WIDTHxHEIGHT, such as 288x288")
-    return int(width), int(height)
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text.lower())
+    if not match:
+        raise UserError(f"--size {text[:40]!r}: expected WIDTHxHEIGHT, such as 288x288")
+    return int(match[1]), int(match[2])

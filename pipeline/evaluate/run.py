@@ -1,10 +1,11 @@
-"""The verb: every image once, spread out; totals with intervals; CSV and gallery."""
+"""`era evaluate`: scores every image in parallel; means with intervals, a CSV and a gallery."""
 
 from __future__ import annotations
 
 import csv
 import io
 import logging
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.split import open_split
 from pipeline.errors import UserError
 from pipeline.evaluate.calibration import FIGURES, table
+from pipeline.evaluate.labels import read_labels
 from pipeline.evaluate.published import published_rows
 from pipeline.evaluate.score import ScoreJob, score
 from pipeline.lpips import find_weights
@@ -40,12 +42,11 @@ MEANS = (
 )
 INTERVALS = ("psnr", "ssim", "gain")
 PICTURES = 12  # images drawn in the gallery
-LABELS = ("indoor", "outdoor")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found: its summary, a row for each image, some images in pictures."""
+    """The result of an evaluation: summary, one row per image, and pictures of some images."""
 
     summary: dict[str, Any]
     rows: list[Row]
@@ -70,16 +71,24 @@ def evaluate(
         compare: a second checkpoint, compared image by image.
 
     Returns:
-        Its summary has the means over the images (`psnr`, `ssim`, `mae`, `lpips`, `psnr_blurred`,
+        The summary has the means over the images (`psnr`, `ssim`, `mae`, `lpips`, `psnr_blurred`,
         ...; None where there is no ground truth), 95 % bootstrap intervals, `images`, `protocol`;
         `prediction`: how the radius and E compare with the truth, where it is known.
+
+    Raises:
+        UserError: for a checkpoint, a split, label files or weights that cannot be used; before any
+            image is scored.
     """
     protocol_named(protocol)
     storage.check_writable(out)
     data = storage.absolute(data)
     split = open_split(data)
+    labels = read_labels(data, len(split))
     weights, reason = find_weights(lpips_weights)
     job = ScoreJob(resolve(checkpoint).url, data, 0, protocol, weights)
+    rival = resolve(compare).url if compare else ""
+    if compare and not split.has_sharp:
+        raise UserError("--compare needs sharp images; this split has none")
     rows = _score_all(job, range(len(split)))
     summary: dict[str, Any] = {
         **totals(rows),
@@ -90,9 +99,8 @@ def evaluate(
     }
     if reason:
         summary["lpips_note"] = reason
-    summary |= by_label(data, rows)
+    summary |= by_label(labels, rows)
     if compare:
-        rival = resolve(compare).url
         other = _score_all(_with(job, checkpoint=rival), range(len(split)))
         summary["comparison"] = {"checkpoint": rival, **comparison(rows, other)}
     if reason and "psnr" in rows[0]:
@@ -112,15 +120,30 @@ def evaluate(
 
 
 def totals(rows: list[Row]) -> dict[str, Any]:
-    """Means over the images, and 95 % percentile bootstrap intervals of the main ones."""
-    means: dict[str, Any] = {
-        name: float(np.mean([row[name] for row in rows])) if name in rows[0] else None
-        for name in MEANS
-    }
-    if len(rows) > 1 and "psnr" in rows[0]:
-        for name in (name for name in INTERVALS if name in rows[0]):
-            means[f"{name}_interval"] = interval([row[name] for row in rows])
+    """Means over the images, and 95 % percentile bootstrap intervals of the main ones.
+
+    A mean is None where no image has the value, or where one has an infinite PSNR (two pictures
+    with equal pixels); `psnr_note` then names that image.
+    """
+    means: dict[str, Any] = {name: _mean(rows, name) for name in MEANS}
+    if len(rows) > 1:
+        for name in INTERVALS:
+            if means[name] is not None:
+                means[f"{name}_interval"] = interval([row[name] for row in rows])
+    infinite = [r["name"] for r in rows if math.inf in (r.get("psnr"), r.get("psnr_blurred"))]
+    if infinite:
+        means["psnr_note"] = (
+            f"{infinite[0]}: pixels equal the sharp image's, so the PSNR is infinite and has no "
+            f"mean ({len(infinite)} of {len(rows)} images)"
+        )
     return means
+
+
+def _mean(rows: list[Row], name: str) -> float | None:
+    if name not in rows[0]:
+        return None
+    mean = float(np.mean([row[name] for row in rows]))
+    return mean if math.isfinite(mean) else None
 
 
 def interval(values: list[float]) -> list[float]:
@@ -140,18 +163,21 @@ def interval(values: list[float]) -> list[float]:
 def comparison(rows: list[Row], other: list[Row]) -> dict[str, Any]:
     """The paired differences of two checkpoints (first minus second), image by image.
 
-    Raises:
-        UserError: without ground truth.
+    A difference is None where it is infinite for an image. There must be ground truth.
     """
-    if "psnr" not in rows[0]:
-        raise UserError("--compare needs sharp images; this split has none")
     found: dict[str, Any] = {}
     for name in ("psnr", "ssim"):
-        differences = [a[name] - b[name] for a, b in zip(rows, other, strict=True)]
-        found[f"{name}_difference"] = float(np.mean(differences))
-        found[f"{name}_interval"] = interval(differences) if len(differences) > 1 else None
+        differences = [_difference(a[name], b[name]) for a, b in zip(rows, other, strict=True)]
+        finite = all(map(math.isfinite, differences))
+        found[f"{name}_difference"] = float(np.mean(differences)) if finite else None
+        several = finite and len(differences) > 1
+        found[f"{name}_interval"] = interval(differences) if several else None
     better = sum(a["psnr"] > b["psnr"] for a, b in zip(rows, other, strict=True))
     return {**found, "better": better, "images": len(rows)}
+
+
+def _difference(a: float, b: float) -> float:
+    return 0.0 if a == b else a - b  # two infinite PSNRs differ by nothing
 
 
 def _score_all(job: ScoreJob, indices: range) -> list[Row]:
@@ -165,7 +191,7 @@ def _with(job: ScoreJob, **changes: Any) -> ScoreJob:
 
 
 def _pictures(job: ScoreJob, rows: list[Row]) -> list[Case]:
-    """Draw the best, the worst, the median and some others."""
+    """Pictures of the best, the worst, the median and some other images."""
     order = sorted(range(len(rows)), key=lambda index: -rows[index].get("gain", 0.0))
     places = np.linspace(0, len(order) - 1, min(PICTURES, len(order))).round().astype(int)
     chosen = sorted({order[place] for place in places})
@@ -174,30 +200,16 @@ def _pictures(job: ScoreJob, rows: list[Row]) -> list[Case]:
     return [case for index in range(len(jobs)) if (case := found[index][1]) is not None]
 
 
-def by_label(data: str, rows: list[Row]) -> dict[str, Any]:
-    """Means over DPDD's indoor and outdoor pictures, where the label files are.
-
-    Args:
-        data: the split's URL; `indoor_labels.npy` and `outdoor_labels.npy`, numbers of the images
-            from 1 as IFAN and Restormer publish them, lie in it or beside it.
-    """
+def by_label(labels: dict[str, list[int]], rows: list[Row]) -> dict[str, Any]:
+    """Means over the images of each label; numbers count from 1. None without ground truth."""
+    if "psnr" not in rows[0]:
+        return {}
     found = {}
-    for label in LABELS:
-        places = [storage.join(url, f"{label}_labels.npy") for url in (data, _parent(data))]
-        url = next(filter(storage.exists, places), None)
-        if url is None or "psnr" not in rows[0]:
-            continue
-        numbers = np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False).ravel()
-        if not len(numbers) or numbers.min() < 1 or numbers.max() > len(rows):
-            raise UserError(f"{url}: numbers from 1 to {len(rows)} expected, the images of {data}")
-        means = totals([rows[int(number) - 1] for number in numbers])
+    for label, numbers in labels.items():
+        means = totals([rows[number - 1] for number in numbers])
         names = ("psnr", "ssim", "mae", "lpips")
         found[label] = {"images": len(numbers), **{name: means[name] for name in names}}
     return found
-
-
-def _parent(url: str) -> str:
-    return url.rpartition("/")[0]
 
 
 def published(manifest: Manifest, summary: dict[str, Any]) -> list[dict[str, Any]]:

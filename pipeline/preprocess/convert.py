@@ -1,4 +1,4 @@
-"""One shard: decode its pairs, look for what only decoding shows, write it whole."""
+"""One shard: decode its pairs, check their pixels, write the whole shard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.images import decode_any, decode_image
 from pipeline.preprocess.layouts import Pair
 
 Image = np.ndarray[Any, Any]
-PARTS = ".parts"  # folder of what is only there until a split is published
+PARTS = ".parts"  # a folder that exists only until its split is published
 SHARPNESS_CELL = 32  # pixels
 SMALL = 256  # longest side of the reduced pictures that are compared
 SAME_SCENE = 0.5  # least correlation of a pair's reduced pictures
@@ -27,12 +27,12 @@ CLIPPED = 0.5  # share of pixels at either end
 
 @dataclass(frozen=True)
 class ShardJob:
-    """All that converting one shard needs; can be pickled.
+    """Everything needed to convert one shard; can be pickled.
 
     Attributes:
-        base: URL that the pairs' names start from.
+        base: URL that the pairs' names are relative to.
         dest: URL of the split's folder.
-        name: of the shard.
+        name: the shard's file name.
         hashes: sha256 by relative name.
     """
 
@@ -44,12 +44,12 @@ class ShardJob:
 
     @property
     def part_url(self) -> str:
-        """Where the shard's description waits until all shards are there."""
+        """URL of the shard's description, kept until all shards are complete."""
         return storage.join(self.dest, PARTS, f"{self.name}.json")
 
 
 def convert(job: ShardJob) -> dict[str, Any]:
-    """Write one shard, and then its description beside it; returns the description.
+    """Write one shard, then its description; returns the description.
 
     The same job gives the same bytes. At most one pair is in memory at a time.
     """
@@ -63,6 +63,9 @@ def convert(job: ShardJob) -> dict[str, Any]:
                 sample, seen = _load(job, pair)
             except UserError as error:
                 problems.append([pair.key, str(error)])
+                continue
+            except MemoryError:
+                problems.append([pair.key, f"{pair.blur}: not enough memory to convert it"])
                 continue
             writer.add(sample)
             described.append(seen)
@@ -79,6 +82,8 @@ def _load(job: ShardJob, pair: Pair) -> tuple[Sample, dict[str, Any]]:
     sharp = _read(job.base, pair.sharp) if pair.sharp else None
     radius = _read_radius(job.base, pair.radius) if pair.radius else None
     bits = 16 if blur.dtype == np.uint16 else 8
+    if sharp is not None and np.array_equal(blur, sharp):
+        raise UserError(f"{pair.blur} and {pair.sharp}: the same pixels, so nothing is blurred")
     small = [_reduced(image) for image in (blur, sharp) if image is not None]
     _refuse_bad(pair, small, blur.shape[1])
     blur16, sharp16 = _to_16_bits(blur), None if sharp is None else _to_16_bits(sharp)
@@ -93,8 +98,8 @@ def _load(job: ShardJob, pair: Pair) -> tuple[Sample, dict[str, Any]]:
 
 
 def sharpness_map(image: Image) -> list[list[float]]:
-    """The mean gradient of the luminance at half size in cells of about 32 pixels, in shares of
-    the range."""
+    """The mean gradient of the luminance at half size in cells of about 32 pixels, as a fraction
+    of the range."""
     import cv2
 
     half = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
@@ -124,7 +129,7 @@ def _to_16_bits(image: Image) -> Image:
 
 
 def _refuse_bad(pair: Pair, small: list[Image], width: int) -> None:
-    """What only decoding shows, seen on the reduced pictures; `width` is of the whole ones.
+    """Check the reduced pictures of a pair; `width` is that of the originals.
 
     Raises:
         UserError: for a flat picture, a pair of two scenes, or one shifted against the other.
@@ -156,7 +161,7 @@ def _refuse_bad(pair: Pair, small: list[Image], width: int) -> None:
 
 
 def _explained(blur: Image, sharp: Image, shift: Sequence[float]) -> float:
-    """The correlation of what both show, once `sharp` is moved by (x, y) `shift` pixels."""
+    """The correlation over the common area after moving `sharp` by (x, y) `shift` pixels."""
     x, y = (round(length) for length in shift)
     moved = np.roll(sharp, (-y, -x), (0, 1))
     height, width = sharp.shape
@@ -167,7 +172,7 @@ def _explained(blur: Image, sharp: Image, shift: Sequence[float]) -> float:
 
 
 def _reduced(image: Image) -> Image:
-    """RGB, its longest side at most SMALL, float32 in [0, 1]."""
+    """Reduce to a longest side of at most SMALL: RGB, float32 in [0, 1]."""
     import cv2
 
     scale = min(1.0, SMALL / max(image.shape[:2]))
@@ -177,7 +182,7 @@ def _reduced(image: Image) -> Image:
 
 
 def _seen(pair: Pair, blur: Image, sharp: Image | None, small: list[Image]) -> dict[str, Any]:
-    """What the manifest and the contact sheet tell about a sample."""
+    """A sample's entry for the manifest's statistics and the contact sheet."""
     import cv2
 
     seen: dict[str, Any] = {"key": pair.key, "hash": _difference_hash(small[0])}
@@ -192,7 +197,7 @@ def _seen(pair: Pair, blur: Image, sharp: Image | None, small: list[Image]) -> d
 
 
 def _difference_hash(small: Image) -> str:
-    """64 bits that nearly equal pictures share: is each cell brighter than its neighbour?"""
+    """A perceptual hash of 64 bits: whether each cell is brighter than its neighbour."""
     import cv2
 
     grey = cv2.cvtColor(cv2.resize(small, (9, 8), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)

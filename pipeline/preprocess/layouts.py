@@ -1,8 +1,9 @@
-"""Where each data set keeps its pictures, and which belong together."""
+"""Where each data set keeps its pictures, and which of them form a pair."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import re
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from pipeline.images import IMAGE_SUFFIXES
 
 @dataclass(frozen=True)
 class Pair:
-    """One sample to be: the URLs of its files, relative to the source."""
+    """The files of one future sample: their URLs, relative to the source."""
 
     key: str
     blur: str
@@ -24,17 +25,19 @@ class Pair:
 
     @property
     def files(self) -> list[str]:
-        """Those that there are."""
+        """The files that exist for this pair."""
         return [name for name in (self.blur, self.sharp, self.radius) if name is not None]
 
 
 @dataclass
 class Layout:
-    """A data set's splits, what is odd about them without being wrong, and what is wrong.
+    """A data set's splits, its oddities, and its faults.
 
     Attributes:
-        problems: (split, text) of what cannot be paired.
-        unpaired: files of such a split, which can be looked at all the same.
+        splits: pairs by split.
+        warnings: oddities that are no faults.
+        problems: (split, text) of whatever cannot be paired.
+        unpaired: files of such splits, which can be checked nevertheless.
     """
 
     splits: dict[str, list[Pair]] = field(default_factory=dict)
@@ -43,20 +46,21 @@ class Layout:
     unpaired: dict[str, list[str]] = field(default_factory=dict)
 
     def refuse(self, split: str, text: str, files: Iterable[str] = ()) -> None:
-        """Note a problem, and the files that have no partner because of it."""
+        """Record a problem and the files that it leaves without a partner."""
         self.problems.append((split, text))
         self.unpaired.setdefault(split, []).extend(files)
 
 
 SPLITS = ("train", "val", "test")
+LONGEST_KEY = 100 - len(".radius.npy")  # bytes: a tar header holds 100 of a member's name
 DPDD_COUNTS = {"train": 350, "val": 74, "test": 76}
 
 
 def read_layout(dataset: str, source: str) -> Layout:
-    """List a data set's pairs, and what does not fit the layout; no picture is opened.
+    """List a data set's pairs and whatever does not fit its layout; no picture is opened.
 
     Raises:
-        UserError: if there is nothing of the layout at all.
+        UserError: if nothing there fits the layout.
     """
     if dataset not in DATASETS:
         raise UserError(f"--dataset {dataset!r}: unknown; known: {', '.join(DATASETS)}")
@@ -70,9 +74,9 @@ def read_layout(dataset: str, source: str) -> Layout:
 
 
 def _dpdd(source: str) -> Layout:
-    """``<split>_c/{source,target}`` (16-bit or its 8-bit copy), or ``<split>/{inputC,target}``.
+    """``<split>_c/{source,target}`` (16 bits, or the 8-bit copy), or ``<split>/{inputC,target}``.
 
-    Names differ by one or two between source and target, so pairs go by sorted order.
+    The numbers in the names of source and target differ, so files are paired in sorted order.
     """
     found = Layout()
     for split in SPLITS:
@@ -150,22 +154,34 @@ def _folder(source: str) -> Layout:
 
 
 def _csv(source: str) -> Layout:
-    rows = csv.DictReader(io.StringIO(storage.read_text(source)))
-    wanted = {"split", "blur"}
-    if not wanted <= set(rows.fieldnames or []):
-        raise UserError(f"{source}: the columns split, blur, sharp (and radius) are needed")
+    """Rows as spreadsheets save them: with or without a byte order mark, any line ends, separated
+    by commas, semicolons or tabs."""
+    text = storage.read_text(source).removeprefix("\ufeff")
+    head = text.partition("\n")[0]
+    separator = max(",;\t", key=head.count)
+    # `newline=None` reads lone carriage returns as line ends, too.
+    rows = csv.DictReader(io.StringIO(text, newline=None), delimiter=separator)
     found = Layout()
-    for number, row in enumerate(rows, start=2):
-        split = (row["split"] or "").strip()
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", split) or not row["blur"]:
-            text = f"{source}, line {number}: a split's name and a blurred image are needed"
-            found.refuse(split, text)
-            continue
-        pair = Pair(
-            _key(row["blur"]), row["blur"], row.get("sharp") or None, row.get("radius") or None
-        )
-        found.splits.setdefault(split, []).append(pair)
+    try:
+        if not {"split", "blur"} <= set(rows.fieldnames or []):
+            raise UserError(f"{source}: the columns split, blur, sharp (and radius) are needed")
+        for row in rows:
+            _add_row(found, source, rows.line_num, row)
+    except csv.Error as error:
+        raise UserError(f"{source}: not valid CSV after line {rows.line_num} ({error})") from None
     return found
+
+
+def _add_row(found: Layout, source: str, line: int, row: dict[str, str | None]) -> None:
+    split, blur, sharp, radius = (
+        (row.get(name) or "").strip() for name in ("split", "blur", "sharp", "radius")
+    )
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", split) or not blur:
+        text = f"{source}, line {line}: a split's name and a blurred image are needed"
+        found.refuse(split, text)
+        return
+    pair = Pair(_key(blur), blur, sharp or None, radius or None)
+    found.splits.setdefault(split, []).append(pair)
 
 
 def base_of(source: str) -> str:
@@ -202,17 +218,30 @@ def _count(source: str, folder: str, whole: int) -> list[str]:
 
 
 def _images(source: str, folder: str) -> list[str]:
-    """Image names in a folder, sorted; of names with numbers, 2 comes before 10."""
+    """Image names in a folder, sorted; of names with numbers, 2 comes before 10.
+
+    Hidden files are passed over, such as the `._NAME` that macOS leaves beside NAME.
+    """
     names = storage.list_names(storage.join(source, folder) if folder else source)
-    images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+    images = [n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith(".")]
     return sorted(
-        images, key=lambda name: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", name)]
+        images, key=lambda name: [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", name)]
     )
 
 
 def _key(name: str) -> str:
-    """A sample's key: the file's stem without dots, which WebDataset would cut at."""
-    return re.sub(r"[^\w-]", "_", storage.name_of(name).rpartition(".")[0])
+    """A sample's key: the file's stem without dots, where WebDataset would cut it.
+
+    A tar header holds 100 bytes of a member's name: long stems are cut, and a digest keeps them
+    apart. The sample's JSON has the whole name.
+    """
+    last = storage.name_of(name)
+    key = re.sub(r"[^\w-]", "_", last.rpartition(".")[0] or last)
+    if len(key.encode()) <= LONGEST_KEY:
+        return key
+    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+    short = key.encode()[: LONGEST_KEY - len(digest) - 1].decode(errors="ignore")
+    return f"{short}-{digest}"
 
 
 DATASETS: dict[str, Callable[[str], Layout]] = {

@@ -1,24 +1,98 @@
-"""Whose a destination is, and what an interrupted run has left there.
+"""Which process a destination belongs to, and what an interrupted one has left there.
 
-A split's folder is claimed by `.parts/claim.json`, the fingerprint of what is to be written. Beside
-it wait the descriptions of finished shards. Publishing writes the manifest and removes `.parts`.
+A split's folder is claimed by `.parts/claim.json`: the fingerprint of what will be written, and the
+process that writes it. The descriptions of finished shards are kept beside it. Publishing writes
+the manifest and removes `.parts`.
+
+Two processes must not write one destination. On a local disk the second is refused at once by a
+lock on the folder, which ends with its process. In a bucket, which has no locks, the newest claim
+wins: the earlier process finds another name there and stops.
 """
 
 from __future__ import annotations
 
+import os
+import platform
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.data.manifest import NAME, load_manifest
+from pipeline.data.manifest import NAME, load_manifest, parse_shard
 from pipeline.errors import DamagedError, UserError
 from pipeline.preprocess.convert import PARTS, ShardJob
 from pipeline.preprocess.publish import CONTACT, SKIPPED
 
 CLAIM = f"{PARTS}/claim.json"
+HOLDER = f"process {os.getpid()} on {platform.node()}, {secrets.token_hex(4)}"
+
+
+@contextmanager
+def sole_writer(dest: str) -> Iterator[None]:
+    """Hold a local destination for this process; a bucket is not locked.
+
+    Raises:
+        UserError: naming the process that holds it.
+    """
+    if not storage.is_local(dest):
+        yield
+        return
+    import fcntl
+
+    folder = storage.local_path(dest)
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{dest}: {_holder_of(descriptor)} is preprocessing into it; wait until it ends, "
+                "or choose another --dest"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _holder_of(descriptor: int) -> str:
+    """Linux lists every lock with its process and inode."""
+    inode = os.fstat(descriptor).st_ino
+    try:
+        locks = Path("/proc/locks").read_text(encoding="ascii")
+    except OSError:
+        locks = ""
+    match = re.search(rf"FLOCK\s+\S+\s+\S+\s+(\d+)\s+\S+:{inode}\s", locks)
+    return f"process {match.group(1)}" if match else "another process"
+
+
+def require_claims(jobs: list[ShardJob]) -> None:
+    """Check that the claims on these jobs' folders are still this process's.
+
+    Raises:
+        UserError: naming the process that has taken over.
+    """
+    for folder in dict.fromkeys(job.dest for job in jobs):
+        url = storage.join(folder, CLAIM)
+        if storage.exists(storage.join(folder, NAME)):
+            raise UserError(
+                f"{folder}: another `era preprocess` has just finished this split; "
+                "run the command again to check it"
+            )
+        holder = storage.read_json(url).get("holder") if storage.exists(url) else "another process"
+        if holder != HOLDER:
+            raise UserError(
+                f"{folder}: {holder} has taken over; wait until it ends, or choose another --dest"
+            )
 
 
 def refuse_others(dest: str, splits: list[str]) -> None:
-    """Refuse a destination with anything in it but these splits, and others made by this verb.
+    """Refuse a destination that holds anything but these splits and others made by this verb.
 
     Raises:
         UserError: naming what is there.
@@ -40,7 +114,7 @@ def _is_split(folder: str) -> bool:
 
 
 def published(fingerprint: str, jobs: list[ShardJob]) -> bool:
-    """Whether this very split is there already; else claim its folder, or refuse.
+    """Whether exactly this split exists already; if not, claim its folder or refuse.
 
     Raises:
         UserError: if the folder holds something else. DamagedError: if a shard is missing.
@@ -54,8 +128,9 @@ def published(fingerprint: str, jobs: list[ShardJob]) -> bool:
     storage.remove_unfinished(folder)
     if NAME in there:
         storage.delete(storage.join(folder, PARTS))
-    elif CLAIM not in there:
-        storage.write_json(storage.join(folder, CLAIM), fingerprint)
+    else:
+        claim = {"fingerprint": fingerprint, "holder": HOLDER}
+        storage.write_json(storage.join(folder, CLAIM), claim)
     return NAME in there
 
 
@@ -76,7 +151,8 @@ def _require_claimed(
 ) -> None:
     ours: set[str] = set()
     if CLAIM in there:
-        if storage.read_json(storage.join(folder, CLAIM)) != fingerprint:
+        claim = storage.read_json(storage.join(folder, CLAIM))
+        if not isinstance(claim, dict) or claim.get("fingerprint") != fingerprint:
             raise _other(folder, PARTS)
         ours = {CONTACT, SKIPPED, *(job.name for job in jobs)}
         ours |= {name for name in there if name.startswith(f"{PARTS}/")}
@@ -86,7 +162,7 @@ def _require_claimed(
 
 
 def finished(jobs: list[ShardJob]) -> dict[str, Any]:
-    """The descriptions, by their URL, of the shards that are there and have the right size."""
+    """The descriptions, by URL, of the shards that exist and have the right size."""
     there = {
         storage.join(folder, entry.relative): entry.size
         for folder in dict.fromkeys(job.dest for job in jobs)
@@ -96,7 +172,11 @@ def finished(jobs: list[ShardJob]) -> dict[str, Any]:
     for job in jobs:
         if job.part_url in there:
             part = storage.read_json(job.part_url)
-            size = part["shard"]["bytes"] if part["shard"]["samples"] else None
+            try:
+                parse_shard(part["shard"])
+                size = part["shard"]["bytes"] if part["shard"]["samples"] else None
+            except (KeyError, TypeError, ValueError, AttributeError):
+                continue  # damaged: the shard is converted again
             if there.get(storage.join(job.dest, job.name)) == size:
                 parts[job.part_url] = part
     return parts

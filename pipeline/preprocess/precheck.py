@@ -1,9 +1,10 @@
-"""What can be known before anything is written: headers, checksums, hashes, duplicates."""
+"""Checks before anything is written: headers, checksums, hashes, sizes, duplicates."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 TIFF_BITS = 258  # the tag BitsPerSample
+EXIF_ORIENTATION = 274
+ROOMY = 192  # pixels: the largest training crop of the packaged configurations
 
 
 @dataclass(frozen=True)
 class Header:
-    """A picture file, unread but for its header and its checksums."""
+    """A picture file's header and digest; `orientation` is EXIF's, 1 if upright or unknown."""
 
     width: int
     height: int
@@ -31,11 +34,12 @@ class Header:
     bits: int
     bytes: int
     sha256: str
+    orientation: int = 1
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with a pair of a split, or, without a key, with all of the split."""
+    """A fault of one pair of a split, or of the whole split if the key is empty."""
 
     split: str
     key: str
@@ -44,7 +48,7 @@ class Problem:
 
 @dataclass
 class Inspection:
-    """All headers by relative name, and every problem found."""
+    """All headers by relative name, and every problem that was found."""
 
     headers: dict[str, Header] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -57,7 +61,7 @@ class _Job:
 
 
 def precheck(source: str, layout: Layout) -> Inspection:
-    """Look at every file of every split; all problems are gathered, none is raised."""
+    """Check every file of every split; problems are collected, never raised."""
     splits = layout.splits
     paired = {name for pairs in splits.values() for pair in pairs for name in pair.files}
     names = sorted(paired.union(*layout.unpaired.values()))
@@ -82,14 +86,16 @@ def precheck(source: str, layout: Layout) -> Inspection:
             for text in _wrong_with(pair, found.headers, unreadable)
         ]
         found.problems += _equal_keys(split, pairs)
+    found.problems += _too_small(splits.get("train", []), found.headers)
     found.problems += _duplicates(splits, found.headers)
     return found
 
 
 def _look(job: _Job) -> Header | str:
-    """A file's header, or what is wrong with it."""
+    """A file's header, or the reason why it cannot be used."""
     from PIL import Image, UnidentifiedImageError
 
+    Image.MAX_IMAGE_PIXELS = None  # no picture is decoded here, and large ones are no bombs
     url = storage.join(job.base, job.name)
     try:
         data = storage.read_bytes(url)
@@ -99,11 +105,13 @@ def _look(job: _Job) -> Header | str:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
             channels, bits = len(image.getbands()), _bits(image, data)
+            orientation = _orientation(image)
             image.verify()  # of a PNG: the checksum of every chunk
     except Exception as error:  # Pillow raises many kinds for a broken file
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         return f"{url}: not an image that can be read, or a damaged one{reason}"
-    return Header(width, height, channels, bits, len(data), hashlib.sha256(data).hexdigest())
+    digest = hashlib.sha256(data).hexdigest()
+    return Header(width, height, channels, bits, len(data), digest, orientation)
 
 
 def _bits(image: ImageFile, data: bytes) -> int:
@@ -113,6 +121,16 @@ def _bits(image: ImageFile, data: bytes) -> int:
     if image.format == "TIFF":
         return max(image.tag_v2.get(TIFF_BITS, (1,)))  # type: ignore[attr-defined]
     return 8
+
+
+def _orientation(image: ImageFile) -> int:
+    from PIL import Image
+
+    try:
+        # Not the method of a PNG, which would decode all pixels to look behind them.
+        return int(Image.Image.getexif(image).get(EXIF_ORIENTATION, 1))
+    except Exception:  # damaged EXIF does not make a picture unusable
+        return 1
 
 
 def _wrong_with(
@@ -138,6 +156,11 @@ def _wrong_with(
             problems.append(f"{pair.sharp} is the same file as {pair.blur}")
         if headers[pair.sharp].bits != blur.bits:
             problems.append(f"{pair.sharp} and {pair.blur} have different bit depths")
+        if headers[pair.sharp].orientation != blur.orientation:
+            problems.append(
+                f"{pair.sharp} and {pair.blur} have different EXIF orientations "
+                f"({headers[pair.sharp].orientation} and {blur.orientation}): save both upright"
+            )
     return problems
 
 
@@ -150,8 +173,28 @@ def _equal_keys(split: str, pairs: list[Pair]) -> Iterable[Problem]:
         seen[pair.key] = pair.blur
 
 
+def _too_small(pairs: list[Pair], headers: dict[str, Header]) -> Iterable[Problem]:
+    """Training pictures far smaller than the others: a batch has crops of one size, so the smallest
+    picture limits the crops of all."""
+    sides = {
+        pair: min(headers[pair.blur].width, headers[pair.blur].height)
+        for pair in pairs
+        if pair.blur in headers
+    }
+    median = statistics.median(sides.values()) if sides else 0
+    for pair, side in sides.items():
+        if side < ROOMY and side < median / 2:
+            header = headers[pair.blur]
+            text = (
+                f"{pair.blur} has {header.width}x{header.height} pixels, less than half of what "
+                f"is usual here ({median:.0f} on the shorter side): every training crop would be "
+                "cut down to its size"
+            )
+            yield Problem("train", pair.key, text)
+
+
 def _duplicates(splits: dict[str, list[Pair]], headers: dict[str, Header]) -> Iterable[Problem]:
-    """The same picture twice in a split, or in two splits (the later one is the bad one)."""
+    """Pictures that occur twice in a split or in two splits; the later one counts as bad."""
     places: dict[str, list[tuple[str, Pair, str]]] = defaultdict(list)
     for split, pairs in splits.items():
         for pair in pairs:

@@ -1,4 +1,4 @@
-"""Publishing a split: the contact sheet, the list of skipped pairs, and last the manifest."""
+"""Publishing a split: contact sheet, list of skipped pairs, and the manifest last."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.data.manifest import NAME, Manifest, parse_shard
+from pipeline.errors import printable
 from pipeline.preprocess.convert import PARTS
 
 Image = np.ndarray[Any, Any]
@@ -30,8 +31,8 @@ def publish(
     Args:
         folder: URL of the split.
         parts: the shards' descriptions, in order.
-        fingerprint: of the sources, kept in the manifest.
-        skipped: (key, reason) of the pairs set aside.
+        fingerprint: digest of the sources, stored in the manifest.
+        skipped: (key, reason) of pairs that were left out.
     """
     shards = [parse_shard(part["shard"]) for part in parts if part["shard"]["samples"]]
     seen = [one for part in parts for one in part["seen"]]
@@ -47,7 +48,7 @@ def publish(
     )
     storage.write_bytes(storage.join(folder, CONTACT), contact_sheet(seen))
     if skipped:
-        listed = [{"key": key, "reason": reason} for key, reason in skipped]
+        listed = [{"key": key, "reason": printable(reason)} for key, reason in skipped]
         storage.write_json(storage.join(folder, SKIPPED), listed)
     storage.write_text(storage.join(folder, NAME), manifest.to_json())
     storage.remove_unfinished(folder)
@@ -62,7 +63,7 @@ def _statistics(seen: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def contact_sheet(seen: list[dict[str, Any]]) -> bytes:
-    """A JPEG of evenly chosen samples, blurred beside sharp."""
+    """A JPEG of evenly spaced samples, blurred and sharp side by side."""
     import cv2
 
     step = max(1, len(seen) / SHEET)

@@ -1,4 +1,4 @@
-"""The verb: inspect everything, convert shard by shard, publish the manifests last."""
+"""`era preprocess`: check everything, convert shard by shard, publish the manifests last."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from pipeline.errors import UserError
 from pipeline.parallel_map import parallel_map
 from pipeline.preprocess.convert import CLIPPED, ShardJob, convert
 from pipeline.preprocess.layouts import Pair, base_of, read_layout
-from pipeline.preprocess.ownership import finished, published, refuse_others
+from pipeline.preprocess.ownership import (
+    finished,
+    published,
+    refuse_others,
+    require_claims,
+    sole_writer,
+)
 from pipeline.preprocess.precheck import Header, Problem, precheck
 from pipeline.preprocess.publish import publish
 from pipeline.progress import track
@@ -27,19 +33,20 @@ NEAR_DUPLICATE = 3  # bits of 64
 def preprocess(
     dataset: str, source: str, dest: str, skip_bad: bool = False, shard_bytes: int = SHARD_BYTES
 ) -> dict[str, Any]:
-    """Convert a data set to shards; the same call again goes on from the finished shards.
+    """Convert a data set to shards; repeating the call continues after the finished shards.
 
     Args:
         dataset: one of `layouts.DATASETS`.
         source, dest: URLs.
-        skip_bad: set bad pairs aside (``skipped.json``) instead of stopping.
-        shard_bytes: shards are closed before they would exceed this.
+        skip_bad: leave bad pairs out (listed in ``skipped.json``) instead of stopping.
+        shard_bytes: the greatest size of a shard.
 
     Returns:
         `splits`, `samples`, `shards`, `bytes`, `skipped`; `incomplete` if any was skipped.
 
     Raises:
-        UserError: for anything wrong with the source, or a destination that holds something else.
+        UserError: for any fault of the source, or a destination that holds something else or is
+            being written by another process.
     """
     source, dest = storage.absolute(source), storage.absolute(dest)
     layout = read_layout(dataset, source)
@@ -55,8 +62,28 @@ def preprocess(
         split: _plan(dataset, source, dest, split, pairs, inspection.headers, shard_bytes)
         for split, pairs in splits.items()
     }
+    with sole_writer(dest):
+        bad = _convert_and_publish(dataset, dest, plans, splits, bad, skip_bad)
+    return _summary(dest, list(splits), len({(p.split, p.key) for p in bad}))
+
+
+def _convert_and_publish(
+    dataset: str,
+    dest: str,
+    plans: dict[str, tuple[str, list[ShardJob]]],
+    splits: dict[str, list[Pair]],
+    bad: list[Problem],
+    skip_bad: bool,
+) -> list[Problem]:
+    """Write all shards that are missing, then all manifests; returns every problem found."""
     todo = {split: plan for split, plan in plans.items() if not published(*plan)}
-    parts = _convert_all([job for _, jobs in todo.values() for job in jobs])
+    jobs_todo = [job for _, jobs in todo.values() for job in jobs]
+    try:
+        parts = _convert_all(jobs_todo)
+    except UserError:
+        require_claims(jobs_todo)  # a better reason than a file that has disappeared
+        raise
+    require_claims(jobs_todo)
     bad = bad + [
         Problem(split, key, text)
         for split, (_, jobs) in todo.items()
@@ -64,13 +91,13 @@ def preprocess(
         for key, text in parts[job.part_url]["problems"]
     ]
     _stop_if(bad, skip_bad)
-    _without(splits, bad)  # all that conversion has left may be nothing
+    _without(splits, bad)  # conversion may have left nothing
     _warn({split: [parts[j.part_url] for j in jobs] for split, (_, jobs) in todo.items()})
     for split, (fingerprint, jobs) in todo.items():
         skipped = [(p.key, p.text) for p in bad if p.split == split]
         found = [parts[job.part_url] for job in jobs]
         publish(dataset, split, storage.join(dest, split), found, fingerprint, skipped)
-    return _summary(dest, list(splits), len({(p.split, p.key) for p in bad}))
+    return bad
 
 
 def _stop_if(problems: list[Problem], skip_bad: bool) -> None:
@@ -81,7 +108,7 @@ def _stop_if(problems: list[Problem], skip_bad: bool) -> None:
     of_splits = [problem for problem in problems if not problem.key]  # no pair to set aside
     if of_splits or not skip_bad:
         rest = f" (and {len(problems) - 1} more, see above)" if len(problems) > 1 else ""
-        cure = "mend it" if of_splits else "mend it, or set bad pairs aside with --skip-bad"
+        cure = "correct it" if of_splits else "correct it, or leave bad pairs out with --skip-bad"
         raise UserError(f"{problems[0].text}{rest}; {cure}")
 
 
@@ -103,7 +130,7 @@ def _plan(
     headers: dict[str, Header],
     shard_bytes: int,
 ) -> tuple[str, list[ShardJob]]:
-    """Which pair goes into which shard: a function of the source alone; and its fingerprint."""
+    """The fingerprint, and which pair goes into which shard: a function of the source alone."""
     groups: list[list[Pair]] = [[]]
     filled = 0
     for pair in pairs:
@@ -135,18 +162,18 @@ def _raw_bytes(header: Header) -> int:
 
 
 def _convert_all(jobs: list[ShardJob]) -> dict[str, Any]:
-    """Convert what is not done yet; returns every shard's description by its URL."""
+    """Convert the shards that are missing; returns every shard's description by its URL."""
     parts = finished(jobs)
     missing = [job for job in jobs if job.part_url not in parts]
     if len(missing) < len(jobs):
-        log.info("%d of %d shards are there already", len(jobs) - len(missing), len(jobs))
+        log.info("%d of %d shards exist already", len(jobs) - len(missing), len(jobs))
     for index, part in track(parallel_map(convert, missing), len(missing), "shards"):
         parts[missing[index].part_url] = part
     return parts
 
 
 def _warn(parts: dict[str, list[dict[str, Any]]]) -> None:
-    """Say what is odd without being wrong: clipped pictures, near-duplicates over splits."""
+    """Warn of oddities that are no faults: clipped pictures, near-duplicates across splits."""
     seen = [(s, one) for s, found in parts.items() for part in found for one in part["seen"]]
     for split, one in seen:
         if one["clipped"] > CLIPPED:

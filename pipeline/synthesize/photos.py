@@ -1,18 +1,17 @@
-"""The sharp photographs: scikit-image's own, or a folder's; split by photograph, never by crop."""
+"""The sharp photographs: scikit-image's, or a folder's; split by photograph, never by crop."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.images import list_images, read_image, to_float
+from pipeline.synthesize.light import Field, to_linear
 
-Field = np.ndarray[Any, Any]
 # The Middlebury pair shows one scene twice, so both halves stay in one split.
 BUNDLED = {
     "train": ("astronaut.png", "coffee.png", "rocket.jpg"),
@@ -21,8 +20,8 @@ BUNDLED = {
 }
 SPLITS = tuple(BUNDLED)
 DISPARITY = ("motorcycle_left.png", "motorcycle_disp.npz")
-# Few photographs are sharp to the pixel as they come. Larger ones are shrunk to a longer side of
-# this many pixels, as DPDD's are to a quarter, so that what is called sharp is sharp.
+# Few photographs are sharp down to the pixel. Larger ones are reduced to a longer side of this many
+# pixels, as DPDD's are to a quarter, so that the pictures called sharp are sharp.
 LONGER_SIDE = 1800
 
 
@@ -36,11 +35,11 @@ class Photo:
 
 
 def load_photos(photos: str, size: tuple[int, int]) -> dict[str, list[Photo]]:
-    """Photographs by split; every one at least `size` (height, width).
+    """Photographs by split; each at least `size` (height, width).
 
     Args:
-        photos: ``bundled``, or the URL of a folder, with folders train, val and test in it, or of
-            whose files, sorted by name, every fifth is for testing and every fifth for validation.
+        photos: ``bundled``, or the URL of a folder. It holds folders train, val and test; or files,
+            of which, sorted by name, every fifth is for testing and every fifth for validation.
 
     Raises:
         UserError: for a missing, broken or too small photograph, or fewer than three.
@@ -48,9 +47,12 @@ def load_photos(photos: str, size: tuple[int, int]) -> dict[str, list[Photo]]:
     if photos == "bundled":
         folder = _bundled_folder()
         urls = {k: [str(folder / name) for name in names] for k, names in BUNDLED.items()}
+        depth = {str(folder / DISPARITY[0]): folder / DISPARITY[1]}
     else:
-        urls = _split_folder(photos)
-    return {split: [_load(url, size) for url in names] for split, names in urls.items()}
+        urls, depth = _split_folder(photos), {}
+    return {
+        split: [_load(url, size, depth.get(url)) for url in names] for split, names in urls.items()
+    }
 
 
 def _split_folder(url: str) -> dict[str, list[str]]:
@@ -67,17 +69,16 @@ def _split_folder(url: str) -> dict[str, list[str]]:
     return {"train": [f for f in files if f not in test + val], "val": val, "test": test}
 
 
-def _load(url: str, size: tuple[int, int]) -> Photo:
-    from pipeline.synthesize.render import decode
-
+def _load(url: str, size: tuple[int, int], disparity: Path | None) -> Photo:
     image = read_image(url)
     if image.shape[0] < size[0] or image.shape[1] < size[1]:
         raise UserError(
             f"{url}: {image.shape[1]}x{image.shape[0]} pixels, smaller than the pairs asked for "
             f"({size[1]}x{size[0]}); lower --size or remove it"
         )
-    depth = _disparity(Path(url).with_name(DISPARITY[1])) if url.endswith(DISPARITY[0]) else None
-    return Photo(storage.name_of(url), shrunk(decode(to_float(image)), size), depth)
+    light = shrunk(to_linear(to_float(image)), size)
+    depth = None if disparity is None else _disparity(disparity)
+    return Photo(printable(storage.name_of(url)), light, depth)
 
 
 def shrunk(light: Field, size: tuple[int, int]) -> Field:

@@ -1,24 +1,22 @@
 """Rendering a scene through the lens: sharp, blurred, and the true radius.
 
-Each surface is cut into slices of signed radius and painted from far to near; a slice paints itself
-and all that is nearer on its surface, with premultiplied coverage, so that no slice leaks
-through the seam of the next. Surfaces then cover one another, premultiplied too, so that a blurred
-edge lets the background through as a lens does.
+Each surface is cut into slices of signed radius that are painted from far to near. A slice includes
+everything nearer on its surface, with premultiplied coverage, so that nothing leaks through the
+seams between slices. Surfaces are then composited, premultiplied too, so that a blurred edge lets
+the background through as a real lens does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from pipeline.synthesize.light import Field, to_pixels
 from pipeline.synthesize.psf import psf
 from pipeline.synthesize.scene import Scene, Surface
 
-Field = np.ndarray[Any, Any]
-STEP = 0.5  # pixels of radius between slices; between two, coverage is shared linearly
-GAMMA = 2.2
+STEP = 0.5  # pixels of radius between slices; coverage is interpolated linearly
 READ_NOISE = 1e-4  # standard deviation, of full scale
 FULL_WELL = 50_000.0  # electrons at full scale
 
@@ -33,7 +31,7 @@ class Rendered:
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Rendered:
-    """Render a scene; noise is added to the blurred image alone."""
+    """Render a scene; noise is added to the blurred image only."""
     blur = np.zeros_like(scene.surfaces[0].light)
     sharp = np.zeros_like(blur)
     radius = np.zeros(blur.shape[:2], np.float32)
@@ -44,7 +42,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Rendered:
         sharp = alpha * surface.light + (1 - alpha) * sharp
         radius = np.where(surface.coverage > 0.5, np.abs(surface.radius), radius)
     noisy = _add_noise(np.clip(blur, 0, 1), scene.gain, rng)
-    return Rendered(_encode(noisy), _encode(sharp), radius)
+    return Rendered(to_pixels(noisy), to_pixels(sharp), radius)
 
 
 def _through_lens(surface: Surface) -> tuple[Field, Field]:
@@ -61,7 +59,7 @@ def _through_lens(surface: Surface) -> tuple[Field, Field]:
         kernel = psf(surface.psf, abs(level) * STEP)
         slice_light = _filter(surface.light * alpha[..., None], kernel)
         slice_coverage = _filter(alpha, kernel)
-        # Over a slice of the same surface: what it does not cover, the farther slice does.
+        # Within a surface, the farther slice shows wherever this one does not cover.
         share = _filter(nearer, kernel)
         light = slice_light + (1 - share[..., None]) * light
         coverage = slice_coverage + (1 - share) * coverage
@@ -79,12 +77,3 @@ def _add_noise(light: Field, gain: float, rng: np.random.Generator) -> Field:
     deviation = np.sqrt((gain * READ_NOISE) ** 2 + light * gain / FULL_WELL)
     noise = rng.standard_normal(light.shape, dtype=np.float32)
     return np.clip(light + deviation * noise, 0, 1)
-
-
-def _encode(light: Field) -> Field:
-    return np.asarray(np.clip(light, 0, 1) ** np.float32(1 / GAMMA), np.float32)
-
-
-def decode(image: Field) -> Field:
-    """Pixels in [0, 1] to linear light."""
-    return np.asarray(image ** np.float32(GAMMA), np.float32)

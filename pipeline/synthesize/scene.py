@@ -8,23 +8,21 @@ therefore c = K (q_focus - q): positive behind the focus, negative before it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from pipeline.synthesize.light import Field
 from pipeline.synthesize.photos import Photo
+from pipeline.synthesize.psf import KINDS
 
-Field = np.ndarray[Any, Any]
 FIELDS = ("plane", "ramp", "smooth", "real")
-LEAST_BLUR = 0.45  # of the greatest radius: how much of it a scene uses at least
+LEAST_BLUR = 0.45  # the least fraction of the greatest radius that a scene uses
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Something opaque: linear light (H, W, 3), coverage (H, W), signed radius (H, W) in pixels.
-
-    `psf`: the kind of its point spread function.
-    """
+    """An opaque surface: linear light (H, W, 3), coverage (H, W), signed radius (H, W) in pixels,
+    and the kind of its point spread function."""
 
     light: Field
     coverage: Field
@@ -49,11 +47,10 @@ def draw_scene(
 ) -> Scene:
     """Draw a scene of `size` (height, width) from photographs; blur of at most `radius_max`.
 
-    Cut-outs are seen through the same lens, each nearer than all that it covers. `mixed_psf`: every
-    surface has a point spread function of another kind (compound defocus), and one lies in front.
+    Cut-outs are seen through the same lens, each nearer than everything it covers. `mixed_psf`:
+    every surface has another kind of point spread function (compound defocus), and at least one
+    cut-out is in front.
     """
-    from pipeline.synthesize.psf import KINDS
-
     crop = _crop(rng, photos[rng.integers(len(photos))], size)
     kind = FIELDS[rng.integers(len(FIELDS))]
     depth = crop.inverse_depth if kind == "real" else None
@@ -99,7 +96,7 @@ def _field(rng: np.random.Generator, kind: str, size: tuple[int, int]) -> Field:
 def _cut_out(
     rng: np.random.Generator, photos: list[Photo], size: tuple[int, int]
 ) -> tuple[Field, Field]:
-    """Light and coverage of a blob of another photograph: an occluding edge."""
+    """Light and coverage of a blob cut from another photograph: an occluding edge."""
     crop = _crop(rng, photos[rng.integers(len(photos))], size)
     height, width = size
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -119,7 +116,7 @@ class _Crop:
 
 
 def _crop(rng: np.random.Generator, photo: Photo, size: tuple[int, int]) -> _Crop:
-    """A random place of a photograph at a random scale, mirrored at random."""
+    """A random crop of a photograph at a random scale, randomly mirrored."""
     import cv2
 
     height, width = size

@@ -28,7 +28,7 @@ def synthesize(
     radius_max: float = 7.0,
     mixed_psf: bool = False,
 ) -> dict[str, Any]:
-    """Make a set of pairs; the same arguments give the same bytes, also after an interruption.
+    """Make a set of pairs; the same arguments give the same bytes, even after an interruption.
 
     Args:
         photos: ``bundled`` (scikit-image's), or the URL of a folder of sharp photographs.
@@ -39,7 +39,7 @@ def synthesize(
         mixed_psf: several kinds of point spread functions in each picture (compound defocus).
 
     Raises:
-        UserError: for photographs that cannot be used, or a destination that holds other things.
+        UserError: for photographs that cannot be used, or a destination that holds anything else.
     """
     _check(pairs, size, radius_max)
     height, width = size[1], size[0]
@@ -76,14 +76,14 @@ def make_pair(
     radius_max: float,
     mixed_psf: bool = False,
 ) -> Rendered:
-    """Make one pair, a pure function of its arguments: pairs can be made in any order."""
+    """Make one pair: a pure function of its arguments, so pairs can be made in any order."""
     key = hashlib.sha256(f"era/synthesize/{seed}/{split}/{index}".encode()).digest()
     rng = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
     return render(draw_scene(rng, photos, size, radius_max, mixed_psf), rng)
 
 
 def split_counts(pairs: int) -> dict[str, int]:
-    """How many pairs each split gets."""
+    """The number of pairs of each split."""
     test, val = max(1, round(0.2 * pairs)), max(1, round(0.1 * pairs))
     return {"train": pairs - test - val, "val": val, "test": test}
 
@@ -98,7 +98,7 @@ def _check(pairs: int, size: tuple[int, int], radius_max: float) -> None:
 
 
 def _claim(dest: str, description: dict[str, Any]) -> None:
-    """Refuse a folder that holds something else; go on with one of the same description."""
+    """Refuse a folder that holds anything else; continue one of the same description."""
     url = storage.join(dest, DESCRIPTION)
     names = storage.list_names(dest)
     if storage.exists(url):
@@ -113,13 +113,13 @@ def _claim(dest: str, description: dict[str, Any]) -> None:
 
 
 def pair_number(counts: dict[str, int], split: str, index: int) -> int:
-    """Numbers run on over the splits, in steps of two: a target's is its source's plus one."""
+    """A source's number: numbers run through all splits in steps of two."""
     before = sum(counts[other] for other in SPLITS[: SPLITS.index(split)])
     return 2 * (before + index) + 1
 
 
 def write_pair(dest: str, split: str, number: int, rendered: Rendered) -> None:
-    """Write a pair into the folder of its split, the radius last; the target is `number` + 1."""
+    """Write a pair into its split's folder, the radius last; the target has `number` + 1."""
     folder = storage.join(dest, f"{split}_c")
     source, target = f"1P0A{number:04d}.png", f"1P0A{number + 1:04d}.png"
     radius = np.rint(rendered.radius * RADIUS_UNITS).astype(np.uint16)
