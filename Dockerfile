@@ -5,8 +5,8 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS dependencies
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /opt/era
-COPY requirements.lock /tmp/requirements.lock
-RUN /opt/era/bin/pip install -r /tmp/requirements.lock
+COPY requirements.lock requirements-cuda.lock /tmp/
+RUN /opt/era/bin/pip install --require-hashes -r /tmp/requirements.lock
 
 FROM dependencies AS code
 COPY . /src

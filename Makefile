@@ -32,25 +32,35 @@ format: setup
 bench: setup  ## tables of ratios, kept in benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
 
-lock:  ## write both locks anew from pyproject.toml
-	rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
-	.lock-venv/bin/pip install -q .
-	.lock-venv/bin/pip freeze --exclude era-deblurring --exclude pip --exclude setuptools \
-		| sed 's/+cpu$$//' | grep -v '^nvidia-' > requirements.lock
-	.lock-venv/bin/pip install -q ".[dev]"
-	.lock-venv/bin/pip freeze --exclude era-deblurring --exclude pip --exclude setuptools \
-		| sed 's/+cpu$$//' | grep -v '^nvidia-' | grep -vxFf requirements.lock > requirements-dev.lock
-	rm -rf .lock-venv
+# uv resolves for Python 3.11 and later on every platform; the locks keep Linux. The CUDA libraries
+# of torch's public wheels go to a lock of their own, which requirements.lock includes.
+NAMES = /^[a-z0-9]/
+COMPILE = $(LOCK)/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 \
+	--generate-hashes --no-header --no-annotate $(LOCK_OPTIONS)
+LOCK := .lock-venv
+lock:  ## write the locks from pyproject.toml, keeping the versions they have (LOCK_OPTIONS=-U)
+	rm -rf $(LOCK) && $(PYTHON) -m venv $(LOCK) && $(LOCK)/bin/pip install -q uv
+	cat requirements.lock requirements-cuda.lock | grep -v '^-r' > $(LOCK)/runtime.txt
+	cat $(LOCK)/runtime.txt requirements-dev.lock > $(LOCK)/dev.txt
+	$(COMPILE) -o $(LOCK)/runtime.txt
+	$(COMPILE) --extra dev -o $(LOCK)/dev.txt
+	awk '$(NAMES) {skip = /^(nvidia-|cuda-|triton)|win32/} !skip' $(LOCK)/runtime.txt > requirements.lock
+	echo '-r requirements-cuda.lock' >> requirements.lock
+	awk '$(NAMES) {keep = /^(nvidia-|cuda-|triton)/} keep' $(LOCK)/runtime.txt > requirements-cuda.lock
+	awk 'NR == FNR {if ($(NAMES)) known[$$1]; next} $(NAMES) {skip = ($$1 in known) || /win32/} !skip' \
+		$(LOCK)/runtime.txt $(LOCK)/dev.txt > requirements-dev.lock
+	rm -rf $(LOCK)
 
 clean:
-	rm -rf $(VENV) .lock-venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(LOCK) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
-$(VENV)/.runtime: requirements.lock pyproject.toml
+$(VENV)/.runtime: requirements.lock requirements-cuda.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps -e .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
-	$(BIN)/pip install -q --disable-pip-version-check -r requirements.lock -r requirements-dev.lock
+	$(BIN)/pip install -q --disable-pip-version-check --require-hashes \
+		-r requirements.lock -r requirements-dev.lock
 	touch $@

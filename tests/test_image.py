@@ -31,7 +31,7 @@ def sent_to_the_build() -> list[str]:
 
 
 def test_image_is_the_locks_and_nobodys_root() -> None:
-    assert "pip install -r /tmp/requirements.lock" in DOCKERFILE
+    assert "pip install --require-hashes -r /tmp/requirements.lock" in DOCKERFILE
     final = DOCKERFILE.rpartition("\nFROM ")[2]
     assert "\nUSER 1000\n" in final
     assert "LABEL org.opencontainers.image" in final

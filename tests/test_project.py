@@ -15,25 +15,43 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
+LOCKS = ("requirements.lock", "requirements-cuda.lock", "requirements-dev.lock")
+PIN = re.compile(r"^([a-z0-9-]+)==([a-z0-9.]+)(?: ; [^\\]+)? \\$")
+
+
 def lock(name: str) -> dict[str, str]:
-    lines = (ROOT / name).read_text().split()
-    return dict(line.split("==") for line in lines)
+    """The versions of a lock, without what it includes."""
+    found = map(PIN.match, (ROOT / name).read_text().splitlines())
+    return {match[1]: match[2] for match in found if match}
 
 
 def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
-def test_locks_hold_public_versions_only(name: str) -> None:
-    for line in (ROOT / name).read_text().splitlines():
-        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line), line
-        assert not line.startswith("nvidia")
+@pytest.mark.parametrize("name", LOCKS)
+def test_locks_hold_public_versions_with_hashes_only(name: str) -> None:
+    hashes = 0
+    for line in reversed((ROOT / name).read_text().splitlines()):
+        if re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}(?: \\)?", line):
+            hashes += 1
+        elif line != "-r requirements-cuda.lock":
+            assert PIN.match(line), line
+            assert hashes, line
+            hashes = 0
+
+
+def test_cuda_libraries_are_a_lock_of_their_own() -> None:
+    """They belong to torch's public wheels for Linux; other builds of torch need none of them."""
+    cuda = re.compile("nvidia-|cuda-|triton")
+    assert not list(filter(cuda.match, [*lock(LOCKS[0]), *lock(LOCKS[2])]))
+    assert all(map(cuda.match, lock(LOCKS[1])))
+    assert (ROOT / LOCKS[0]).read_text().endswith("\n-r requirements-cuda.lock\n")
 
 
 def test_locks_meet_the_requirements() -> None:
-    runtime = {canonical(k): v for k, v in lock("requirements.lock").items()}
-    everything = runtime | {canonical(k): v for k, v in lock("requirements-dev.lock").items()}
+    runtime = lock("requirements.lock")
+    everything = runtime | lock("requirements-dev.lock")
     wanted = [(runtime, line) for line in PROJECT["dependencies"]]
     wanted += [
         (everything, line) for extra in PROJECT["optional-dependencies"].values() for line in extra
@@ -47,8 +65,9 @@ def test_locks_meet_the_requirements() -> None:
 
 
 def test_this_environment_is_the_locks() -> None:
+    locked = lock("requirements.lock") | lock("requirements-dev.lock")
     for name in ("torch", "ray", "numpy", "webdataset", "s3fs"):
-        assert version(name).partition("+")[0] == lock("requirements.lock")[name]
+        assert version(name).partition("+")[0] == locked[name]
 
 
 def test_no_absolute_path_host_or_secret_is_kept() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import tempfile
 import urllib.error
@@ -35,8 +36,7 @@ def packages() -> Iterator[Finding]:
         yield Finding("packages", WARNING, text)
         return
     wrong = []
-    for line in lock.split():
-        name, _, wanted = line.partition("==")
+    for name, wanted in re.findall(r"^([\w.-]+)==([\w.]+)", lock, re.MULTILINE):
         try:
             found = version(name).partition("+")[0]
         except PackageNotFoundError:
