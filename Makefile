@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-all lint format bench lock clean
+.PHONY: setup demo test test-all lint format bench docs lock clean
 
 setup: $(VENV)/.dev  ## the environment, as the lock has it
 
@@ -31,6 +31,9 @@ format: setup
 
 bench: setup  ## tables of ratios, kept in benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
+
+docs: setup  ## write the reference pages that come from the code
+	$(BIN)/python docs/generate.py
 
 # uv resolves for Python 3.11 and later on every platform; the locks keep Linux. The CUDA libraries
 # of torch's public wheels go to a lock of their own, which requirements.lock includes.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
 
 from era import ErA, cost, named_config
@@ -144,9 +146,13 @@ def test_folder_with_something_else_is_no_run(tmp_path: Path) -> None:
         freeze(str(tmp_path), load_train_config("tiny"))
 
 
-def test_documentation_names_every_key_and_default() -> None:
-    text = DOCS.read_text()
-    for section, values in to_plain(OmegaConf.to_object(OmegaConf.structured(TrainConfig))).items():
-        assert f"## `{section}`" + (" (frozen)" if section in FROZEN_SECTIONS else "") in text
-        for key in values:
-            assert f"| `{section}.{key}` |" in text
+def test_documentation_has_every_key_with_its_default_and_a_meaning() -> None:
+    rows = re.findall(r"^\| `(\w+\.\w+)` \| `(.*)` \| (.+) \|$", DOCS.read_text(), re.MULTILINE)
+    documented = {key: yaml.safe_load(default) for key, default, _ in rows}
+    plain = to_plain(OmegaConf.to_object(OmegaConf.structured(TrainConfig)))
+    values = {f"{s}.{key}": value for s, keys in plain.items() for key, value in keys.items()}
+    assert documented.keys() == values.keys()
+    for key, value in values.items():
+        assert type(value)(documented[key]) == value, key
+    for section in plain:
+        assert (f"## `{section}` (frozen)" in DOCS.read_text()) == (section in FROZEN_SECTIONS)

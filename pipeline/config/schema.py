@@ -1,4 +1,6 @@
-"""The schema of a training configuration. Every key, its unit and its default stand here.
+"""The schema of a training configuration: every key with its type, default and meaning.
+
+The comments on a key are its documentation: `make docs` writes docs/configuration.md from them.
 
 Keys are of two kinds. Sections in `FROZEN_SECTIONS` define the result: they are frozen at a run's
 first start, and a later change is refused. All others may change between attempts of one run.
@@ -14,135 +16,137 @@ FROZEN_SECTIONS = ("model", "data", "train", "loss")
 
 @dataclass
 class RunSection:
-    """Which run this is: `<root>/<name>/` holds all that it leaves."""
+    """Identifies the run. Everything it writes is in `<root>/<name>/`."""
 
-    name: str = "run"
-    root: str = "runs"
-    revision: str = ""  # of the code, kept with each checkpoint; default: what git says
+    name: str = "run"  # folder name; the same name continues the run
+    root: str = "runs"  # folder or URL that holds the runs
+    revision: str = ""  # code revision recorded in checkpoints; empty: taken from git
 
 
 @dataclass
 class ModelSection:
-    """A named size of `era.ErAConfig` (tiny, base, paper) and what differs from it."""
+    """The network: a named size of `era.ErAConfig` and the fields that differ from it."""
 
-    size: str = "tiny"
+    size: str = "tiny"  # tiny, base or paper
+    # Fields of `era.ErAConfig` (see docs/python.md), such as {x_form: pcg, stages: 3}
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class DataSection:
-    """What is learned from, and the order in which it comes."""
+    """Training and validation data, and the order of the samples."""
 
-    train: str = ""  # URL of one split folder
-    val: str = ""  # URL of one split folder; validation is skipped when empty
-    crops_per_image: int = 16  # crops of each image in one epoch
-    window: int = 0  # shards shuffled together; 0 = all of them
-    min_sharpness_quantile: float = 0.3  # the least sharp share of places is passed over
-    rotate: bool = True  # quarter turns, besides flips
-    skip_damaged: bool = False  # train without a damaged or vanished shard instead of stopping
+    train: str = ""  # URL of the folder of one preprocessed split
+    val: str = ""  # the same for validation; empty: no validation
+    crops_per_image: int = 16  # crops drawn from each image per epoch
+    window: int = 0  # number of shards shuffled together; 0: all
+    min_sharpness_quantile: float = 0.3  # share of the least sharp positions never cropped
+    rotate: bool = True  # augment with rotations by 90 degrees, besides flips
+    skip_damaged: bool = False  # continue without a damaged or missing shard instead of stopping
 
 
 @dataclass
 class TrainSection:
-    """The optimisation."""
+    """Optimization."""
 
-    steps: int = 1000
-    global_batch: int = 8  # samples per optimiser step over all workers
-    seed: int = 0
-    deterministic: Any = "auto"  # false | true | strict | auto (true on CPU)
-    patch: list[int] = field(default_factory=lambda: [128])  # crop sizes, equal shares of the steps
-    learning_rate: float = 2e-4
-    scalar_rate: float = 20.0  # the lambdas learn this many times faster
-    min_learning_rate: float = 1e-6  # where the cosine ends
-    warmup: float = 0.02  # share of the steps
-    weight_decay: float = 0.0
-    clip_norm: float = 0.2  # of the whole gradient; 0 = off
-    ema: float = 0.999  # decay of the averaged weights
-    estimator_share: float = 0.0  # first share of the steps: blur estimator alone
-    prior_share: float = 0.0  # then this share: prior alone, without the data step
-    precision: str = "fp32"  # fp32 | bf16 | fp16
-    tf32: bool = False
-    channels_last: bool = False
-    compile: bool = False
-    nonfinite_budget: int = 10  # steps that may be skipped for a non-finite gradient
-    validate_every: int = 0  # steps; 0 = only at the last step
+    steps: int = 1000  # optimizer steps of the whole run
+    global_batch: int = 8  # samples per optimizer step over all workers
+    seed: int = 0  # of the initial weights and the order of samples; 0 to 2^63 - 1
+    deterministic: Any = "auto"  # false, true, strict, or auto (true on CPU, false on GPU)
+    # Crop sizes in pixels; each is used for an equal share of the steps, in this order
+    patch: list[int] = field(default_factory=lambda: [128])
+    learning_rate: float = 2e-4  # peak of the cosine schedule
+    scalar_rate: float = 20.0  # learning rate of the lambdas, relative to learning_rate
+    min_learning_rate: float = 1e-6  # end of the cosine schedule
+    warmup: float = 0.02  # share of the steps over which the learning rate rises
+    weight_decay: float = 0.0  # of AdamW
+    clip_norm: float = 0.2  # maximum norm of the whole gradient; 0: no clipping
+    ema: float = 0.999  # decay of the averaged weights, which are the ones evaluated
+    estimator_share: float = 0.0  # phase 1, share of the steps: the blur estimator alone
+    prior_share: float = 0.0  # phase 2, share of the steps: the prior alone, without data step
+    precision: str = "fp32"  # fp32, bf16 or fp16 (autocast; FFTs are always float32)
+    tf32: bool = False  # allow TensorFloat-32 in matrix products and convolutions on GPUs
+    channels_last: bool = False  # channels-last memory format for the convolutions
+    compile: bool = False  # use torch.compile
+    nonfinite_budget: int = 10  # steps that may be skipped because of a non-finite loss or gradient
+    validate_every: int = 0  # steps between validations; 0: only after the last step
 
 
 @dataclass
 class LossSection:
     """omega |X - X_gt|_1 + (1 - omega) |H X - Y|_1 + radius |r - r_gt| (poster, Loss)."""
 
-    omega: float = 0.5
-    radius: float = 0.0  # weight of the blur-radius term, where the true radius is known
-    relative: float = 0.0  # above 0: the first term is divided by |Y - X_gt|_1 + this
+    omega: float = 0.5  # weight of the first term, 0 to 1
+    radius: float = 0.0  # weight of the blur-radius term; needs pairs with a known radius
+    relative: float = 0.0  # above 0: the first term is divided by |Y - X_gt|_1 + relative
 
 
 @dataclass
 class ScalingSection:
-    """How many processes share the work; never changes what is computed."""
+    """Processes and devices that share the work. Does not change which samples are used."""
 
-    workers: Any = 1  # an integer, or [least, most] for an elastic run
-    gpu: bool = False
+    workers: Any = 1  # number of training processes, or [least, most] for an elastic run
+    gpu: bool = False  # one GPU per worker
     threads: int = 1  # torch threads per worker
-    micro_batch: int = 0  # samples per forward pass; 0 = the worker's whole share
-    cpus_per_worker: int = 1
+    micro_batch: int = 0  # samples per forward pass; 0: the worker's whole share of the batch
+    cpus_per_worker: int = 1  # CPUs that Ray reserves for each worker
 
 
 @dataclass
 class LoaderSection:
-    """How samples reach the trainer; never changes which."""
+    """How samples are loaded. Does not change which samples are used."""
 
-    workers: int = 0  # loader processes per trainer; 0 = a thread of its own
-    prefetch: int = 4  # batches made ahead
+    workers: int = 0  # loader processes per training process; 0: a background thread
+    prefetch: int = 4  # batches prepared in advance
 
 
 @dataclass
 class CacheSection:
-    """Where each node keeps copies of remote shards."""
+    """Local copies of remote shards on each node."""
 
-    dir: str = ""  # default: $ERA_CACHE_DIR, else ~/.cache/era
-    max_gb: float = 100.0
+    dir: str = ""  # empty: $ERA_CACHE_DIR, else ~/.cache/era
+    max_gb: float = 100.0  # maximum size of the cache per node, in GB
 
 
 @dataclass
 class CheckpointSection:
-    """When the state is saved and how many are kept."""
+    """When checkpoints are saved and how many are kept."""
 
-    every: int = 200  # steps
-    keep_best: int = 2
+    every: int = 200  # steps between checkpoints; one is also saved at the end
+    keep_best: int = 2  # best checkpoints kept, besides the latest one
 
 
 @dataclass
 class TrackingSection:
-    """W&B mirrors metrics.jsonl; `auto` is online with a key (WANDB_API_KEY), else offline."""
+    """Metrics. metrics.jsonl is the record; Weights & Biases mirrors it."""
 
-    wandb: str = "auto"  # auto | online | offline | disabled
-    project: str = "era"
-    group: str = ""
-    log_every: int = 10  # steps between lines of metrics
-    images: int = 2  # validation images drawn in panels
+    wandb: str = "auto"  # online, offline, disabled, or auto (online if WANDB_API_KEY is set)
+    project: str = "era"  # W&B project
+    group: str = ""  # W&B group; a sweep sets its own
+    log_every: int = 10  # steps between lines of training metrics
+    images: int = 2  # validation images shown in W&B panels
 
 
 @dataclass
 class DebugSection:
-    """For proofs and searches."""
+    """Debugging."""
 
-    log_samples: bool = False  # samples.jsonl: which samples every step saw
-    stop_at: int = 0  # end this attempt after that step, with a checkpoint; 0 = at the last
+    log_samples: bool = False  # write samples.jsonl: the samples of every step
+    stop_at: int = 0  # end this attempt after this step with a checkpoint; 0: run to the end
 
 
 @dataclass
 class ChaosSection:
-    """Kills the run's own workers, so that a user can see it resume."""
+    """Fault injection: the run kills its own workers, to demonstrate that it resumes."""
 
-    kill_every: int = 0  # steps; 0 = never
+    kill_every: int = 0  # steps between kills; 0: never
 
 
 @dataclass
 class StorageSection:
-    """What the cluster shares."""
+    """Storage shared by the cluster."""
 
-    shared: bool = False  # local paths name one file system on every node
+    shared: bool = False  # local paths are on a file system that all nodes share
 
 
 @dataclass
