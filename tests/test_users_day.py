@@ -1,4 +1,4 @@
-"""The users' day: the README's four workflows as they stand there, on a cluster with an S3 server.
+"""The users' day: the workflows of docs/tutorial.md, on a cluster with an S3 server.
 
 Preprocess, train, a worker and then the driver killed, submitted again with more workers, a sweep,
 an evaluation, the best pulled, a photograph restored. Only places and sizes are replaced.
@@ -25,7 +25,7 @@ from pipeline.checkpoint import CheckpointStore
 from pipeline.images import read_image
 from pipeline.runs import best_run, list_runs
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+TUTORIAL = (Path(__file__).parents[1] / "docs" / "tutorial.md").read_text()
 STEPS, TRIAL_STEPS = 120, 4
 SMALL = (
     f"'{SMALL_NETWORK}' data.crops_per_image=3 train.global_batch=5 train.patch=[24] "
@@ -36,7 +36,7 @@ TRIAL = f"{SMALL} train.steps={TRIAL_STEPS} train.validate_every=2 checkpoint.ev
 
 
 class Day:
-    """A user's shell: runs a workflow's block of the README in a folder of its own."""
+    """A user's shell: runs a workflow's block of the tutorial in a folder of its own."""
 
     def __init__(self, folder: Path, bucket: str, dashboard: str) -> None:
         self.folder = folder
@@ -49,7 +49,7 @@ class Day:
 
     def start(self, workflow: str) -> subprocess.Popen[str]:
         """Begin a workflow's block, without the cluster's address: a user is outside of it."""
-        found = re.search(rf"\*\*{workflow}\*\*.*?```sh\n(.*?)```", README, re.DOTALL)
+        found = re.search(rf"\*\*{workflow}\*\*.*?```sh\n(.*?)```", TUTORIAL, re.DOTALL)
         assert found is not None
         script = found[1]
         for placeholder, value in self.replaced.items():
