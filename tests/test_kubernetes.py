@@ -170,15 +170,29 @@ def test_only_the_autoscaler_speaks_to_kubernetes(overlay: str) -> None:
     assert accounts == {pod["serviceAccountName"] for pod in (head, *workers)}
 
 
-def test_the_operator_reaches_the_job_server() -> None:
+# Labels of the operator's pods as its two ways of installation set them (KubeRay 1.6 and 1.7).
+HELM = {
+    "app.kubernetes.io/name": "kuberay-operator",
+    "app.kubernetes.io/instance": "kuberay-operator",
+    "app.kubernetes.io/component": "kuberay-operator",
+}
+KUSTOMIZE = {
+    "app.kubernetes.io/name": "kuberay",
+    "app.kubernetes.io/component": "kuberay-operator",
+}
+
+
+@pytest.mark.parametrize("operator", [HELM, KUSTOMIZE], ids=["helm", "kustomize"])
+def test_the_operator_reaches_the_job_server(operator: dict[str, str]) -> None:
     policy = next(one for one in objects("base") if one["kind"] == "NetworkPolicy")
     rules = [rule for rule in policy["spec"]["ingress"] if rule.get("ports") == [{"port": 8265}]]
-    operator = {"app.kubernetes.io/name": "kuberay-operator"}
-    assert any(
-        peer.get("podSelector", {}).get("matchLabels") == operator and "namespaceSelector" in peer
+    chosen = [
+        peer["podSelector"]["matchLabels"].items()
         for rule in rules
         for peer in rule["from"]
-    )
+        if "namespaceSelector" in peer and not peer["namespaceSelector"]
+    ]
+    assert any(labels and labels <= operator.items() for labels in chosen)
 
 
 def test_grace_outlasts_the_drain() -> None:

@@ -12,6 +12,7 @@ import secrets
 import signal
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -146,11 +147,28 @@ def _key(command: Command) -> str:
 
 
 def _several_nodes(address: str) -> bool:
-    """Whether work may land on more than one node: now, or once an autoscaler adds some."""
+    """Whether work may land on more than one node: now, or once an autoscaler adds some.
+
+    An incomplete answer is enough, since one node that can't be seen makes several. Nodes that
+    have left the cluster count in Ray's total, so that its own check for completeness refuses
+    every cluster that ever lost one.
+    """
     from ray.util.state import list_nodes
 
-    with no_address():
-        nodes = list_nodes(address=address, filters=[("state", "=", "ALIVE")], limit=100)
+    alive: list[tuple[str, str, str | bool | int | float]] = [("state", "=", "ALIVE")]
+    try:
+        with no_address(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            nodes = list_nodes(
+                address=address, filters=alive, limit=100, raise_on_missing_output=False
+            )
+    except Exception as error:  # the state API raises whatever its HTTP client and server do
+        log.warning(
+            "%s: the cluster does not list its nodes (%s); assuming several",
+            address,
+            type(error).__name__,
+        )
+        return True
     return len(nodes) != 1 or not (nodes[0].resources_total or {}).get("CPU")
 
 
