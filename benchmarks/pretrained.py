@@ -24,6 +24,7 @@ import skimage.data
 from benchmarks.contest import INPUT_DB
 from benchmarks.photos import extract
 from benchmarks.table import machine, markdown, record
+from pipeline.arrays import Image
 from pipeline.checkpoint import fingerprint, load_model, open_checkpoint, write_commit
 from pipeline.checkpoint.loading import SHIPPED
 from pipeline.errors import UserError
@@ -34,7 +35,7 @@ from pipeline.metrics import psnr
 from pipeline.progress import track
 from pipeline.report import false_colours
 from pipeline.runs.pull import CARD
-from pipeline.synthesize.light import Field, to_linear
+from pipeline.synthesize.light import to_linear
 from pipeline.synthesize.photos import Photo, shrunk
 from pipeline.synthesize.render import Rendered
 from pipeline.synthesize.write import make_pair, pair_number, write_pair
@@ -183,7 +184,7 @@ def _to_learn_from(split: str, index: int) -> Rendered:
     return make_pair(places, split, index, 0, (SIDE, SIDE), radius_max)
 
 
-def _window(rng: np.random.Generator, light: Field) -> Field:
+def _window(rng: np.random.Generator, light: Image) -> Image:
     top, left = (int(rng.integers(max(0, length - WINDOW) + 1)) for length in light.shape[:2])
     return light[top : top + WINDOW, left : left + WINDOW]
 

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
+from pipeline.arrays import Image
 from pipeline.config import TrainConfig, load_train_config, to_plain
 from pipeline.evaluate import Evaluation, evaluate
-from pipeline.images import Image, from_float, write_png
+from pipeline.images import from_float, write_png
 from pipeline.preprocess import preprocess
 from pipeline.report import DemoReport, write_demo_report
 from pipeline.restore import restore

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.arrays import Image
 from pipeline.errors import UserError
-
-Image = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

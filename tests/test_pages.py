@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from browser import browser
 
-from pipeline.report import Case, DemoReport, Gallery, write_demo_report, write_gallery
+from pipeline.case import Case
+from pipeline.report import DemoReport, Gallery, write_demo_report, write_gallery
 from pipeline.report.pages import chosen
 from pipeline.report.pictures import busiest
 

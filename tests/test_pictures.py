@@ -28,10 +28,10 @@ from pipeline.data.split import open_split
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
 from pipeline.evaluate.labels import read_labels
+from pipeline.evaluate.lpips import Lpips, load_lpips, lpips
 from pipeline.evaluate.run import by_label, comparison, interval, published
 from pipeline.images import encode_png, read_image, to_float
 from pipeline.inference import pixels_for, restore_array
-from pipeline.lpips import Lpips, load_lpips, lpips
 from pipeline.metrics import psnr
 from pipeline.restore import restore
 from pipeline.synthesize.psf import psf

@@ -16,9 +16,10 @@ import pytest
 from conftest import S3Server
 
 from pipeline import storage
+from pipeline.case import Case
 from pipeline.config.schema import TrackingSection
 from pipeline.errors import UserError
-from pipeline.tracking import Panel, Spool, Tracker
+from pipeline.tracking import Spool, Tracker
 from pipeline.tracking.mirror import resolved_mode, run_id
 from pipeline.tracking.segments import history, offline_runs, records
 
@@ -200,9 +201,16 @@ def test_mode_follows_key_and_environment(monkeypatch: pytest.MonkeyPatch) -> No
     assert resolved_mode(TrackingSection(wandb="offline")) == "offline"
 
 
-def panel() -> Panel:
-    """Pictures of some pixels."""
+def panel() -> Case:
+    """Pictures of a few pixels."""
     image = np.full((8, 8, 3), 0.5, np.float32)
-    return Panel(
-        "im", image, image, image, image, image[..., 0], image[None, ..., 0], np.ones((2, 3, 3))
+    return Case(
+        key="im",
+        blur=image,
+        restored=image,
+        sharp=image,
+        kernels=np.ones((2, 3, 3), np.float32),
+        weights=image[None, ..., 0],
+        radius=image[..., 0],
+        error=image,
     )

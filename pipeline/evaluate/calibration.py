@@ -1,7 +1,7 @@
-"""Do the estimates mean what they claim? The radius against the truth, E against true outliers.
+"""How far the estimates can be trusted: the radius against the truth, E against true outliers.
 
-True outliers are what no blur of one picture explains: pixels that saturated, and the edges at
-which one surface hides another.
+True outliers are pixels that no blur of a single picture explains: saturated ones, and those at the
+edges where one surface occludes another.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-Image = np.ndarray[Any, Any]
-RADII = (0, 1, 2, 3, 5, 7, 10, 15, 20, 65)  # pixels: borders of the rows of the table
+from pipeline.arrays import Image
+
+RADII = (0, 1, 2, 3, 5, 7, 10, 15, 20, 65)  # pixels: bounds of the table's rows
 SATURATED = 254.5 / 255
 EDGE = 1.0  # pixels: a jump of the true radius within EDGE_WINDOW that only an occlusion makes
 EDGE_WINDOW = 5
@@ -22,7 +23,7 @@ PLACES = {
     "elsewhere": "elsewhere",
 }
 BINS = list(itertools.pairwise(RADII))
-# Column of per_image.csv -> what it is, where, unit.
+# Column of per_image.csv -> quantity, place, unit.
 FIGURES = {
     f"radius_error_{low}_{high}": ("radius error", f"true radius {low} to {high} px", "px")
     for low, high in BINS
@@ -30,7 +31,7 @@ FIGURES = {
 
 
 def calibration(radius: Image, true: Image, error: Image, blur: Image) -> dict[str, float | None]:
-    """Figures of one image; None where it has no such pixel.
+    """Figures of one image; None for a place that it does not have.
 
     Args:
         radius, true: estimated and true blur radius (H, W), pixels.
@@ -58,7 +59,7 @@ def outliers(true: Image, blur: Image) -> dict[str, Image]:
 
 
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over the images that have such pixels, as rows to be shown; empty without truth."""
+    """Rows for display: means over the images that have such pixels; empty without truth."""
     found = []
     for column, (what, where, unit) in FIGURES.items():
         values = [row[column] for row in rows if row.get(column) is not None]

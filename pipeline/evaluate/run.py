@@ -12,19 +12,20 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
+from pipeline.case import Case
 from pipeline.checkpoint import resolve
 from pipeline.data.manifest import Manifest
 from pipeline.data.split import open_split
 from pipeline.errors import UserError
 from pipeline.evaluate.calibration import FIGURES, table
 from pipeline.evaluate.labels import read_labels
+from pipeline.evaluate.lpips import find_weights
 from pipeline.evaluate.published import published_rows
 from pipeline.evaluate.score import ScoreJob, score
-from pipeline.lpips import find_weights
 from pipeline.metrics import protocol_named
 from pipeline.parallel_map import parallel_map
 from pipeline.progress import track
-from pipeline.report import Case, Gallery, write_gallery
+from pipeline.report import Gallery, write_gallery
 
 log = logging.getLogger("era")
 Row = dict[str, Any]

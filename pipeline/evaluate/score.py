@@ -1,4 +1,4 @@
-"""One image: restored and scored; the same figures wherever it is done."""
+"""Restore and score one image; the figures do not depend on where this is done."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.arrays import RADIUS_UNITS, Image
+from pipeline.case import Case
 from pipeline.checkpoint import LoadedModel, load_model
 from pipeline.data.shards import Sample
 from pipeline.data.split import Split, open_split
 from pipeline.evaluate.calibration import calibration
+from pipeline.evaluate.lpips import lpips
 from pipeline.images import to_float
 from pipeline.inference import Restoration, restore_array
-from pipeline.lpips import lpips
 from pipeline.metrics import mae, prepare, psnr, ssim
-from pipeline.report import Case
 
-Image = np.ndarray[Any, Any]
-RADIUS_UNITS = 256.0
 _opening = threading.Lock()
 
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """What scoring one image needs; can be pickled.
+    """Everything needed to score one image; can be pickled.
 
     Attributes:
         checkpoint: URL. data: URL of a split. index: of the image.
-        lpips_weights: URL; empty leaves LPIPS out.
+        lpips_weights: URL; empty omits LPIPS.
         pictures: keep the pictures for the gallery.
     """
 
@@ -47,7 +46,7 @@ def score(job: ScoreJob) -> tuple[dict[str, Any], Case | None]:
     """Restore and score one image, on one thread.
 
     Returns:
-        A row of per_image.csv (scores are missing without ground truth), and the pictures.
+        A row of per_image.csv (without scores if there is no ground truth), and the pictures.
     """
     torch.set_num_threads(1)  # the sums of a convolution depend on the number of threads
     with _opening:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
+from pipeline.arrays import Image
 from pipeline.data.shards import Sample, ShardWriter
 from pipeline.errors import UserError
 from pipeline.images import decode_any, decode_image
 from pipeline.preprocess.layouts import Pair
 
-Image = np.ndarray[Any, Any]
 PARTS = ".parts"  # a folder that exists only until its split is published
 SHARPNESS_CELL = 32  # pixels
 SMALL = 256  # longest side of the reduced pictures that are compared

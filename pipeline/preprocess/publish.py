@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
+from pipeline.arrays import Image
 from pipeline.data.manifest import NAME, Manifest, parse_shard
 from pipeline.errors import printable
 from pipeline.preprocess.convert import PARTS
 
-Image = np.ndarray[Any, Any]
 CONTACT, SKIPPED = "contact.jpg", "skipped.json"
 SHEET = 24  # samples on the contact sheet
 COLUMNS = 4

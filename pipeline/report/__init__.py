@@ -1,4 +1,4 @@
-"""Pages for people who would rather look than read: self-contained HTML, light and dark."""
+"""Self-contained HTML pages with pictures, in light and dark."""
 
 from pipeline.report.pages import (
     DemoReport,
@@ -8,10 +8,9 @@ from pipeline.report.pages import (
     write_gallery,
     write_sweep_page,
 )
-from pipeline.report.pictures import Case, false_colours, tile
+from pipeline.report.pictures import false_colours, tile
 
 __all__ = [
-    "Case",
     "DemoReport",
     "Gallery",
     "SweepPage",

@@ -1,4 +1,4 @@
-"""The pages themselves, filled from jinja2 templates."""
+"""The pages, rendered from jinja2 templates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from pipeline import storage
-from pipeline.report.pictures import Case, curves, svg
+from pipeline.case import Case
+from pipeline.report.pictures import Shown, curves, svg
 
 CURVES = {
     "train/loss": "training loss",
@@ -15,7 +16,7 @@ CURVES = {
     "val/ssim": "validation SSIM",
     "train/error_share": "share of non-zero E",
 }
-MAX_CASES = 12  # with pictures; the table has all
+MAX_CASES = 12  # drawn with pictures; the table lists all
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class DemoReport:
 
     Attributes:
         summary: the demo's summary.json.
-        prediction: rows that hold the estimates against the truth. cases: the test images.
+        prediction: rows that compare the estimates with the truth. cases: the test images.
         metrics: lines of the run's metrics.jsonl.
         settings: the run's configuration, plain values by section.
         versions: package -> version.
@@ -46,8 +47,8 @@ class Gallery:
 
     Attributes:
         summary: the evaluation's: means, intervals, protocol, means by label, comparison.
-        rows: every image's scores. cases: some in pictures.
-        published: figures for the same test set, if there are any.
+        rows: every image's scores. cases: those with pictures.
+        published: figures for the same test set, if any.
     """
 
     title: str
@@ -68,7 +69,7 @@ class SweepPage:
     """What `sweep.html` shows.
 
     Attributes:
-        metric: what best means. rows: of the table of trials, the same keys in each.
+        metric: what the trials are ranked by. rows: the table of trials, all with the same keys.
         curves: trial -> points (step, metric).
         best: URL of the best checkpoint. value: its metric. config: the best trial's.
     """
@@ -83,27 +84,31 @@ class SweepPage:
 
 
 def write_sweep_page(url: str, page: SweepPage) -> None:
-    """Write a sweep's page: one file that needs nothing else."""
+    """Write a sweep's page: a single self-contained file."""
     chart = svg(page.curves, legend=len(page.curves) <= 10, size=(8.0, 3.2))
     storage.write_text(url, _template("sweep.html").render(page=page, chart=chart))
 
 
 def write_demo_report(url: str, report: DemoReport) -> None:
-    """Write the demo's page: one file that needs nothing else."""
+    """Write the demo's page: a single self-contained file."""
     page = _template("report.html").render(
-        report=report, cases=chosen(report.cases), curves=curves(report.metrics, CURVES)
+        report=report, cases=_drawn(report.cases), curves=curves(report.metrics, CURVES)
     )
     storage.write_text(url, page)
 
 
 def write_gallery(url: str, gallery: Gallery) -> None:
-    """Write an evaluation's page: one file that needs nothing else."""
-    page = _template("gallery.html").render(gallery=gallery, cases=chosen(gallery.cases))
+    """Write an evaluation's page: a single self-contained file."""
+    page = _template("gallery.html").render(gallery=gallery, cases=_drawn(gallery.cases))
     storage.write_text(url, page)
 
 
+def _drawn(cases: list[Case]) -> list[Shown]:
+    return [Shown.of(word, case) for word, case in chosen(cases)]
+
+
 def chosen(cases: list[Case]) -> list[tuple[str, Case]]:
-    """The cases to draw, each with a word: best, worst and median gain first."""
+    """The cases to draw, each with its distinction: best, worst and median gain first."""
     if not cases or cases[0].sharp is None:
         return [("", case) for case in cases[:MAX_CASES]]
     ranked = sorted(cases, key=lambda case: case.gain, reverse=True)

@@ -1,18 +1,18 @@
-"""Pictures for pages: arrays become data URIs, metrics become curves."""
+"""Pictures for pages: arrays as data URIs, metrics as curves."""
 
 from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from pipeline.arrays import Image
+from pipeline.case import Case
 from pipeline.images import encode_png, from_float, to_float
 
-Image = np.ndarray[Any, Any]
 JPEG_QUALITY = 92
 MAX_SIDE = 640  # pixels of an embedded picture; larger ones are reduced
 CROP = 128  # pixels
@@ -20,65 +20,47 @@ DIFFERENCE = 0.2  # mean over the channels: the brightest colour of an error map
 
 
 @dataclass(frozen=True)
-class Case:
-    """One image of an evaluation.
+class Shown:
+    """A case ready for a page: what is special about it, and its pictures as data URIs by name."""
 
-    Attributes:
-        key: its name.
-        blur, restored: (H, W, 3) float in [0, 1]. sharp: the same, or None without ground truth.
-        kernels: (K, k, k). weights: (K, H, W). radius: (H, W), pixels. error: E (H, W, 3).
-        true_radius: (H, W), pixels, where it is known.
-        scores: by name, such as ``psnr`` and ``psnr_blurred``.
-    """
+    word: str
+    case: Case
+    pictures: dict[str, str]
+    crops: dict[str, str]
 
-    key: str
-    blur: Image
-    restored: Image
-    sharp: Image | None
-    kernels: Image
-    weights: Image
-    radius: Image
-    error: Image
-    true_radius: Image | None = None
-    scores: dict[str, float] = field(default_factory=dict)
+    @staticmethod
+    def of(word: str, case: Case) -> Shown:
+        """Draw a case."""
+        return Shown(word, case, whole_pictures(case), crops(case))
 
-    @property
-    def gain(self) -> float:
-        """PSNR gained over the blurred image, dB."""
-        return self.scores.get("psnr", 0.0) - self.scores.get("psnr_blurred", 0.0)
 
-    @cached_property
-    def crops(self) -> dict[str, str]:
-        """The same crop of blurred, restored, sharp and error as data URIs, at full resolution."""
-        place = busiest(np.abs(self.restored - self.blur).sum(axis=2), CROP)
-        crops = {"blurred": picture(self.blur[place]), "restored": picture(self.restored[place])}
-        if self.sharp is not None:
-            crops["sharp"] = picture(self.sharp[place])
-            difference = np.abs(self.restored - self.sharp).mean(axis=2)
-            crops["difference"] = heat(difference[place], DIFFERENCE)
-        return crops
+def crops(case: Case) -> dict[str, str]:
+    """The same crop of blurred, restored, sharp and error as data URIs, at full resolution."""
+    place = busiest(np.abs(case.restored - case.blur).sum(axis=2), CROP)
+    found = {"blurred": picture(case.blur[place]), "restored": picture(case.restored[place])}
+    if case.sharp is not None:
+        found["sharp"] = picture(case.sharp[place])
+        difference = np.abs(case.restored - case.sharp).mean(axis=2)
+        found["difference"] = heat(difference[place], DIFFERENCE)
+    return found
 
-    @cached_property
-    def pictures(self) -> dict[str, str]:
-        """All pictures as data URIs."""
-        most = float(
-            max(self.radius.max(), 0 if self.true_radius is None else self.true_radius.max())
-        )
-        pictures = {"blurred": picture(self.blur), "restored": picture(self.restored)}
-        if self.sharp is not None:
-            pictures["sharp"] = picture(self.sharp)
-            pictures["difference"] = heat(
-                np.abs(self.restored - self.sharp).mean(axis=2), DIFFERENCE
-            )
-        pictures["radius"] = heat(self.radius, most)
-        if self.true_radius is not None:
-            pictures["true radius"] = heat(self.true_radius, most)
-        pictures["error E"] = heat(np.abs(self.error).mean(axis=2), None)
-        pictures["weights"] = picture(tile(self.weights))
-        pictures["kernels"] = picture(
-            tile(self.kernels / self.kernels.max(axis=(1, 2), keepdims=True))
-        )
-        return pictures
+
+def whole_pictures(case: Case) -> dict[str, str]:
+    """All pictures and maps of a case as data URIs."""
+    known = [case.radius] if case.true_radius is None else [case.radius, case.true_radius]
+    most = max(float(radius.max()) for radius in known)
+    found = {"blurred": picture(case.blur), "restored": picture(case.restored)}
+    if case.sharp is not None:
+        found["sharp"] = picture(case.sharp)
+        difference = np.abs(case.restored - case.sharp).mean(axis=2)
+        found["difference"] = heat(difference, DIFFERENCE)
+    found["radius"] = heat(case.radius, most)
+    if case.true_radius is not None:
+        found["true radius"] = heat(case.true_radius, most)
+    found["error E"] = heat(np.abs(case.error).mean(axis=2), None)
+    found["weights"] = picture(tile(case.weights))
+    found["kernels"] = picture(tile(case.kernels / case.kernels.max(axis=(1, 2), keepdims=True)))
+    return found
 
 
 def busiest(values: Image, side: int) -> tuple[slice, slice]:
@@ -94,7 +76,7 @@ def busiest(values: Image, side: int) -> tuple[slice, slice]:
 
 def picture(image: Image) -> str:
     """A float image (H, W) or (H, W, 3) in [0, 1] as a data URI, reduced to MAX_SIDE: colour as
-    JPEG of high quality, the rest as PNG."""
+    high-quality JPEG, grey as PNG."""
     import cv2
 
     image = np.asarray(image, np.float32)
@@ -124,7 +106,7 @@ def false_colours(values: Image, most: float | None) -> Image:
 
 
 def tile(maps: Image) -> Image:
-    """Lay maps (K, h, w) out in rows of at most four, with white gaps; (H, W)."""
+    """Arrange maps (K, h, w) in rows of at most four, with white gaps; (H, W)."""
     columns = min(4, len(maps))
     rows = -(-len(maps) // columns)
     height, width = maps.shape[1:]
@@ -137,7 +119,7 @@ def tile(maps: Image) -> Image:
 
 
 def curves(lines: list[dict[str, float]], names: dict[str, str]) -> dict[str, str]:
-    """Curves over the step as inline SVG, one for each metric that is there.
+    """Curves over the step as inline SVG, one for each metric that occurs.
 
     Args:
         lines: of metrics.jsonl.
@@ -179,5 +161,5 @@ def svg(
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     drawn = stream.getvalue()
-    # Text and axes take the page's colour, so that they show in light and dark.
+    # Text and axes take the page's colour, which suits light and dark themes.
     return drawn[drawn.index("<svg") :].replace("#000000", "currentColor")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-Field = np.ndarray[Any, Any]
+from pipeline.arrays import Image
+
 GAMMA = 2.2
 
 
-def to_linear(pixels: Field) -> Field:
+def to_linear(pixels: Image) -> Image:
     """Pixels in [0, 1] to linear light in [0, 1], float32."""
     return np.asarray(pixels ** np.float32(GAMMA), np.float32)
 
 
-def to_pixels(light: Field) -> Field:
+def to_pixels(light: Image) -> Image:
     """Linear light to pixels in [0, 1], clamped, float32."""
     return np.asarray(np.clip(light, 0, 1) ** np.float32(1 / GAMMA), np.float32)

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import storage
+from pipeline.arrays import Image
 from pipeline.errors import UserError, printable
 from pipeline.images import list_images, read_image, to_float
-from pipeline.synthesize.light import Field, to_linear
+from pipeline.synthesize.light import to_linear
 
 # The Middlebury pair shows one scene twice, so both halves stay in one split.
 BUNDLED = {
@@ -30,8 +31,8 @@ class Photo:
     """Linear light (H, W, 3), and the inverse depth (H, W) in [0, 1] where it is known."""
 
     name: str
-    light: Field
-    inverse_depth: Field | None = None
+    light: Image
+    inverse_depth: Image | None = None
 
 
 def load_photos(photos: str, size: tuple[int, int]) -> dict[str, list[Photo]]:
@@ -81,7 +82,7 @@ def _load(url: str, size: tuple[int, int], disparity: Path | None) -> Photo:
     return Photo(printable(storage.name_of(url)), light, depth)
 
 
-def shrunk(light: Field, size: tuple[int, int]) -> Field:
+def shrunk(light: Image, size: tuple[int, int]) -> Image:
     """Linear light (H, W, 3) with a longer side of at most `LONGER_SIDE`, yet at least `size`."""
     import cv2
 
@@ -93,7 +94,7 @@ def shrunk(light: Field, size: tuple[int, int]) -> Field:
     return np.asarray(cv2.resize(light, shape, interpolation=cv2.INTER_AREA), np.float32)
 
 
-def _disparity(path: Path) -> Field | None:
+def _disparity(path: Path) -> Image | None:
     """The Middlebury disparity, which is proportional to the inverse depth; gaps filled."""
     if not path.is_file():
         return None

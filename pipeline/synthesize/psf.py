@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
-Kernel = np.ndarray[Any, Any]
+from pipeline.arrays import Image
+
 KINDS = ("disk", "rim", "gaussian")
 OVERSAMPLING = 8
 
 
 @lru_cache(maxsize=4096)
-def psf(kind: str, radius: float) -> Kernel:
+def psf(kind: str, radius: float) -> Image:
     """A kernel (k, k), float32, summing to 1, for a blur of `radius` pixels.
 
     ``disk``: a circular aperture. ``rim``: a disk times a Butterworth high-pass, the bright rim of
@@ -29,7 +29,7 @@ def psf(kind: str, radius: float) -> Kernel:
     return (kernel / kernel.sum()).astype(np.float32)
 
 
-def _profile(kind: str, distance: Kernel) -> Kernel:
+def _profile(kind: str, distance: Image) -> Image:
     """Brightness by distance from the centre in radii."""
     if kind == "gaussian":
         return np.asarray(np.exp(-2 * distance**2))
@@ -40,7 +40,7 @@ def _profile(kind: str, distance: Kernel) -> Kernel:
     return np.asarray(inside * (0.4 + 0.6 * high_pass))
 
 
-def _delta(size: int) -> Kernel:
+def _delta(size: int) -> Image:
     kernel = np.zeros((size, size), np.float32)
     kernel[size // 2, size // 2] = 1
     return kernel

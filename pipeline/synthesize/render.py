@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.synthesize.light import Field, to_pixels
+from pipeline.arrays import Image
+from pipeline.synthesize.light import to_pixels
 from pipeline.synthesize.psf import psf
 from pipeline.synthesize.scene import Scene, Surface
 
@@ -25,9 +26,9 @@ FULL_WELL = 50_000.0  # electrons at full scale
 class Rendered:
     """A pair: sRGB-like (H, W, 3) float in [0, 1], and the true radius (H, W) in pixels."""
 
-    blur: Field
-    sharp: Field
-    radius: Field
+    blur: Image
+    sharp: Image
+    radius: Image
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Rendered:
@@ -45,7 +46,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Rendered:
     return Rendered(to_pixels(noisy), to_pixels(sharp), radius)
 
 
-def _through_lens(surface: Surface) -> tuple[Field, Field]:
+def _through_lens(surface: Surface) -> tuple[Image, Image]:
     """Premultiplied light (H, W, 3) and coverage (H, W) of a surface after the lens."""
     light = np.zeros_like(surface.light)
     coverage = np.zeros(light.shape[:2], np.float32)
@@ -66,13 +67,13 @@ def _through_lens(surface: Surface) -> tuple[Field, Field]:
     return light, coverage
 
 
-def _filter(image: Field, kernel: Field) -> Field:
+def _filter(image: Image, kernel: Image) -> Image:
     import cv2
 
     return np.asarray(cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT))
 
 
-def _add_noise(light: Field, gain: float, rng: np.random.Generator) -> Field:
+def _add_noise(light: Image, gain: float, rng: np.random.Generator) -> Image:
     """Shot noise, whose variance grows with the light, and read noise, in linear light."""
     deviation = np.sqrt((gain * READ_NOISE) ** 2 + light * gain / FULL_WELL)
     noise = rng.standard_normal(light.shape, dtype=np.float32)

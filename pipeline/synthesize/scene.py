@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.synthesize.light import Field
+from pipeline.arrays import Image
 from pipeline.synthesize.photos import Photo
 from pipeline.synthesize.psf import KINDS
 
@@ -24,9 +24,9 @@ class Surface:
     """An opaque surface: linear light (H, W, 3), coverage (H, W), signed radius (H, W) in pixels,
     and the kind of its point spread function."""
 
-    light: Field
-    coverage: Field
-    radius: Field
+    light: Image
+    coverage: Image
+    radius: Image
     psf: str
 
 
@@ -59,7 +59,7 @@ def draw_scene(
     if kind == "plane":
         focus = rng.choice([0.0, 1.0])
     scale = strength / max(float(np.abs(focus - q).max()), 1e-6)
-    layers: list[tuple[Field, Field, Field]] = [
+    layers: list[tuple[Image, Image, Image]] = [
         (crop.light, np.ones(size, np.float32), scale * (focus - q))
     ]
     limit = focus + radius_max / scale  # nearer than this the blur would exceed radius_max
@@ -76,7 +76,7 @@ def draw_scene(
     return Scene(surfaces, float(rng.uniform(0.5, 2.0)))
 
 
-def _field(rng: np.random.Generator, kind: str, size: tuple[int, int]) -> Field:
+def _field(rng: np.random.Generator, kind: str, size: tuple[int, int]) -> Image:
     """An inverse depth (H, W) in [0, 1]: constant, a tilted plane, or smooth hills."""
     height, width = size
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -95,7 +95,7 @@ def _field(rng: np.random.Generator, kind: str, size: tuple[int, int]) -> Field:
 
 def _cut_out(
     rng: np.random.Generator, photos: list[Photo], size: tuple[int, int]
-) -> tuple[Field, Field]:
+) -> tuple[Image, Image]:
     """Light and coverage of a blob cut from another photograph: an occluding edge."""
     crop = _crop(rng, photos[rng.integers(len(photos))], size)
     height, width = size
@@ -111,8 +111,8 @@ def _cut_out(
 
 @dataclass(frozen=True)
 class _Crop:
-    light: Field
-    inverse_depth: Field | None
+    light: Image
+    inverse_depth: Image | None
 
 
 def _crop(rng: np.random.Generator, photo: Photo, size: tuple[int, int]) -> _Crop:
@@ -138,6 +138,6 @@ def _crop(rng: np.random.Generator, photo: Photo, size: tuple[int, int]) -> _Cro
     return _Crop(np.ascontiguousarray(light[place][:, mirror]), depth)
 
 
-def _stretch(field: Field) -> Field:
+def _stretch(field: Image) -> Image:
     low, high = float(field.min()), float(field.max())
     return ((field - low) / max(high - low, 1e-6)).astype(np.float32)

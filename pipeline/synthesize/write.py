@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import __version__, storage
+from pipeline.arrays import RADIUS_UNITS
 from pipeline.errors import UserError
 from pipeline.images import from_float, write_png
 from pipeline.progress import track
@@ -15,7 +16,6 @@ from pipeline.synthesize.photos import SPLITS, Photo, load_photos
 from pipeline.synthesize.render import Rendered, render
 from pipeline.synthesize.scene import draw_scene
 
-RADIUS_UNITS = 256  # radius files hold pixels x 256
 DESCRIPTION = "synthesis.json"
 
 

@@ -10,8 +10,7 @@ reads what the earlier ones left and goes on after it. `wandb sync <run>/wandb/o
 them into one run, in order of time.
 """
 
-from pipeline.tracking.panels import Panel
 from pipeline.tracking.spool import Spool
 from pipeline.tracking.tracker import Tracker
 
-__all__ = ["Panel", "Spool", "Tracker"]
+__all__ = ["Spool", "Tracker"]

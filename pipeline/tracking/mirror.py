@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import storage
+from pipeline.case import Case
 from pipeline.config.schema import TrackingSection
-from pipeline.tracking.panels import Panel
+from pipeline.tracking.panels import panels
 from pipeline.tracking.segments import mirrored_step
 from pipeline.tracking.spool import Spool
 
@@ -67,7 +68,7 @@ class WandbMirror:
         local = storage.is_local(run_url)
         self.folder = storage.local_path(run_url) if local else folder
         self.sealed = -1  # rows up to this step are complete
-        self._pictures: deque[tuple[int, Sequence[Panel]]] = deque(maxlen=PICTURES)
+        self._pictures: deque[tuple[int, Sequence[Case]]] = deque(maxlen=PICTURES)
         self._wake, self._closing = threading.Event(), threading.Event()
         self._offset = 0
         self._published: dict[str, tuple[int, int]] = {}
@@ -83,10 +84,10 @@ class WandbMirror:
         self.sealed = max(self.sealed, step)
         self._wake.set()
 
-    def images(self, step: int, panels: Sequence[Panel]) -> None:
+    def images(self, step: int, cases: Sequence[Case]) -> None:
         """Queue pictures; where W&B does not keep up the oldest are left out."""
         if self._thread is not None:
-            self._pictures.append((step, panels))
+            self._pictures.append((step, cases))
 
     def close(self) -> None:
         """Let what is sealed go out; wait for it a bounded time."""
@@ -172,9 +173,9 @@ class WandbMirror:
 
     def _send_pictures(self, run: Any, last: int, sent: int) -> None:
         while self._pictures and self._pictures[0][0] <= last:
-            step, panels = self._pictures.popleft()
+            step, cases = self._pictures.popleft()
             if step > sent:
-                run.log({**_wandb_images(panels), "global_step": step}, step=step)
+                run.log({**_wandb_images(cases), "global_step": step}, step=step)
 
     def _publish(self, every: float) -> None:
         """Upload new offline files of a run on S3 to `<run>/wandb`, now and then."""
@@ -197,11 +198,11 @@ def _end_service() -> None:
     wandb.teardown()
 
 
-def _wandb_images(panels: Sequence[Panel]) -> dict[str, Any]:
+def _wandb_images(cases: Sequence[Case]) -> dict[str, Any]:
     import wandb
 
     return {
-        f"{name}/{panel.key}": wandb.Image(picture)
-        for panel in panels
-        for name, picture in panel.pictures().items()
+        f"{name}/{case.key}": wandb.Image(picture)
+        for case in cases
+        for name, picture in panels(case).items()
     }

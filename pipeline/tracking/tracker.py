@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
+from pipeline.case import Case
 from pipeline.config.schema import TrackingSection
 from pipeline.tracking.mirror import WandbMirror
-from pipeline.tracking.panels import Panel
 from pipeline.tracking.spool import Spool
 
 
@@ -60,9 +60,9 @@ class Tracker:
         """Add the samples of optimiser step `step` (from 0), in position order."""
         self._samples.add({"step": step, "ids": list(ids), "crcs": list(crcs)})
 
-    def images(self, step: int, panels: Sequence[Panel]) -> None:
+    def images(self, step: int, cases: Sequence[Case]) -> None:
         """Show validation pictures in W&B."""
-        self._mirror.images(step, panels)
+        self._mirror.images(step, cases)
 
     def files(self) -> dict[str, bytes]:
         """The run's files as they are now, to be put whole with a checkpoint.

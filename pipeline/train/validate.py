@@ -8,17 +8,17 @@ import numpy as np
 import torch.distributed as dist
 
 from era import ErA
+from pipeline.case import Case
 from pipeline.data.order import evaluation_indices
 from pipeline.data.split import Split
 from pipeline.images import to_float
 from pipeline.inference import restore_array
 from pipeline.metrics import psnr, ssim
-from pipeline.tracking.panels import Panel
 
 
 def validate(
     model: ErA, split: Split, rank: int, world_size: int, device: str, images: int
-) -> tuple[dict[str, float], list[Panel]]:
+) -> tuple[dict[str, float], list[Case]]:
     """Score the model on every image of a split.
 
     Args:
@@ -29,7 +29,7 @@ def validate(
         The means on every rank, and the panels on rank 0.
     """
     scores: list[tuple[int, float, float, float, float]] = []
-    panels: list[Panel] = []
+    panels: list[Case] = []
     own = evaluation_indices(len(split), rank, world_size)
     drawn = range(min(images, len(split))) if rank == 0 else range(0)
     for index in sorted({*own, *drawn}):
@@ -50,15 +50,15 @@ def validate(
             )
         if index in drawn:
             panels.append(
-                Panel(
-                    sample.key,
-                    blur,
-                    restored,
-                    sharp,
-                    result.error,
-                    result.radius,
-                    result.weights,
-                    result.kernels,
+                Case(
+                    key=sample.key,
+                    blur=blur,
+                    restored=restored,
+                    sharp=sharp,
+                    kernels=result.kernels,
+                    weights=result.weights,
+                    radius=result.radius,
+                    error=result.error,
                 )
             )
     return _means(_gathered(scores, world_size)), panels

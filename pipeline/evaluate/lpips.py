@@ -1,8 +1,8 @@
 """LPIPS (Zhang et al., CVPR 2018) with an AlexNet trunk, without torchvision.
 
-The trunk's weights are torchvision's published ones (`alexnet-owt-7be5be79.pth`), which cannot be
-shipped here; the linear heads come with torchmetrics. Where the trunk's weights are missing, LPIPS
-is left out with the reason.
+The linear heads (version 0.1, 1,152 numbers) are in this folder. The trunk's weights are the ones
+that torchvision publishes (`alexnet-owt-7be5be79.pth`); they are not distributed with this program.
+Without them LPIPS is omitted, and the summary says why.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline import storage
+from pipeline.arrays import Image
 from pipeline.errors import UserError
 
-Image = np.ndarray[Any, Any]
 WEIGHTS = "alexnet-owt-7be5be79.pth"
+HEADS = Path(__file__).with_name("lpips_heads.safetensors")
 CHANNELS = (64, 192, 384, 256, 256)
 
 
 class Lpips(nn.Module):
-    """The distance of two images (B, 3, H, W) in [0, 1] -> (B,), 0 for equal ones."""
+    """The distance of two images (B, 3, H, W) in [0, 1]: (B,), 0 for equal images."""
 
     mean: Tensor
     deviation: Tensor
@@ -73,7 +74,7 @@ class Lpips(nn.Module):
 
 
 def find_weights(given: str) -> tuple[str, str]:
-    """The trunk's weights, and why there are none: one of the two is empty.
+    """The trunk's weights, or the reason for their absence: one of the two is empty.
 
     Args:
         given: URL, or empty for torch's usual cache.
@@ -94,7 +95,7 @@ def find_weights(given: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=1)
 def load_lpips(weights: str) -> Lpips:
-    """LPIPS with a trunk in torchvision's layout; never unpickles anything but tensors.
+    """LPIPS with a trunk in torchvision's layout; only tensors are unpickled.
 
     Raises:
         UserError: if the file holds something else.
@@ -115,7 +116,7 @@ def load_lpips(weights: str) -> Lpips:
         raise UserError(
             f"{weights}: not AlexNet's weights as torchvision keeps them ({reason})"
         ) from None
-    model.heads.load_state_dict({f"{i}.weight": head for i, head in enumerate(_heads())})
+    model.heads.load_state_dict(load_file(HEADS))
     return model
 
 
@@ -125,11 +126,3 @@ def lpips(restored: Image, sharp: Image, weights: str) -> float:
     a, b = (image.permute(2, 0, 1)[None] for image in pair)
     with torch.inference_mode():
         return float(load_lpips(weights)(a, b)[0])
-
-
-def _heads() -> list[Tensor]:
-    import torchmetrics
-
-    folder = Path(str(torchmetrics.__file__)).parent / "functional" / "image" / "lpips_models"
-    state = torch.load(folder / "alex.pth", weights_only=True, map_location="cpu")
-    return [state[f"lin{index}.model.1.weight"] for index in range(len(CHANNELS))]

@@ -1,0 +1,10 @@
+"""Types and units of the arrays that modules exchange."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Image = np.ndarray[Any, Any]
+RADIUS_UNITS = 256.0  # files and shards hold blur radii as uint16: pixels x 256
