@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from conftest import S3Server
 from pipeline import storage
 from pipeline.case import Case
 from pipeline.config.schema import TrackingSection
-from pipeline.errors import UserError
+from pipeline.errors import StorageDown, UserError
 from pipeline.tracking import Spool, Tracker
 from pipeline.tracking.mirror import resolved_mode, run_id
 from pipeline.tracking.segments import history, offline_runs, records
@@ -27,8 +28,8 @@ from pipeline.tracking.segments import history, offline_runs, records
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch: pytest.MonkeyPatch) -> None:
     """No W&B settings of the machine."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("API_KEY", "MODE", "DIR", "BASE_URL", "DISABLED"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
 
 
 def tracker(folder: Path, run_url: str, resume: int = 0, mode: str = "disabled") -> Tracker:
@@ -196,9 +197,60 @@ def test_mode_follows_key_and_environment(monkeypatch: pytest.MonkeyPatch) -> No
     assert resolved_mode(auto) == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "k")
     assert resolved_mode(auto) == "online"
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+    words = {"disabled": "disabled", "dryrun": "offline", "run": "online", "onlin": "offline"}
+    for word, mode in words.items():
+        monkeypatch.setenv("WANDB_MODE", word)
+        assert resolved_mode(auto) == mode
+    monkeypatch.setenv("WANDB_DISABLED", "true")
     assert resolved_mode(auto) == "disabled"
     assert resolved_mode(TrackingSection(wandb="offline")) == "offline"
+
+
+def test_rows_of_an_outage_are_uploaded_afterwards(
+    s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bucket is away while files are published, and at the end; the next attempt uploads."""
+    monkeypatch.setattr("pipeline.tracking.mirror.PUBLISH_SECONDS", 0.2)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    run_url = storage.join(s3_server.url, "run")
+    first = tracker(tmp_path, run_url, mode="offline")
+    attempt(first, run_url, 1, 4, saved=4)
+    upload = storage.upload
+
+    def fails(*_: object) -> None:
+        raise StorageDown("the bucket is away")
+
+    monkeypatch.setattr(storage, "upload", fails)
+    while first._mirror._published_at < time.monotonic() - 0.1:
+        time.sleep(0.02)
+    first.close()
+    assert mirrored(run_url) != merged(rows(run_url))
+    monkeypatch.setattr(storage, "upload", upload)
+    time.sleep(1.1)
+    second = tracker(tmp_path, run_url, resume=4, mode="offline")
+    attempt(second, run_url, 5, 6, saved=6)
+    second.close()
+    assert mirrored(run_url) == merged(rows(run_url))
+    assert not list(tmp_path.glob("era-wandb-*/*"))
+
+
+def test_a_session_that_breaks_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B's own process is killed in the middle; every row comes once all the same."""
+    monkeypatch.setattr("pipeline.tracking.mirror.PUBLISH_SECONDS", 1.2)
+    run_url = str(tmp_path / "run")
+    track = tracker(tmp_path, run_url, mode="offline")
+    attempt(track, run_url, 1, 4, saved=4)
+    while track._mirror._offset == 0:
+        time.sleep(0.02)
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and b"wandb" in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+    attempt(track, run_url, 5, 8, saved=8)
+    track.close()
+    assert mirrored(run_url) == merged(rows(run_url))
+    assert len(offline_runs(run_url, run_id(run_url))) == 2
 
 
 def panel() -> Case:

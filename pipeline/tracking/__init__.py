@@ -1,13 +1,13 @@
-"""Following a run: `metrics.jsonl` is the truth, W&B mirrors it.
+"""Tracking a run: `metrics.jsonl` is the record, W&B mirrors it.
 
-The trainer writes to `Tracker`. Rows are spooled to local files, which every checkpoint puts whole
-at the run's root, and which a resumed attempt cuts back to its checkpoint's step. A thread of its
-own copies rows from the spooled file to W&B, so that W&B can be slow, broken or away.
+The trainer writes to `Tracker`. Rows are spooled to local files that every checkpoint stores
+complete in the run's folder, and that a resumed attempt cuts back to its checkpoint's step. A
+separate thread copies rows from the spooled file to W&B, which may be slow, broken or absent.
 
-W&B without a network: the attempts of one run leave one folder each,
-`<run>/wandb/offline-run-<time>-<id>/`, all with one run id. No step is in two of them: an attempt
-reads what the earlier ones left and goes on after it. `wandb sync <run>/wandb/offline-run-*` merges
-them into one run, in order of time.
+Without a network, each attempt of a run leaves one folder (or more, after failures),
+`<run>/wandb/offline-run-<time>-<id>/`, all with the same run id. No step is in two of them: an
+attempt reads what earlier ones left and continues after it.
+`wandb sync <run>/wandb/offline-run-*` merges them into one run, ordered by time.
 """
 
 from pipeline.tracking.spool import Spool

@@ -14,19 +14,19 @@ from pipeline.tracking.spool import Spool
 
 
 class Tracker:
-    """Writes metrics and samples of one attempt, going on where the checkpoint was.
+    """Writes metrics and samples of one attempt, continuing from the checkpoint.
 
     Args:
         folder: a local folder for the spooled files.
-        run_url: the run's folder; its `metrics.jsonl` and `samples.jsonl` are taken over up to
+        run_url: the run's folder; its `metrics.jsonl` and `samples.jsonl` are kept up to
             `resume_step`.
         config: the run's configuration, shown in W&B.
         settings: how W&B mirrors.
-        resume_step: optimiser steps done; 0 starts afresh.
-        lineage: what the run comes from (hashes, versions), shown in W&B beside the configuration.
+        resume_step: optimiser steps done; 0 for a new run.
+        lineage: the run's origin (hashes, versions), shown in W&B with the configuration.
 
     Raises:
-        UserError: if a file of the run that is to be continued is damaged.
+        UserError: if a file of the run to be continued is damaged.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Tracker:
         self._samples = Spool(folder / "samples.jsonl", remote[1], resume_step - 1)
         self._step = resume_step
         shown = {**config, "lineage": lineage} if lineage else config
-        self._mirror = WandbMirror(run_url, self._metrics, folder / "mirror", shown, settings)
+        self._mirror = WandbMirror(run_url, self._metrics, shown, settings)
         self._mirror.seal(resume_step)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -65,9 +65,9 @@ class Tracker:
         self._mirror.images(step, cases)
 
     def files(self) -> dict[str, bytes]:
-        """The run's files as they are now, to be put whole with a checkpoint.
+        """The run's files as they are now, to be stored with a checkpoint.
 
-        Called when a step is over: no more of its rows may come.
+        Called after a step: no more of its rows may follow.
         """
         self._mirror.seal(self._step)
         files = {"metrics.jsonl": self._metrics.content()}
@@ -75,5 +75,5 @@ class Tracker:
         return {**files, "samples.jsonl": samples} if samples else files
 
     def close(self) -> None:
-        """Let W&B finish; bounded, and never an error of the run."""
+        """Let W&B finish, for a bounded time; its failures are no error of the run."""
         self._mirror.close()
