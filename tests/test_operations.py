@@ -19,18 +19,25 @@ def messages() -> list[str]:
     return [text for text in quoted if text.count(" ") >= 2]
 
 
-def spoken() -> str:
-    """The program's source with its strings joined, and what differs as an ellipsis."""
+def spoken() -> list[str]:
+    """The program's source with its strings joined, and what differs as an ellipsis.
+
+    Twice: with the innermost braces replaced (dictionaries of messages are kept), and with all.
+    """
     source = "\n".join(path.read_text() for path in sorted((ROOT / "pipeline").rglob("*.py")))
     joined = re.sub(r'"\s*(?:\+ )?\n\s*f?"', "", source)
-    return re.sub(r"\{[^{}]*\}|%[sd]", "…", joined)
+    differs = re.compile(r"\{[^{}]*\}|%[sd]")
+    inner = outer = differs.sub("…", joined)
+    while differs.search(outer):
+        outer = differs.sub("…", outer)
+    return [inner, outer]
 
 
 def test_quoted_messages_are_the_programs() -> None:
+    """Whole quotations: what stands between the ellipses must be one message's, in this order."""
     known, quoted = spoken(), messages()
     assert len(quoted) > 30
-    parts = [part.strip() for text in quoted for part in text.split("…")]
-    assert not [part for part in parts if part not in known]
+    assert not [text for text in quoted if not any(text in source for source in known)]
 
 
 def test_timeline_has_the_manifests_seconds() -> None:
