@@ -1,7 +1,7 @@
 """The spatially varying blur H = sum_k diag(w_k) C(h_k), its adjoint and its spectra.
 
-C(h) is circular convolution. Weights stand at the output pixel, so that with kernels that sum to
-one and weights that sum to one over k, constants are preserved: H 1 = 1. (docs/method.md, "H")
+C(h) is circular convolution. Weights belong to output pixels: if every kernel sums to one and the
+weights sum to one over k, constants are preserved, H 1 = 1. (docs/method.md, "H")
 """
 
 from __future__ import annotations
@@ -15,14 +15,32 @@ SpectrumBound = str  # "mean" | "gram" | "max"
 
 
 class SpatiallyVaryingBlur:
-    """H for a batch of images, by FFT, circular on the size given.
+    """H for a batch of images, by FFT, circular on the given size.
 
     Args:
         kernels: (B, K, k, k), non-negative, each summing to 1; k odd and at most H and W.
         weights: (B, K, H, W), summing to 1 over K.
 
-    Half types are raised to float32 (FFTs have no bfloat16); float64 stays. All methods run
+    Raises:
+        ValueError: if the shapes do not fit each other, or a kernel does not fit the image.
+
+    Half types are computed in float32 (FFTs have no bfloat16), float64 in float64. All methods run
     outside autocast.
+
+    >>> import torch
+    >>> from era.psf import disk
+    >>> kernels = torch.stack([disk(0.0, 7), disk(3.0, 7)])[None]  # sharp, and a radius of 3 pixels
+    >>> right = torch.linspace(0, 1, 32).expand(1, 1, 24, 32)
+    >>> H = SpatiallyVaryingBlur(kernels, torch.cat([1 - right, right], dim=1))
+    >>> x = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(0))
+    >>> tuple(H.apply(x).shape)
+    (1, 3, 24, 32)
+    >>> torch.allclose(H.apply(torch.ones_like(x)), torch.ones_like(x), atol=1e-5)  # H 1 = 1
+    True
+    >>> torch.allclose(H.apply(x)[..., 0], x[..., 0], atol=1e-5)  # sharp at the left
+    True
+    >>> H.adjointness_error() < 1e-5
+    True
     """
 
     def __init__(self, kernels: Tensor, weights: Tensor) -> None:
@@ -41,13 +59,37 @@ class SpatiallyVaryingBlur:
         return self._weighted(lambda otf: otf * spectrum, x)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """H' y = sum_k h_k corr (w_k * y): the weights come before the correlation."""
+        """H' y = sum_k h_k corr (w_k * y), for y of shape (B, C, H, W): the weights are applied
+        before the correlation."""
         with no_autocast(y):
             weighted = self.weights[:, :, None] * _at_least_float32(y)[:, None]
             return self.inverse((self.otf.conj()[:, :, None] * rfft2(weighted)).sum(dim=1))
 
+    def adjointness_error(self, channels: int = 3, samples: int = 1, seed: int = 0) -> float:
+        """An estimate of |A - B'|_F / |A|_F for A = `apply` and B = `adjoint`; rounding only.
+
+        It is sqrt(mean (<v, A u> - <u, B v>)^2) / sqrt(mean <v, A u>^2) over Gaussian u and v, the
+        estimate of deepinv's ``LinearPhysics.adjointness_test``.
+
+        Args:
+            channels: C of the random images (B, C, H, W).
+            samples: pairs of random images to average over.
+            seed: of their generator.
+        """
+        random = torch.Generator().manual_seed(seed)
+        shape = (samples, 2, len(self.weights), channels, *self.size)
+        pairs = torch.randn(shape, generator=random, dtype=torch.float64).to(self.weights)
+        direct, difference = 0.0, 0.0
+        with torch.no_grad():
+            for u, v in pairs:
+                forward = (v * self.apply(u)).double().sum()
+                backward = (u * self.adjoint(v)).double().sum()
+                direct += float(forward.square())
+                difference += float((forward - backward).square())
+        return (difference / direct) ** 0.5
+
     def wiener(self, residual: Tensor, pull: Tensor, ratio: Tensor | float) -> Tensor:
-        """sum_k w_k F^-1[ (conj(F h_k) F r - F d) / (|F h_k|^2 + ratio) ]: a filter for each place.
+        """sum_k w_k F^-1[ (conj(F h_k) F r - F d) / (|F h_k|^2 + ratio) ]: local Wiener filters.
 
         Args:
             residual, pull: r and d, both (B, C, H, W).
@@ -60,8 +102,8 @@ class SpatiallyVaryingBlur:
     def _weighted(self, spectra: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
         """sum_k w_k * F^-1[ spectra(F h_k) ], F h_k being (B, k, 1, H, W//2+1).
 
-        Without gradients nothing has to be kept: one kernel at a time takes a fraction of the
-        memory, and stays in the processor's cache.
+        Without gradients no intermediate result is needed later: one kernel at a time takes a
+        fraction of the memory and stays in the processor's cache.
         """
         count = self.otf.shape[1]
         step = count if torch.is_grad_enabled() else 1
@@ -76,13 +118,16 @@ class SpatiallyVaryingBlur:
         return total
 
     def spectrum(self, bound: SpectrumBound) -> Tensor:
-        """A real spectrum S (B, 1, H, W//2+1) that stands for H'H in a division.
+        """A real spectrum S (B, 1, H, W//2+1) that replaces H'H in a division.
 
-        ``mean``: |sum_k mean(w_k) F h_k|^2, the poster's F(H)^2 read literally.
-        ``gram``: sum_kl mean(w_k w_l) conj(F h_k) F h_l, the circulant nearest to H'H in the
+        ``mean``: |sum_k mean(w_k) F h_k|^2, the poster's F(H)^2 taken literally.
+        ``gram``: sum_kl mean(w_k w_l) conj(F h_k) F h_l, the circulant matrix nearest to H'H in the
         Frobenius norm (T. Chan); the best preconditioner.
-        ``max``: sum_k max(w_k) |F h_k|^2, never below H'H (Jensen), so a step divided by it
-        never overshoots.
+        ``max``: sum_k max(w_k) |F h_k|^2, an upper bound of H'H (Jensen), so that a step divided by
+        it never overshoots.
+
+        Raises:
+            ValueError: for any other name.
         """
         with no_autocast(self.weights):
             if bound == "mean":

@@ -5,9 +5,9 @@
         + <Omega, X - Z>   + lambda_2/2 |X - Z|^2
         + <Delta, E - P>   + lambda_3/2 |E - P|^2
 
-All tensors are (B, C, H, W) on the canvas. M is the weight of the data: 0 outside the photograph,
-inside the confidence, at most 1. Order in a stage: Z, which then stands for X until X's own turn; E
-and U together; X; P; multipliers. Equation numbers are the paper's (arXiv 2606.06540).
+All tensors are (B, C, H, W) on the canvas. M is the weight of the data term: the confidence, at
+most 1, inside the photograph, and 0 outside. Order within a stage: Z, which replaces X until X is
+updated; E and U together; X; P; multipliers. Equation numbers are the paper's (arXiv 2606.06540).
 """
 
 from __future__ import annotations
@@ -34,17 +34,31 @@ class Penalties(NamedTuple):
 
 
 def update_u(HX: Tensor, Gamma: Scalar, Y: Tensor, E: Scalar, M: Tensor, lam: Penalties) -> Tensor:
-    """U = (lambda_1 H X + Gamma + M (Y - E)) / (M + lambda_1): eq. (5), with M."""
+    """U = (lambda_1 H X + Gamma + M (Y - E)) / (M + lambda_1): eq. (5), with M.
+
+    Outside the photograph (M = 0) U equals H X: nothing is known there.
+
+    >>> one, lam = torch.ones(1, 1, 2, 2), Penalties(0.5, 0.1, 0.1, 0.1)
+    >>> U = update_u(HX=0.2 * one, Gamma=0.0, Y=0.8 * one, E=0.0, M=one, lam=lam)
+    >>> torch.allclose(U, 0.6 * one)  # (0.5 * 0.2 + 0.8) / 1.5
+    True
+    >>> torch.equal(update_u(0.2 * one, 0.0, 0.8 * one, 0.0, 0 * one, lam), 0.2 * one)
+    True
+    """
     return (lam.l1 * HX + Gamma + M * (Y - E)) / (M + lam.l1)
 
 
 def update_z(X: Tensor, Omega: Scalar, lam: Penalties, prox_phi: Prox) -> Tensor:
-    """Z = D_phi(X + Omega / lambda_2), the prox of phi / lambda_2; missing on the poster."""
+    """Z = D_phi(X + Omega / lambda_2), the prox of phi / lambda_2; missing on the poster.
+
+    >>> update_z(torch.ones(2), 0.5, Penalties(1.0, 0.25, 1.0, 1.0), prox_phi=lambda x: x / 2)
+    tensor([1.5000, 1.5000])
+    """
     return prox_phi(X + Omega / lam.l2)
 
 
 class XProblem(NamedTuple):
-    """What the X update sees: it minimises L over X for these U, Z, Gamma and Omega, from X."""
+    """The input of an X update, which minimises L over X for these U, Z, Gamma, Omega from X."""
 
     H: SpatiallyVaryingBlur
     X: Tensor
@@ -79,9 +93,17 @@ class XProblem(NamedTuple):
 def update_x_wiener(problem: XProblem, steps: int = 1) -> Tensor:
     """X + sum_k w_k F^-1[ (conj(F h_k) F(r) - F(d)) / (|F h_k|^2 + lambda_2/lambda_1) ].
 
-    r = U - Gamma / lambda_1 - H X is what X leaves unexplained, d = (Omega + lambda_2 (X - Z)) /
-    lambda_1 what draws it back; each place has its own Wiener filters. One kernel makes it exact.
-    Ours: no adjoint is needed, which makes it the cheapest form.
+    r = U - Gamma / lambda_1 - H X is the part that X does not explain, d = (Omega + lambda_2
+    (X - Z)) / lambda_1 pulls X back to Z; every pixel has its own Wiener filters. Exact for a
+    single kernel. Not on the poster: it needs no adjoint and is the cheapest form.
+
+    >>> from era.psf import disk
+    >>> x = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    >>> H = SpatiallyVaryingBlur(disk(2.0, 5)[None, None], torch.ones(1, 1, 16, 16))
+    >>> problem = XProblem(H, x, H.apply(x), x, x, 0.0, 0.0, Penalties(1.0, 0.1, 1.0, 1.0))
+    >>> X = update_x_wiener(problem)
+    >>> torch.allclose(problem.normal(X), problem.right_side(), atol=1e-5)  # the minimiser
+    True
     """
     for step in range(steps):
         H, lam = problem.H, problem.lam
@@ -97,7 +119,7 @@ def update_x_wiener(problem: XProblem, steps: int = 1) -> Tensor:
 def update_x_majorised(problem: XProblem, steps: int = 1) -> Tensor:
     """X = X - F^-1[ F(dL/dX) / (lambda_1 S + lambda_2) ], S the ``max`` spectrum, never below H'H.
 
-    The poster's step, corrected: its fixed point is the exact minimiser, and it never diverges.
+    The poster's step, corrected: its fixed point is the exact minimiser, and it cannot diverge.
     """
     denominator = problem.lam.l1 * problem.H.spectrum("max") + problem.lam.l2
     for step in range(steps):
@@ -130,8 +152,8 @@ def update_x_pcg(problem: XProblem, steps: int = 2) -> Tensor:
 def update_x_paper(problem: XProblem, steps: int = 1) -> Tensor:
     """X = F^-1[ F(H'(lambda_1 U - Gamma) - Omega + lambda_2 Z) / (lambda_1 F(H)^2 + lambda_2) ].
 
-    As printed, eq. (6), with F(H) read as the spectrum of the mean blur. Exact only for one uniform
-    kernel (K = 1); for comparison.
+    Eq. (6) as printed, with F(H) taken as the spectrum of the mean blur. Exact only for a single
+    uniform kernel (K = 1); for comparison.
     """
     denominator = problem.lam.l1 * problem.H.spectrum("mean") + problem.lam.l2
     return problem.H.divide(problem.right_side(), denominator)
@@ -146,7 +168,11 @@ X_FORMS: dict[str, Callable[[XProblem, int], Tensor]] = {
 
 
 def soft_threshold(v: Tensor, threshold: Scalar) -> Tensor:
-    """sign(v) max(|v| - threshold, 0), written so that its gradient is finite everywhere."""
+    """sign(v) max(|v| - threshold, 0), written so that its gradient is finite everywhere.
+
+    >>> soft_threshold(torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0]), 1.0).abs()
+    tensor([1., 0., 0., 0., 1.])
+    """
     limit = torch.as_tensor(threshold, dtype=v.dtype, device=v.device)
     return v - torch.minimum(torch.maximum(v, -limit), limit)
 
@@ -156,9 +182,15 @@ def update_e(
 ) -> Tensor:
     """E = soft((s (Y - H X - Gamma / lambda_1) - Delta + lambda_3 P) / (s + lambda_3), threshold).
 
-    s = M lambda_1 / (M + lambda_1), the threshold is lambda_E / (s + lambda_3). With the U that
-    follows it is the minimiser over E and U together; eq. (7) keeps the U before, which hides all
-    but lambda_1 / (1 + lambda_1) of what H X does not explain. Zero outside the photograph.
+    s = M lambda_1 / (M + lambda_1), the threshold is lambda_E / (s + lambda_3). Together with the
+    U that follows, it minimises over E and U jointly; eq. (7) uses the previous U, which hides all
+    but lambda_1 / (1 + lambda_1) of the residual Y - H X. Zero outside the photograph.
+
+    >>> Y = torch.tensor([0.5, 0.51, 1.0]).reshape(1, 1, 1, 3)  # the last pixel does not fit H X
+    >>> lam = Penalties(l1=1.0, l2=1.0, l3=0.02, lE=0.1)
+    >>> E = update_e(Y, torch.full_like(Y, 0.5), 0.0, 0.0, 0.0, torch.ones_like(Y), lam)
+    >>> (E != 0).flatten().tolist()
+    [False, False, True]
     """
     s = M * lam.l1 / (M + lam.l1)
     argument = s * (Y - HX - Gamma / lam.l1) - Delta + lam.l3 * P
@@ -171,7 +203,7 @@ def update_p(E: Tensor, Delta: Scalar, P: Scalar, lam: Penalties, prox_f: Prox) 
 
 
 def update_p_paper(E: Tensor, Delta: Scalar, P: Scalar, lam: Penalties, prox_f: Prox) -> Tensor:
-    """P = D_f(P - (Delta + lambda_3 E) / lambda_3): eq. (8) as printed; it loses E and diverges."""
+    """P = D_f(P - (Delta + lambda_3 E) / lambda_3): eq. (8) as printed, which diverges."""
     return prox_f(P - (Delta + lam.l3 * E) / lam.l3)
 
 
