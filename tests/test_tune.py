@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,11 @@ from pipeline.tracking.segments import history, offline_runs, records
 from pipeline.train import train
 from pipeline.tune import tune
 from pipeline.tune.config import load_sweep
+from pipeline.tune.ledger import Ledger
 from pipeline.tune.plan import Plan, make_plan
-from pipeline.tune.run import _scheduler, _searcher
-from pipeline.tune.space import for_tune, grid, random_points, value_at
-from pipeline.tune.trial import trial_config
+from pipeline.tune.record import TrialRecord, write_record
+from pipeline.tune.space import grid, random_points, value_at
+from pipeline.tune.trial import trial_config, trial_count
 
 SPACE = {"train.learning_rate": {"loguniform": [1e-4, 1e-2]}, "train.ema": {"choice": [0.5, 0.9]}}
 
@@ -93,7 +96,15 @@ def test_grid_has_every_combination_once() -> None:
         ({"search": "grid"}, "a grid needs choices only"),
         ({"search": "bayes"}, "expected one of grid, random, tpe"),
         ({"scheduler": "pbt"}, "cannot exchange weights"),
-        ({"trials": 0}, "trials must be at least 1"),
+        ({"trials": 0}, "trials must be between 1 and"),
+        ({"trials": "4"}, "trials: expected a whole number, got '4'"),
+        ({"seed": 1.5}, "seed: expected a whole number"),
+        ({"metric": "val/PSNR"}, "metric 'val/PSNR': expected one of val/psnr, val/ssim"),
+        ({"overrides": 5}, "overrides: expected a list"),
+        ({"space": [1]}, "space: expected a mapping"),
+        ({"space": {"train.seed": {"choice": 5}}}, "space.train.seed.choice: expected a list"),
+        ({"space": {"train.seed": {"int": [True, 5]}}}, "two whole numbers"),
+        ({"space": {"train.ema": {"choice": [date(2001, 1, 1)]}}}, "expected a number, text"),
         ({"trails": 3}, "did you mean trials"),
     ],
 )
@@ -119,7 +130,19 @@ def test_packaged_sweeps_load() -> None:
         assert load_train_config(sweep.config).model.size == "tiny"
 
 
-# Memory
+# What a restart knows
+
+
+def ledger_of(folder: Path, **changes: object) -> Ledger:
+    """The ledger of a sweep whose trials are in `folder`/sweep."""
+    sweep = load_sweep(sweep_file(folder, "data", str(folder), **changes), [])
+    return Ledger(str(folder / "sweep"), sweep)
+
+
+def fake_run(url: Path, *scores: float) -> None:
+    """What a trial's run leaves of its validations at steps 4, 8, ..."""
+    rows = ({"step": 4 * n, "val/psnr": score} for n, score in enumerate(scores, start=1))
+    storage.write_text(f"{url}/metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def a_trial(index: int) -> Any:
@@ -128,48 +151,108 @@ def a_trial(index: int) -> Any:
     return Trial("none", config={"index": index}, stub=True)
 
 
+def decisions_of(ledger: Ledger) -> Any:
+    from pipeline.tune.schedule import Decisions, rule_of
+
+    decisions = Decisions(ledger, rule_of(ledger.sweep))
+    decisions.set_search_properties("val/psnr", "max")
+    return decisions
+
+
 @pytest.mark.parametrize("kind", ["asha", "median"])
 def test_early_stopping_knows_what_the_folders_know(kind: str, tmp_path: Path) -> None:
-    """A new scheduler in an old sweep stops what it would have stopped before."""
-    path = sweep_file(tmp_path, "data", str(tmp_path), scheduler=kind, reduction=2)
-    sweep = load_sweep(path, [])
-    for index, score in enumerate((25.0, 24.0)):
-        rows = ({"step": step, "val/psnr": score + step / 10} for step in (4, 8))
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        storage.write_text(str(tmp_path / "old" / f"trial-{index:03d}" / "metrics.jsonl"), text)
-    decisions = {}
-    for folder in ("old", "new"):
-        scheduler = _scheduler(sweep, str(tmp_path / folder))
-        scheduler.set_search_properties("val/psnr", "max")
-        trials = [a_trial(index) for index in range(3)]
-        for trial in trials:
-            scheduler.on_trial_add(None, trial)
-        decisions[folder] = scheduler.on_trial_result(
-            None, trials[2], {"step": 4, "val/psnr": 20.0}
-        )
-    assert decisions == {"old": "STOP", "new": "CONTINUE"}
+    """A restarted sweep stops what it would have stopped before; a new one does not."""
+    stopped = {}
+    for name, scores in (("old", (25.0, 24.0)), ("new", ())):
+        for index, score in enumerate(scores):
+            url = tmp_path / name / "sweep" / f"trial-{index:03d}"
+            fake_run(url, score, score + 0.1)
+            write_record(str(url), TrialRecord(point=random_points(SPACE, 3, 0)[index], judged=8))
+        (tmp_path / name).mkdir(exist_ok=True)
+        ledger = ledger_of(tmp_path / name, scheduler=kind, reduction=2)
+        decisions_of(ledger).on_trial_result(None, a_trial(2), {"step": 4, "val/psnr": 20.0})
+        again = ledger_of(tmp_path / name, scheduler=kind, reduction=2)
+        assert again.records[2].judged == 4  # recorded at once, for whatever is killed next
+        stopped[name] = again.records[2].stopped_at
+        assert (2 in again.unfinished()) == (name == "new")
+    assert stopped == {"old": 4, "new": 0}
+
+
+def test_a_decision_is_made_once(tmp_path: Path) -> None:
+    """A result that was decided about before a kill is not decided about again."""
+    ledger = ledger_of(tmp_path, scheduler="asha", reduction=2)
+    decisions = decisions_of(ledger)
+    for index, score in ((0, 20.0), (1, 25.0), (0, 20.0)):  # the last: reported again
+        decisions.on_trial_result(None, a_trial(index), {"step": 4, "val/psnr": score})
+    assert not ledger.stopped(0)
+    decisions.on_trial_result(None, a_trial(0), {"step": 8, "val/psnr": 1.0})
+    assert not ledger.stopped(0)  # the last step: it is finished, not stopped
+
+
+def test_failures_survive_a_restart(tmp_path: Path) -> None:
+    ledger = ledger_of(tmp_path, retries=2)
+    ledger.fail(0, 1, False, "out of memory")
+    ledger.fail(1, 3, True, "not finite")
+    again = ledger_of(tmp_path, retries=2)
+    assert again.unfinished() == [0, 2]
+    assert again.failed()["trial-001"][1] == "not finite"
+    trial = a_trial(0)
+    decisions_of(again).on_trial_add(None, trial)
+    assert trial.max_failures == 1
+    assert Ledger(again.url, again.sweep, retry_failed=True).unfinished() == [0, 1, 2]
+    assert ledger_of(tmp_path).failed() == {}
 
 
 def test_tpe_keeps_numbers_and_points(tmp_path: Path) -> None:
-    def search() -> Any:
-        found = _searcher(load_sweep(sweep_file(tmp_path, "d", "r", search="tpe"), []), url)
-        found.set_search_properties("val/psnr", "max", for_tune(SPACE))
-        return found
+    """A point is recorded when it is chosen; one whose record is lost is in the run's config."""
+    ledger = ledger_of(tmp_path, search="tpe", trials=4)
+    points = [ledger.start(index).point for index in range(3)]
+    url = tmp_path / "sweep" / "trial-002"
+    rate, ema = points[2].values()
+    values = {"train": {"learning_rate": rate, "ema": ema}}
+    storage.write_text(f"{url}/config.yaml", yaml.safe_dump(values))
+    (url / ".trial.json").write_text('{"point": {"run.root": "/else')
+    again = ledger_of(tmp_path, search="tpe", trials=4)
+    assert [again.start(index).point for index in range(3)] == points
+    assert again.start(3).point == ledger.start(3).point  # a function of what is known
+    assert len({again.records[index].point["train.learning_rate"] for index in range(4)}) == 4
 
-    url = str(tmp_path / "sweep")
-    first = search()
-    points = [first.suggest(f"id{index}") for index in range(2)]
-    first.save(str(tmp_path / "state"))
-    lost = first.suggest("id2")  # after the last notes: only its folder knows
-    config = {"train": {"learning_rate": lost["train.learning_rate"], "ema": lost["train.ema"]}}
-    storage.write_text(f"{url}/trial-002/config.yaml", yaml.safe_dump(config))
-    again = search()
-    again.restore(str(tmp_path / "state"))
-    assert again.suggest("another") == lost
-    after = again.suggest("next")
-    assert after["index"] == 3
-    rates = [point["train.learning_rate"] for point in (*points, lost, after)]
-    assert len(set(rates)) == 4
+
+def test_tpe_learns(tmp_path: Path) -> None:
+    """Later points gather where values were good; the best rate is 3e-3 here."""
+    ledger = ledger_of(tmp_path, search="tpe", trials=40)
+    distances = []
+    for index in range(40):
+        rate = ledger.start(index).point["train.learning_rate"]
+        distances.append(abs(math.log(rate / 3e-3)))
+        ledger.add_result(index, 8, -distances[-1])
+    assert sum(distances[20:]) / 20 < 0.8 * sum(distances[:10]) / 10
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"point": 5}',
+        '{"point": {"run.root": "/else"}}',
+        '{"point": {"train.learning_rate": 1e9, "train.ema": 0.5}}',
+        '{"point": {"train.learning_rate": NaN, "train.ema": 0.5}}',
+        '{"point": {}, "judged": "4"}',
+        '{"point": {}, "judged": -1}',
+        '{"point": {}, "code": "x"}',
+        '{"point": ' + "[" * 20_000,
+        '{"point": {}, "error": "' + "x" * 100_000 + '"}',
+    ],
+)
+def test_foreign_records_change_nothing(text: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep" / "trial-000").mkdir(parents=True)
+    (tmp_path / "sweep" / "trial-000" / ".trial.json").write_text(text)
+    for search in ("random", "tpe"):
+        point = ledger_of(tmp_path, search=search).start(0).point
+        assert point.keys() == SPACE.keys()
+        assert 1e-4 <= point["train.learning_rate"] <= 1e-2
 
 
 # The plan
@@ -183,7 +266,8 @@ def test_plan_says_what_runs_at_once_and_where(
 
     def plan(*overrides: str, **changes: object) -> Plan:
         path = sweep_file(tmp_path, str(tiny_data), str(tmp_path), **changes)
-        return make_plan(load_sweep(path, ["train.global_batch=8", *overrides]))
+        sweep = load_sweep(path, ["train.global_batch=8", *overrides])
+        return make_plan(sweep, trial_count(sweep))
 
     text = "20 trials, 6 at once; each has 1 worker of 1 CPU; drivers go to nodes that offer"
     assert str(plan(trials=20)).startswith(text)
@@ -261,7 +345,8 @@ def test_sweep_on_s3_is_killed_and_goes_on(
         assert [row["step"] for row in rows_of(url, trial)] == [4, 8]
     struck = max(rows, key=lambda row: row["attempts"])
     assert struck["attempts"] == 2
-    calm = trial_config(load_sweep(path, []), {"index": int(struck["name"][-3:])})
+    index = int(struck["name"][-3:])
+    calm = trial_config(load_sweep(path, []), index, random_points(SPACE, 2, 0)[index])
     calm.run.root = str(tmp_path)
     train(calm)
     assert rows_of(str(tmp_path), struck["name"]) == rows_of(url, struck["name"])

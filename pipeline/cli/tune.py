@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,10 +14,20 @@ def register(app: typer.Typer) -> None:
     app.command("tune")(tune)
 
 
+ResumeFailed = Annotated[
+    bool, typer.Option("--resume-failed", help="Start trials again that failed for good.")
+]
+
+
 def tune(
-    overrides: Overrides = None, config: ConfigName = "tiny", as_json: JsonFlag = False
+    overrides: Overrides = None,
+    config: ConfigName = "tiny",
+    resume_failed: ResumeFailed = False,
+    as_json: JsonFlag = False,
 ) -> None:
-    """Search training settings; every trial is a whole run that survives what a run survives.
+    """Search training settings; each trial is a whole run with checkpoints and exact resumption.
+
+    The same command again resumes the sweep; with more `trials`, it adds them.
 
     Example: era tune --config tiny data.train=URL data.val=URL run.name=sweep
     """
@@ -25,7 +35,7 @@ def tune(
     def work() -> dict[str, Any]:
         from pipeline.tune import tune as search
 
-        return search(config, overrides or [])
+        return search(config, overrides or [], resume_failed)
 
     run_verb(work, _show, as_json)
 

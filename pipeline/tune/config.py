@@ -1,11 +1,14 @@
-"""A sweep's configuration: what is searched, how, and the training configuration below it."""
+"""A sweep's configuration: what is searched, how, and the training configuration of all trials."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from pipeline.config import TrainConfig, config_path, load_train_config
 from pipeline.config.load import read_yaml
@@ -14,7 +17,16 @@ from pipeline.tune.space import check_space, sizes
 
 SEARCHES = ("grid", "random", "tpe")
 SCHEDULERS = ("none", "asha", "median")
-POPULATION = "population-based training is refused: trials cannot exchange weights yet"
+MOST = 100_000  # of any count
+METRICS = ("val/psnr", "val/ssim")
+POPULATION = "population-based training is not supported: trials cannot exchange weights"
+EXPECTED = {  # pydantic's error types, in the words of a user
+    "string_type": "text",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "dict_type": "a mapping of keys",
+    "invalid-json-value": "a number, text, true, false, null, or a list of these",
+}
 
 
 @dataclass(frozen=True)
@@ -23,15 +35,15 @@ class SweepConfig:
 
     Attributes:
         config: name or path of the training configuration.
-        overrides: of it, for all trials.
+        overrides: its overrides for all trials.
         search: grid | random | tpe.
-        trials: how many; a grid has as many as its space.
+        trials: the number of trials; a grid has as many as its space has points.
         seed: of the search.
-        metric: what best means; a validation metric.
-        scheduler: none | asha | median: whether poor trials are stopped early.
-        reduction: of asha: of so many trials one goes on.
-        concurrent: trials at once; 0 = as many as the cluster holds.
-        retries: of a failing trial, beyond the run's own.
+        metric: the validation metric by which trials are compared: val/psnr | val/ssim.
+        scheduler: none | asha | median: whether, and by which rule, poor trials stop early.
+        reduction: asha only: one of this many trials continues at each rung.
+        concurrent: trials at the same time; 0 = as many as the cluster holds.
+        retries: how often a trial that fails is started again, beyond its run's own retries.
         space: training key -> {choice: [...]}, {uniform: [a, b]}, {loguniform: [a, b]} or
             {int: [a, b]}, both ends included.
     """
@@ -46,52 +58,82 @@ class SweepConfig:
     reduction: int = 3
     concurrent: int = 0
     retries: int = 1
-    space: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    space: dict[str, dict[str, list[JsonValue]]] = field(default_factory=dict)
 
     def training(self, overrides: Sequence[str] = ()) -> TrainConfig:
-        """The training configuration under all trials, checked."""
+        """Return the checked training configuration of all trials."""
         return load_train_config(self.config, [*self.overrides, *overrides])
 
 
 def load_sweep(name: str, overrides: Sequence[str]) -> SweepConfig:
-    """Load and check a sweep; `overrides` of training keys hold for all trials.
+    """Load and check a sweep; `overrides` of training keys apply to all trials.
 
     Raises:
         UserError: for anything unknown, out of range, or that cannot work.
     """
     path = config_path(name, "sweeps")
-    values = read_yaml(path)
-    known = {f.name: f for f in fields(SweepConfig)}
-    for key in values:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
-            raise UserError(f"{path}: unknown key {key}{hint}")
-    sweep = SweepConfig(**values)
+    sweep = sweep_of(read_yaml(path), path)
     sweep = SweepConfig(**{**vars(sweep), "overrides": [*sweep.overrides, *overrides]})
-    problems = list(_problems(sweep))
+    problems = _problems(sweep)
     if problems:
         raise UserError(f"{path}: {'; '.join(problems)}")
     check_space(sweep.space, sweep.training)
     return sweep
 
 
+def sweep_of(values: dict[str, Any], where: Path | str) -> SweepConfig:
+    """Check the keys and types of a sweep's values.
+
+    Raises:
+        UserError: naming every key that is unknown or has a value of another type.
+    """
+    known = [f.name for f in fields(SweepConfig)]
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+            raise UserError(f"{where}: unknown key {key}{hint}")
+    hints = get_type_hints(SweepConfig)
+    problems = [text for key in values for text in _type_problems(key, hints[key], values[key])]
+    if problems:
+        raise UserError(f"{where}: {'; '.join(problems[:5])}")
+    return SweepConfig(**values)
+
+
+def _type_problems(key: str, hint: Any, value: Any) -> list[str]:
+    try:
+        TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(value)
+    except ValidationError as error:
+        return [
+            f"{'.'.join([key, *map(str, problem['loc'])])}: "
+            f"expected {EXPECTED.get(problem['type'], 'another value')}, "
+            f"got {str(problem['input'])[:80]!r}"
+            for problem in error.errors(include_url=False)
+        ]
+    return []
+
+
 def _problems(sweep: SweepConfig) -> list[str]:
     problems = []
-    if sweep.search not in SEARCHES:
-        problems.append(f"search {sweep.search!r}: expected one of {', '.join(SEARCHES)}")
+    choices = {"search": SEARCHES, "metric": METRICS, "scheduler": SCHEDULERS}
     if sweep.scheduler in ("pbt", "pb2"):
         problems.append(POPULATION)
-    elif sweep.scheduler not in SCHEDULERS:
-        problems.append(f"scheduler {sweep.scheduler!r}: expected one of {', '.join(SCHEDULERS)}")
-    for name, least in (("trials", 1), ("reduction", 2), ("concurrent", 0), ("retries", 0)):
+        del choices["scheduler"]
+    for name, known in choices.items():
+        if getattr(sweep, name) not in known:
+            problems.append(f"{name} {getattr(sweep, name)!r}: expected one of {', '.join(known)}")
+    least = {"trials": 1, "seed": 0, "reduction": 2, "concurrent": 0, "retries": 0}
+    for name, bound in least.items():
         value = getattr(sweep, name)
-        if not isinstance(value, int) or value < least:
-            problems.append(f"{name} must be at least {least}, got {value!r}")
+        if not bound <= value <= MOST:
+            problems.append(f"{name} must be between {bound} and {MOST}, got {value}")
     if not sweep.space:
         problems.append("space is empty: name at least one training key to search")
-    if problems:
-        return problems
+    return problems or _training_problems(sweep)
+
+
+def _training_problems(sweep: SweepConfig) -> list[str]:
+    problems = []
     training = sweep.training()
     if not training.data.val:
         problems.append("data.val is empty: a sweep compares validation metrics")

@@ -1,4 +1,4 @@
-"""`sweep.html`: all trials at a glance, without W&B."""
+"""`sweep.html`: the results of all trials on one page."""
 
 from __future__ import annotations
 

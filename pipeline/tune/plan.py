@@ -12,7 +12,6 @@ from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
 from pipeline.tune.config import SweepConfig
 from pipeline.tune.space import overrides_of
-from pipeline.tune.trial import points_of
 
 log = logging.getLogger("era")
 LITTLE_MEMORY = 1 << 20  # bytes: what a driver asks for where no node offers `trial`
@@ -45,7 +44,7 @@ class Plan:
         )
 
 
-def make_plan(sweep: SweepConfig) -> Plan:
+def make_plan(sweep: SweepConfig, trials: int) -> Plan:
     """Count what fits on the cluster that this process has joined.
 
     No more trials run at once than can have all their workers: each waits for its own, so that
@@ -59,8 +58,6 @@ def make_plan(sweep: SweepConfig) -> Plan:
     heaviest = max(_trainings(sweep), key=_weight)
     require_resources(heaviest)
     least, most = worker_range(heaviest)
-    points = points_of(sweep)
-    trials = sweep.trials if points is None else len(points)
     drivers = int(ray.cluster_resources().get("trial", 0))
     at_once = min(trials, room(heaviest) // least, sweep.concurrent or trials, drivers or trials)
     return Plan(

@@ -1,4 +1,4 @@
-"""The search space: parsing, grid and random points (pure functions), and Tune's own form."""
+"""The search space: checks, grid points and random points, all as pure functions."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 
 Space = dict[str, dict[str, list[Any]]]
 Point = dict[str, Any]
+LARGEST = 2**53  # of a range's ends: exact as a float
 RANGES = ("uniform", "loguniform", "int")
 
 
@@ -40,8 +41,10 @@ def check_space(space: Space, training: Callable[[Sequence[str]], TrainConfig]) 
 
 
 def _check_range(key: str, kind: str, values: list[Any]) -> None:
-    if len(values) != 2 or not all(isinstance(v, (int, float)) for v in values):
-        raise UserError(f"space.{key}: {kind} needs two numbers, the least and the greatest")
+    types = (int,) if kind == "int" else (int, float)
+    if len(values) != 2 or not all(type(v) in types and abs(v) <= LARGEST for v in values):
+        number = "whole numbers" if kind == "int" else "numbers"
+        raise UserError(f"space.{key}: {kind} needs two {number}, the least and the greatest")
     if values[0] >= values[1] or (kind == "loguniform" and values[0] <= 0):
         raise UserError(
             f"space.{key}: {kind} {values}: the least must be below the greatest"
@@ -93,14 +96,16 @@ def value_at(config: dict[str, Any], key: str) -> Any:
     return value
 
 
-def for_tune(space: Space) -> dict[str, Any]:
-    """The space in Tune's own form, for searchers that choose points themselves."""
-    from ray import tune
+def in_space(space: Space, point: Point) -> bool:
+    """Whether a point has exactly the space's keys, each with a value of its domain."""
+    return point.keys() == space.keys() and all(
+        _in_domain(domain, point[key]) for key, domain in space.items()
+    )
 
-    forms: dict[str, Callable[[list[Any]], Any]] = {
-        "choice": tune.choice,
-        "uniform": lambda v: tune.uniform(*v),
-        "loguniform": lambda v: tune.loguniform(*v),
-        "int": lambda v: tune.randint(v[0], v[1] + 1),
-    }
-    return {key: forms[kind](v) for key, domain in space.items() for kind, v in domain.items()}
+
+def _in_domain(domain: dict[str, list[Any]], value: Any) -> bool:
+    ((kind, values),) = domain.items()
+    if kind == "choice":
+        return json.dumps(value) in [json.dumps(v) for v in values]
+    types = (int,) if kind == "int" else (int, float)
+    return type(value) in types and values[0] <= value <= values[1]

@@ -7,16 +7,26 @@ from typing import Any
 from pipeline import storage
 from pipeline.cluster import work_in
 from pipeline.config import TrainConfig
+from pipeline.errors import Stopped
+from pipeline.runs.search import Run
 from pipeline.train import train
 from pipeline.train.driver_channel import Event
+from pipeline.train.failures import root_cause
 from pipeline.tune.config import SweepConfig
-from pipeline.tune.space import Point, grid, overrides_of, random_points
+from pipeline.tune.record import read_record
+from pipeline.tune.space import Point, grid, overrides_of, random_points, sizes
 
 INDEX = "index"  # Tune's parameter: the trial's number
+FAILED = "trial failed: "  # in front of the reason, which `era tune` reads from Tune's text
+
+
+def trial_count(sweep: SweepConfig) -> int:
+    """The number of trials: the size of a grid, else as configured."""
+    return (sizes(sweep.space) or 0) if sweep.search == "grid" else sweep.trials
 
 
 def points_of(sweep: SweepConfig) -> list[Point] | None:
-    """The points of all trials; None where a searcher chooses them one by one."""
+    """The points of all trials; None where each depends on the results of others."""
     if sweep.search == "grid":
         return grid(sweep.space)
     return (
@@ -24,42 +34,83 @@ def points_of(sweep: SweepConfig) -> list[Point] | None:
     )
 
 
-def trial_name(parameters: dict[str, Any]) -> str:
-    """A trial's folder, by its number in the sweep: the same after any interruption."""
-    return f"trial-{parameters[INDEX]:03d}"
+def trial_name(index: int) -> str:
+    """The name of a trial's folder, by its number in the sweep."""
+    return f"trial-{index:03d}"
 
 
-def point_of(sweep: SweepConfig, parameters: dict[str, Any]) -> Point:
-    """A trial's point in the space."""
-    points = points_of(sweep)
-    if points is not None:
-        return points[parameters[INDEX]]
-    return {key: parameters[key] for key in sweep.space}
-
-
-def trial_config(sweep: SweepConfig, parameters: dict[str, Any]) -> TrainConfig:
+def trial_config(sweep: SweepConfig, index: int, point: Point) -> TrainConfig:
     """The training configuration of a trial: `<run.root>/<run.name>/<trial>/`."""
-    point = point_of(sweep, parameters)
     config = sweep.training(overrides_of(point))
     config.tracking.group = config.tracking.group or config.run.name
     config.run.root = storage.absolute(storage.join(config.run.root, config.run.name))
-    config.run.name = trial_name(parameters)
+    config.run.name = trial_name(index)
     return config
 
 
-def run_trial(parameters: dict[str, Any], sweep: SweepConfig, folder: str) -> None:
-    """Tune's trainable: train, reporting each validation; the same trial again goes on."""
-    from ray import tune
+def run_trial(parameters: dict[str, Any], sweep: SweepConfig, url: str, folder: str) -> None:
+    """Tune's trainable: trains, reporting each validation; the same trial again resumes its run.
 
+    Args:
+        parameters: Tune's: the trial's number. url: the sweep's folder.
+        folder: the command's working folder, for relative paths.
+
+    Raises:
+        RuntimeError: for any failure, with its reason in one line.
+    """
     work_in(folder)
-    config = trial_config(sweep, parameters)
+    try:
+        _Trial(sweep, url, parameters[INDEX]).run()
+    except Exception as error:
+        raise RuntimeError(f"{FAILED}{root_cause(error)}") from None
 
-    def report(event: Event) -> None:
-        if event.checkpoint and sweep.metric in event.metrics:
-            tune.report({**event.metrics, "step": event.step, "checkpoint_path": event.checkpoint})
 
-    summary = train(config, on_event=report)
-    # A run that was finished already reports its result again: Tune may not have heard it.
-    if sweep.metric not in summary["metrics"]:
-        raise RuntimeError(f"{summary['run']}: ended without {sweep.metric}")
-    tune.report({**summary["metrics"], "step": summary["step"], "checkpoint_path": summary["best"]})
+class _Trial:
+    def __init__(self, sweep: SweepConfig, url: str, index: int) -> None:
+        self.metric, self.stoppable = sweep.metric, sweep.scheduler != "none"
+        self.url = storage.join(url, trial_name(index))
+        record = read_record(self.url)
+        if record is None:
+            raise RuntimeError(f"{self.url}: its record is missing")
+        self.judged = record.judged
+        self.config = trial_config(sweep, index, record.point)
+
+    def run(self) -> None:
+        if self.stoppable and self._stopped_by_past_results():
+            return
+        try:
+            summary = train(self.config, on_event=self._on_event)
+        except Stopped:
+            if self._is_stopped():
+                return
+            raise
+        # A run that was finished already reports its result again: Tune may not have it.
+        if self.metric not in summary["metrics"]:
+            raise RuntimeError(f"{summary['run']}: ended without {self.metric}")
+        self._report(summary["step"], summary["metrics"])
+
+    def _stopped_by_past_results(self) -> bool:
+        """Report validations that the command was killed before it could decide about."""
+        for row in Run(self.url).metrics:
+            if row.get(self.metric) is not None and row["step"] > self.judged:
+                self._report(row["step"], row)
+                if self._is_stopped():
+                    return True
+        return False
+
+    def _on_event(self, event: Event) -> bool:
+        """Report a validation; returns whether the trial is to save a checkpoint and stop."""
+        if not event.checkpoint or self.metric not in event.metrics:
+            return False
+        self._report(event.step, event.metrics)
+        return self.stoppable and self._is_stopped()
+
+    def _report(self, step: int, metrics: dict[str, Any]) -> None:
+        """Hand a result to Tune; returns when the scheduler has decided about it."""
+        from ray import tune
+
+        tune.report({self.metric: metrics[self.metric], "step": step})
+
+    def _is_stopped(self) -> bool:
+        record = storage.retry_outages(lambda: read_record(self.url), self.url)
+        return record is not None and record.stopped_at > 0

@@ -1,0 +1,78 @@
+"""`sweep.yaml`: what a sweep began with; another sweep is refused in its folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import Any
+
+import yaml
+
+from pipeline import storage
+from pipeline.config.load import build_train_config, finish_train_config
+from pipeline.errors import UserError
+from pipeline.train.freeze import frozen_part
+from pipeline.tune.config import SweepConfig, sweep_of
+
+FILE = "sweep.yaml"
+TRAINING = "training"  # the part of the training configuration that defines the results
+FREE = ("concurrent", "retries", "config", "overrides", "trials")
+
+
+def begin(url: str, sweep: SweepConfig, resumed: bool) -> None:
+    """Write `sweep.yaml` at a sweep's first start; later, refuse another sweep.
+
+    What does not define the results (retries, workers, tracking, ...) may change between starts,
+    and so may the number of trials, upwards.
+
+    Args:
+        resumed: whether the folder has a `sweep.yaml`.
+
+    Raises:
+        UserError: if the folder belongs to another sweep, or to something else.
+    """
+    place = storage.join(url, FILE)
+    if not resumed:
+        others = [name for name in storage.list_names(url) if not name.startswith(".")]
+        if others:
+            raise UserError(f"sweep {url}: the folder holds {others[0]}; choose another run.name")
+    elif not _is_continued(place, sweep):
+        return
+    values = {**asdict(sweep), TRAINING: frozen_part(sweep.training())}
+    storage.write_text(place, yaml.safe_dump(values, sort_keys=False))
+
+
+def _is_continued(place: str, sweep: SweepConfig) -> bool:
+    """Compare a sweep with the one that began; returns whether trials were added."""
+    url = place.removesuffix(f"/{FILE}")
+    values = _read(place)
+    training = values.pop(TRAINING, None)
+    before = sweep_of(values, place)
+    names = [field.name for field in fields(sweep) if field.name not in FREE]
+    changed = [name for name in names if getattr(before, name) != getattr(sweep, name)]
+    if before.trials > sweep.trials:
+        changed.append("trials (they can only grow)")
+    if training is not None and not _same_training(training, sweep, place):
+        changed.append("training configuration")
+    if changed:
+        raise UserError(
+            f"sweep {url}: it began with another {', '.join(changed)}; choose another run.name"
+        )
+    return before.trials < sweep.trials
+
+
+def _same_training(values: Any, sweep: SweepConfig, place: str) -> bool:
+    """Compare through today's schema, which fills in keys that an older version did not have."""
+    if not isinstance(values, dict):
+        raise UserError(f"{place}: {TRAINING}: expected a mapping of keys")
+    before = finish_train_config(build_train_config(values, place))
+    return frozen_part(before) == frozen_part(sweep.training())
+
+
+def _read(place: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(storage.read_text(place))
+    except yaml.YAMLError:
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"{place}: not valid YAML; restore it, or choose another run.name")
+    return values

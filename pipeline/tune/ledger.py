@@ -1,0 +1,151 @@
+"""All trials of a sweep as their folders describe them; every start rebuilds this from there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from pipeline import storage
+from pipeline.checkpoint import CheckpointStore, higher_is_better
+from pipeline.runs.search import CONFIG, Run
+from pipeline.tune.config import SweepConfig
+from pipeline.tune.record import TrialRecord, read_record, write_record
+from pipeline.tune.search import suggest_point
+from pipeline.tune.space import Point, in_space, value_at
+from pipeline.tune.trial import points_of, trial_count, trial_name
+
+
+class Ledger:
+    """The trials' records and validation results.
+
+    Args:
+        url: the sweep's folder.
+        sweep: its configuration.
+        retry_failed: whether trials without retries left start with new ones.
+    """
+
+    def __init__(self, url: str, sweep: SweepConfig, retry_failed: bool = False) -> None:
+        self.url, self.sweep = url, sweep
+        self.maximise = higher_is_better(sweep.metric)
+        training = sweep.training()
+        self.last_step = min(training.debug.stop_at or training.train.steps, training.train.steps)
+        self.points = points_of(sweep)
+        self.records: dict[int, TrialRecord] = {}
+        self.results: dict[int, dict[int, float]] = {}
+        self.steps: dict[int, int] = {}
+        for index in range(trial_count(sweep)):
+            self._load(index, retry_failed)
+
+    def __len__(self) -> int:
+        return trial_count(self.sweep)
+
+    def trial_url(self, index: int) -> str:
+        """A trial's folder."""
+        return storage.join(self.url, trial_name(index))
+
+    def unfinished(self) -> list[int]:
+        """The trials that are neither finished, nor stopped early, nor failed for good."""
+        return [i for i in range(len(self)) if not (self.finished(i) or self._closed(i))]
+
+    def finished(self, index: int) -> bool:
+        """Whether a trial's run has a checkpoint of the last step."""
+        return self.steps.get(index, 0) >= self.last_step
+
+    def stopped(self, index: int) -> bool:
+        """Whether a trial was stopped early."""
+        record = self.records.get(index)
+        return record is not None and record.stopped_at > 0
+
+    def failed(self) -> dict[str, tuple[Point, str]]:
+        """The trials that failed for good: name -> point, error."""
+        return {
+            trial_name(index): (record.point, record.error)
+            for index, record in sorted(self.records.items())
+            if record.failed and not self.finished(index)
+        }
+
+    def start(self, index: int) -> TrialRecord:
+        """Return a trial's record; choose and record its point where it has none."""
+        if index not in self.records:
+            self.records[index] = TrialRecord(point=self._new_point(index))
+            self._save(index)
+        return self.records[index]
+
+    def add_result(self, index: int, step: int, value: float) -> None:
+        """Remember a validation result, for points that are chosen later."""
+        self.results.setdefault(index, {})[step] = value
+
+    def judged_results(self) -> Iterator[tuple[int, int, float]]:
+        """Results that were decided about before this start: (trial, step, value), by step."""
+        rows = [
+            (step, index, value)
+            for index, values in self.results.items()
+            for step, value in values.items()
+            if index in self.records and step <= self.records[index].judged
+        ]
+        return ((index, step, value) for step, index, value in sorted(rows))
+
+    def judge(self, index: int, step: int, stop: bool) -> None:
+        """Record the decision about a validation result."""
+        record = self.start(index)
+        record.judged, record.stopped_at = step, step if stop else 0
+        self._save(index)
+
+    def fail(self, index: int, failures: int, failed: bool, error: str) -> None:
+        """Record a failure."""
+        record = self.start(index)
+        record.failures, record.failed, record.error = failures, failed, error[:500]
+        self._save(index)
+
+    def refresh(self, index: int) -> None:
+        """Look up how far a trial's run has come."""
+        self.steps[index] = CheckpointStore(self.trial_url(index)).latest_step() or 0
+
+    def _load(self, index: int, retry_failed: bool) -> None:
+        url = self.trial_url(index)
+        if not storage.is_dir(url):
+            return
+        self.refresh(index)
+        run, record = Run(url), read_record(url)
+        point = self._known_point(index, run, record)
+        if point is not None:
+            record = record or TrialRecord(point=point)
+            self.records[index] = record.model_copy(update={"point": point})
+            if retry_failed and record.failed:
+                self.fail(index, 0, False, "")
+        for row in run.metrics:
+            step, value = row.get("step"), row.get(self.sweep.metric)
+            if isinstance(step, int) and isinstance(value, float) and math.isfinite(value):
+                self.add_result(index, step, value)
+
+    def _known_point(self, index: int, run: Run, record: TrialRecord | None) -> Point | None:
+        """The point of a trial that has started; one outside of the space counts as damaged."""
+        if self.points is not None:
+            return self.points[index]
+        if record is not None and in_space(self.sweep.space, record.point):
+            return record.point
+        if not storage.exists(storage.join(run.url, CONFIG)):
+            return None
+        point = {key: value_at(run.config, key) for key in self.sweep.space}
+        return point if in_space(self.sweep.space, point) else None
+
+    def _new_point(self, index: int) -> Point:
+        if self.points is not None:
+            return self.points[index]
+        tried = [
+            (record.point, None if record.failed else self._last_value(other))
+            for other, record in sorted(self.records.items())
+        ]
+        sweep = self.sweep
+        return suggest_point(sweep.space, sweep.seed, index, tried, maximise=self.maximise)
+
+    def _last_value(self, index: int) -> float | None:
+        values = self.results.get(index)
+        return values[max(values)] if values else None
+
+    def _closed(self, index: int) -> bool:
+        record = self.records.get(index)
+        return record is not None and (record.failed or record.stopped_at > 0)
+
+    def _save(self, index: int) -> None:
+        write_record(self.trial_url(index), self.records[index])

@@ -1,0 +1,208 @@
+"""The sweep's face towards Tune: trials in order, early stopping, failures, progress lines.
+
+Tune keeps nothing between two starts. Its schedulers get the results of earlier starts again, and
+what they decide is recorded in the trial's folder before the trial learns of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+from ray.tune.search import Searcher
+
+from pipeline.cluster import release_orphans
+from pipeline.tune.config import SweepConfig
+from pipeline.tune.ledger import Ledger
+from pipeline.tune.trial import FAILED, INDEX, trial_name
+
+log = logging.getLogger("era")
+CLEAN_SECONDS = 10.0
+
+
+class Unfinished(Searcher):
+    """Hands the unfinished trials to Tune, lowest number first."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self.ledger, self.waiting = ledger, ledger.unfinished()
+
+    def set_search_properties(self, *_: Any, **__: Any) -> bool:
+        """Accept Tune's metric and mode: the ledger has them from the sweep."""
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the next trial's number; its point is recorded in its folder."""
+        if not self.waiting:
+            return Searcher.FINISHED
+        index = self.waiting.pop(0)
+        self.ledger.start(index)
+        return {INDEX: index}
+
+    def on_trial_complete(self, trial_id: str, *_: Any, **__: Any) -> None:
+        """Nothing to do: results arrive through the scheduler."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the trials' folders have it all."""
+
+
+@dataclass(frozen=True)
+class _Contender:
+    """A trial as Tune's rules see it: the same after every restart."""
+
+    trial_id: str
+
+
+class Decisions(FIFOScheduler):
+    """Lets one of Tune's rules decide about each validation result once.
+
+    Tune would kill a stopped trial at once, in the middle of a step. Here the decision is
+    recorded, and the trial reads it, saves a checkpoint and ends by itself.
+
+    Args:
+        ledger: of the sweep's trials. rule: decides; None = no trial is stopped early.
+    """
+
+    def __init__(self, ledger: Ledger, rule: Any | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ledger, self.rule = ledger, rule
+        self.contenders: dict[int, _Contender] = {}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """Take the metric, then repeat the results of earlier starts to the rule."""
+        if self.rule is not None:
+            self.rule.set_search_properties(metric, mode, **spec)
+            for index, step, value in self.ledger.judged_results():
+                self._feed(index, step, value)
+        return True
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Grant the retries that earlier failures have left."""
+        super().on_trial_add(tune_controller, trial)
+        failures = self.ledger.start(trial.config[INDEX]).failures
+        trial.max_failures = max(0, self.ledger.sweep.retries - failures)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Decide about a result that has not been decided about, and record the decision."""
+        ledger, index, step = self.ledger, trial.config[INDEX], result["step"]
+        value = result.get(ledger.sweep.metric)
+        record = ledger.start(index)
+        if value is None or self.rule is None or step <= record.judged or record.stopped_at:
+            return str(TrialScheduler.CONTINUE)
+        ledger.add_result(index, step, value)
+        decision = self.rule.on_trial_result(
+            tune_controller, self._contender(index), {"step": step, ledger.sweep.metric: value}
+        )
+        stop = decision == TrialScheduler.STOP and step < ledger.last_step
+        ledger.judge(index, step, stop)
+        if stop:
+            log.info("%s is stopped early, at step %d", trial_name(index), step)
+        return str(TrialScheduler.CONTINUE)
+
+    def _feed(self, index: int, step: int, value: float) -> None:
+        result = {"step": step, self.ledger.sweep.metric: value}
+        if isinstance(self.rule, MedianStoppingRule):  # only notes the result
+            self.rule.on_trial_complete(None, self._contender(index), result)  # type: ignore[arg-type]
+        elif self.rule is not None:
+            self.rule.on_trial_result(None, self._contender(index), result)
+
+    def _contender(self, index: int) -> Any:
+        if index not in self.contenders:
+            self.contenders[index] = _Contender(trial_name(index))
+            if self.rule is not None:
+                self.rule.on_trial_add(None, self.contenders[index])
+        return self.contenders[index]
+
+
+def rule_of(sweep: SweepConfig) -> Any | None:
+    """Tune's scheduler that a sweep names; None for none."""
+    training = sweep.training().train
+    if sweep.scheduler == "asha":
+        return AsyncHyperBandScheduler(
+            time_attr="step",
+            max_t=training.steps,
+            grace_period=training.validate_every,
+            reduction_factor=sweep.reduction,
+        )
+    if sweep.scheduler == "median":
+        never: Any = float("inf")  # trials are never paused
+        return MedianStoppingRule(
+            time_attr="step",
+            grace_period=training.validate_every,
+            min_samples_required=2,
+            min_time_slice=never,
+        )
+    return None
+
+
+class Reporter(Callback):
+    """Writes progress lines to the program's log, and failures to the ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.before: dict[int, int] = {}
+        self.cleaned = time.monotonic()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A driver was placed."""
+        index = trial.config[INDEX]
+        self.before.setdefault(index, self.ledger.start(index).failures)
+        log.info("%s starts, or goes on", trial_name(index))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A validation was reported."""
+        index, metric = trial.config[INDEX], self.ledger.sweep.metric
+        if metric in result:
+            self.ledger.add_result(index, result["step"], result[metric])
+            log.info(
+                "%s step %d  %s %.4f", trial_name(index), result["step"], metric, result[metric]
+            )
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Free what trials that were killed still hold, every few seconds."""
+        if time.monotonic() - self.cleaned >= CLEAN_SECONDS:
+            self.cleaned = time.monotonic()
+            release_orphans()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has finished, or was stopped early."""
+        index = trial.config[INDEX]
+        self.ledger.refresh(index)
+        left = len(self.ledger.unfinished())
+        log.info("%s ends; %d of %d trials are left", trial_name(index), left, len(self.ledger))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial failed and is tried again."""
+        self._record(trial, failed=False)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial failed, its retries included."""
+        self._record(trial, failed=True)
+
+    def _record(self, trial: Any, failed: bool) -> None:
+        index = trial.config[INDEX]
+        failures = self.before.get(index, 0) + trial.num_failures
+        reason = _last_reason(trial.error_file)
+        self.ledger.fail(index, failures, failed, reason)
+        log.warning("%s failed%s: %s", trial_name(index), "" if failed else ", tried again", reason)
+
+
+def _last_reason(error_file: str | None) -> str:
+    """The last failure that Tune has noted in its own text file, in one line."""
+    text = Path(error_file).read_text(encoding="utf-8") if error_file else ""
+    lines = [line.strip() for line in text.split("Failure # ")[-1].splitlines()[1:] if line.strip()]
+    reasons = [line.partition(FAILED)[2] for line in lines if FAILED in line]
+    return (reasons or lines or ["unknown"])[-1 if reasons else 0]
