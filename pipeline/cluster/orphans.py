@@ -27,7 +27,8 @@ def release_orphans() -> int:
     for raw in accessor.get_placement_group_table():
         group = Group.FromString(raw)
         gone = group.state == Group.REMOVED
-        if group.creator_job_id == mine and group.creator_actor_dead and not gone:
+        by_actor = not ray.ActorID(group.creator_actor_id).is_nil()  # else by the job's own driver
+        if group.creator_job_id == mine and by_actor and group.creator_actor_dead and not gone:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
             released += 1
     return released

@@ -31,13 +31,17 @@ TRIES_WITHOUT_PROGRESS = 3
 LISTEN_SECONDS = 5.0  # for workers that have just started to hear of a signal
 
 
-def train(config: TrainConfig, on_event: OnEvent | None = None) -> dict[str, Any]:
+def train(
+    config: TrainConfig, on_event: OnEvent | None = None, *, gated: bool = False
+) -> dict[str, Any]:
     """Train, or go on with, the run that `config` names; the same call again resumes it.
 
     Args:
         config: a checked configuration.
         on_event: receives every event of rank 0 (a sweep's hook); returning True asks the run to
             save and stop. Without it progress is shown.
+        gated: wait after each validation until `on_event` has returned, so that a run that is
+            stopped for its result makes no further step.
 
     Returns:
         `run` (URL), `step`, `best` (URL of the best checkpoint), `metrics` (of the last step).
@@ -58,7 +62,7 @@ def train(config: TrainConfig, on_event: OnEvent | None = None) -> dict[str, Any
     # Logical processors as the run needs them: more workers than cores is slow, not wrong.
     with connected(worker_range(config)[1] * config.scaling.cpus_per_worker):
         require_resources(config)
-        _retry(config, run_url, store, on_event)
+        _retry(config, run_url, store, on_event, gated)
     return _summary(run_url, store)
 
 
@@ -82,7 +86,11 @@ def _require_data(config: TrainConfig) -> None:
 
 
 def _retry(
-    config: TrainConfig, run_url: str, store: CheckpointStore, on_event: OnEvent | None
+    config: TrainConfig,
+    run_url: str,
+    store: CheckpointStore,
+    on_event: OnEvent | None,
+    gated: bool,
 ) -> None:
     """Fit until done: a failure is retried while new checkpoints appear."""
     attempts = Attempts(run_url)
@@ -91,7 +99,7 @@ def _retry(
         before = storage.retry_outages(store.latest_step, "look for checkpoints")
         owner = storage.retry_outages(partial(attempts.begin, config, before), "attempts.jsonl")
         try:
-            return _fit(config, run_url, owner, on_event)
+            return _fit(config, run_url, owner, on_event, gated)
         except Exception as error:
             if isinstance(error, (Stopped, UserError)) and not isinstance(error, StorageDown):
                 raise  # trying again would end the same way
@@ -114,11 +122,13 @@ def _given_up(run_url: str, failures: int, error: Exception) -> Exception:
     )
 
 
-def _fit(config: TrainConfig, run_url: str, owner: str, on_event: OnEvent | None) -> None:
+def _fit(
+    config: TrainConfig, run_url: str, owner: str, on_event: OnEvent | None, gated: bool
+) -> None:
     """One attempt. Ray Train runs in a thread, so that signals are ours."""
     channel = start_channel()
     payload = {"config": config, "run_url": run_url, "channel": channel, "owner": owner}
-    payload["folder"] = str(Path.cwd())
+    payload |= {"folder": str(Path.cwd()), "gated": gated}
     outcome: list[BaseException | None] = []
     asked = False
     with tempfile.TemporaryDirectory(prefix="era-ray-") as scratch:
@@ -130,8 +140,7 @@ def _fit(config: TrainConfig, run_url: str, owner: str, on_event: OnEvent | None
             thread.start()
             while thread.is_alive():
                 thread.join(POLL_SECONDS)
-                if _deliver(channel, display):
-                    channel.stop.remote()
+                _deliver(channel, display)
                 if not display.heard:  # no worker is up yet
                     signals.leave_if_nobody_listens()
                     growth.check()
@@ -174,11 +183,14 @@ def _run_trainer(
 
 
 def _deliver(channel: Any, display: Display) -> bool:
-    """Show what came from rank 0; return whether a listener has asked to stop."""
+    """Show what came from rank 0, pass on a request to stop; return whether there was one."""
     import ray
 
-    for event in ray.get(channel.collect.remote()):
-        display.show(event)
+    while events := ray.get(channel.collect.remote()):
+        for event in events:
+            display.show(event)
+        if display.asked_to_stop:
+            channel.stop.remote()  # before the next `collect`, which says that all is dealt with
     return display.asked_to_stop
 
 

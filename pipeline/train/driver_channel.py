@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 POLL_SECONDS = 0.5
+SETTLE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class ChannelActor:
     def __init__(self) -> None:
         self.stopping = False
         self.events: list[Event] = []
+        self.with_driver = 0  # events that the driver has taken and not dealt with
 
     def stop(self) -> None:
         """Ask the run to save a checkpoint and end."""
@@ -40,9 +42,14 @@ class ChannelActor:
         return self.stopping
 
     def collect(self) -> list[Event]:
-        """Hand the events so far to the driver."""
+        """Hand the events so far to the driver; its next call means that it dealt with them."""
         events, self.events = self.events, []
+        self.with_driver = len(events)
         return events
+
+    def settled(self) -> bool:
+        """Whether the driver has dealt with every event."""
+        return not self.events and not self.with_driver
 
 
 def start_channel() -> Any:
@@ -88,3 +95,14 @@ class DriverChannel:
 
         ray.get(self.actor.exchange.remote(self.waiting))
         self.waiting = []
+
+    def settle(self) -> bool:
+        """Deliver what is left, wait until the driver has dealt with it; say whether to stop."""
+        import ray
+
+        self.flush()
+        end = time.monotonic() + SETTLE_SECONDS
+        while not ray.get(self.actor.settled.remote()) and time.monotonic() < end:
+            time.sleep(0.05)
+        self.stopping = bool(ray.get(self.actor.exchange.remote([]))) or self.stopping
+        return self.stopping

@@ -34,7 +34,12 @@ PREEMPTION_CHECK_SECONDS = 5.0
 
 
 def train_worker(payload: dict[str, Any]) -> None:
-    """Ray Train's entry on every rank: `config`, `run_url`, `channel`, `owner`, `folder`."""
+    """Ray Train's entry on every rank.
+
+    Args:
+        payload: `config`, `run_url`, `channel`, `owner`, `folder`, and `gated`, see
+            `pipeline.train.driver.train`.
+    """
     import ray.train
 
     work_in(payload["folder"])
@@ -46,6 +51,7 @@ def train_worker(payload: dict[str, Any]) -> None:
         payload["owner"],
         context.get_world_rank(),
         context.get_world_size(),
+        gated=payload["gated"],
     )
     try:
         worker.run()
@@ -64,8 +70,11 @@ class Worker:
         owner: str,
         rank: int,
         world_size: int,
+        *,
+        gated: bool = False,
     ) -> None:
         self.config, self.run_url = config, run_url
+        self.gated = gated
         self.rank, self.world_size = rank, world_size
         self.channel = DriverChannel(channel)
         self.device = prepare_torch(config)
@@ -163,7 +172,7 @@ class Worker:
             self._save(metrics)
         if draining:
             self.store.wait()
-        if stopping:
+        if stopping or (validated and self._stopped_for_its_result()):
             self._leave()
         self._chaos(step)
 
@@ -252,6 +261,14 @@ class Worker:
         if due:
             self.looked = time.monotonic()
         return wanted, due
+
+    def _stopped_for_its_result(self) -> bool:
+        """In a gated run, wait for the decision about a validation; every rank must ask."""
+        if not self.gated or self.state.step == self.last_step:
+            return False
+        if self.rank == 0:
+            self.store.wait()
+        return any_rank(self.rank == 0 and self.channel.settle())[0]
 
     def _draining(self) -> bool:
         """Whether Ray says that one more node is being taken away; every rank must ask."""

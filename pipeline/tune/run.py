@@ -29,6 +29,7 @@ log = logging.getLogger("era")
 TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trials' runs write their own metrics
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the old output can be silent
 }
 
 
@@ -79,6 +80,7 @@ def _run(sweep: SweepConfig, ledger: Ledger) -> None:
         log.info("%s", plan)
         if done := len(ledger) - plan.trials:
             log.info("resuming the sweep %s: %d trials are done", ledger.url, done)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures: see Reporter
         _tuner(sweep, ledger, plan, scratch, interrupts).fit()
     if interrupts.received:
         raise Stopped(interrupts.name)

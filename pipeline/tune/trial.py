@@ -79,7 +79,7 @@ class _Trial:
         if self.stoppable and self._stopped_by_past_results():
             return
         try:
-            summary = train(self.config, on_event=self._on_event)
+            summary = train(self.config, on_event=self._on_event, gated=self.stoppable)
         except Stopped:
             if self._is_stopped():
                 return
