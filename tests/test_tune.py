@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from pipeline.train import train
 from pipeline.tune import tune
 from pipeline.tune.config import load_sweep
 from pipeline.tune.ledger import Ledger
-from pipeline.tune.plan import Plan, make_plan
+from pipeline.tune.plan import Plan, Planner
 from pipeline.tune.record import TrialRecord, write_record
 from pipeline.tune.space import grid, random_points, value_at
 from pipeline.tune.trial import trial_config, trial_count
@@ -267,7 +270,7 @@ def test_plan_says_what_runs_at_once_and_where(
     def plan(*overrides: str, **changes: object) -> Plan:
         path = sweep_file(tmp_path, str(tiny_data), str(tmp_path), **changes)
         sweep = load_sweep(path, ["train.global_batch=8", *overrides])
-        return make_plan(sweep, trial_count(sweep))
+        return Planner(sweep, trial_count(sweep)).plan()
 
     text = "20 trials, 6 at once; each has 1 worker of 1 CPU; drivers go to nodes that offer"
     assert str(plan(trials=20)).startswith(text)
@@ -424,11 +427,73 @@ def test_killed_asha_sweep_stops_a_trial_that_learns_nothing(
     found = finish(command)
     rows = {row["name"]: row for row in list_runs(str(url))["runs"]}
     assert rows["trial-000"]["step"] == 80
-    assert rows["trial-001"]["step"] < 80
+    stopped_at = json.loads((url / "trial-001" / ".trial.json").read_text())["stopped_at"]
+    assert rows["trial-001"]["step"] == stopped_at == 10
     assert "trial-001" not in found["best"]
     # Done before the kill: not touched again.
     assert (steps["trial-000"], rows["trial-000"]["attempts"]) == (80, 1)
     assert "stopped early" in (url / "sweep.html").read_text()
+    assert finish(command) == found
+    assert {row["name"]: row for row in list_runs(str(url))["runs"]} == rows
+
+
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "aws-secret-9c1f",
+    "AWS_SESSION_TOKEN": "aws-session-77ab",
+    "WANDB_API_KEY": "wandb-secret-0d2e",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "5ec3e7" * 8,
+}
+
+
+def secrets_in(text: bytes) -> list[str]:
+    return [
+        name for name, value in SECRETS.items() if value.encode() in text and "MODE" not in name
+    ]
+
+
+def command_lines() -> Iterator[bytes]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield path.read_bytes()
+
+
+@pytest.mark.full
+def test_sigterm_ends_a_sweep_in_order_and_no_secret_is_shown(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster of the command's own; what Ray writes and shows is searched while it runs."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    path = sweep_file(tmp_path, str(tiny_data), str(tmp_path), trials=1)
+    url, folder = tmp_path / "sweep", Path(tempfile.mkdtemp(prefix="era-ray-"))
+    hostile = url / ".tune"
+    hostile.mkdir(parents=True)
+    (hostile / "tuner.pkl").write_bytes(b"cos\nsystem\n(S'touch " + bytes(hostile) + b"/x'\ntR.")
+    process = subprocess.Popen(
+        command_for(path, "train.steps=100000", "train.validate_every=0"),
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **SECRETS, "RAY_TMPDIR": str(folder)},
+    )
+    found: set[str] = set()
+    try:
+        while not any((url / "trial-000").glob("checkpoints/*/COMMIT")):
+            assert process.poll() is None, process.communicate()[1]
+            found |= {name for line in command_lines() for name in secrets_in(line)}
+            time.sleep(0.2)
+        process.terminate()
+        log = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 143, log
+    assert "stopped by SIGTERM" in log
+    assert "*** " not in log
+    files = [p for p in [*folder.rglob("*"), *url.rglob("*")] if p.is_file() and not p.is_symlink()]
+    assert len(files) > 20
+    assert found | {name for p in files for name in secrets_in(p.read_bytes())} == set()
+    assert not secrets_in(log.encode())
+    assert [p.name for p in hostile.iterdir()] == ["tuner.pkl"]
+    shutil.rmtree(folder)
 
 
 @pytest.mark.full
@@ -449,6 +514,9 @@ def test_failing_trial_is_retried_and_set_aside(
     overrides = ["train.nonfinite_budget=0", "train.clip_norm=0", "train.warmup=0"]
     found = tune(path, [*overrides, "train.steps=12"])
     assert (found["trials"], found["failed"]) == (2, 1)
+    record = json.loads((tmp_path / "sweep" / "trial-000" / ".trial.json").read_text())
+    assert (record["failures"], record["failed"]) == (2, True)
+    assert "not finite" in record["error"]
     rows = {row["name"]: row for row in list_runs(found["sweep"])["runs"]}
     assert rows["trial-001"]["step"] == 12
     assert rows["trial-000"]["attempts"] == 2

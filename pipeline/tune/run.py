@@ -19,7 +19,7 @@ from pipeline.tune.begin import FILE, begin
 from pipeline.tune.config import SweepConfig, load_sweep
 from pipeline.tune.ledger import Ledger
 from pipeline.tune.page import write_page
-from pipeline.tune.plan import Plan, make_plan
+from pipeline.tune.plan import Planner
 from pipeline.tune.trial import run_trial, trial_name
 
 if TYPE_CHECKING:
@@ -76,12 +76,13 @@ def _run(sweep: SweepConfig, ledger: Ledger) -> None:
         tempfile.TemporaryDirectory(prefix="era-tune-") as scratch,
         environment(**TUNE_SETTINGS),
     ):
-        plan = make_plan(sweep, len(ledger.unfinished()))
+        planner = Planner(sweep, len(ledger.unfinished()))
+        plan = planner.plan()
         log.info("%s", plan)
         if done := len(ledger) - plan.trials:
             log.info("resuming the sweep %s: %d trials are done", ledger.url, done)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures: see Reporter
-        _tuner(sweep, ledger, plan, scratch, interrupts).fit()
+        _tuner(sweep, ledger, planner, scratch, interrupts).fit()
     if interrupts.received:
         raise Stopped(interrupts.name)
     for index in ledger.unfinished():
@@ -112,7 +113,9 @@ def _summary(sweep: SweepConfig, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def _tuner(sweep: SweepConfig, ledger: Ledger, plan: Plan, scratch: str, stopper: Stopper) -> Any:
+def _tuner(
+    sweep: SweepConfig, ledger: Ledger, planner: Planner, scratch: str, stopper: Stopper
+) -> Any:
     """A new Tuner at every start; what Tune itself writes stays in a folder that is deleted.
 
     Args:
@@ -125,13 +128,12 @@ def _tuner(sweep: SweepConfig, ledger: Ledger, plan: Plan, scratch: str, stopper
     _forward_no_credentials()
     work = partial(run_trial, sweep=sweep, url=ledger.url, folder=str(Path.cwd()))
     return tune.Tuner(
-        tune.with_resources(work, plan.driver),
+        tune.with_resources(work, planner.plan().driver),
         tune_config=tune.TuneConfig(
             metric=sweep.metric,
             mode="max" if ledger.maximise else "min",
-            num_samples=plan.trials,
-            max_concurrent_trials=plan.at_once,
-            search_alg=Unfinished(ledger),
+            num_samples=planner.trials,
+            search_alg=Unfinished(ledger, planner.at_once),
             scheduler=Decisions(ledger, rule_of(sweep)),
             trial_dirname_creator=_dirname,
             trial_name_creator=_dirname,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,26 +33,36 @@ CLEAN_SECONDS = 10.0
 
 
 class Unfinished(Searcher):
-    """Hands the unfinished trials to Tune, lowest number first."""
+    """Hands the unfinished trials to Tune, lowest number first.
 
-    def __init__(self, ledger: Ledger) -> None:
+    Args:
+        ledger: of the sweep's trials. at_once: says how many may run at the same time now.
+    """
+
+    def __init__(self, ledger: Ledger, at_once: Callable[[], int]) -> None:
         super().__init__()
         self.ledger, self.waiting = ledger, ledger.unfinished()
+        self.at_once = at_once
+        self.running: set[str] = set()
 
     def set_search_properties(self, *_: Any, **__: Any) -> bool:
         """Accept Tune's metric and mode: the ledger has them from the sweep."""
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the next trial's number; its point is recorded in its folder."""
+        """Return the next trial's number, its point recorded in its folder; None: not yet."""
         if not self.waiting:
             return Searcher.FINISHED
+        if len(self.running) >= self.at_once():
+            return None
+        self.running.add(trial_id)
         index = self.waiting.pop(0)
         self.ledger.start(index)
         return {INDEX: index}
 
     def on_trial_complete(self, trial_id: str, *_: Any, **__: Any) -> None:
-        """Nothing to do: results arrive through the scheduler."""
+        """Make room for the next; results arrive through the scheduler."""
+        self.running.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the trials' folders have it all."""
