@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from pipeline import storage
 from pipeline.checkpoint import CheckpointStore, higher_is_better
+from pipeline.errors import masked
 from pipeline.runs.search import CONFIG, Run
 from pipeline.tune.config import SweepConfig
 from pipeline.tune.record import TrialRecord, read_record, write_record
@@ -94,7 +95,8 @@ class Ledger:
     def fail(self, index: int, failures: int, failed: bool, error: str) -> None:
         """Record a failure."""
         record = self.start(index)
-        record.failures, record.failed, record.error = failures, failed, error[:500]
+        record.failures, record.failed = failures, failed
+        record.error = masked(error)[:500]
         self._save(index)
 
     def refresh(self, index: int) -> None:

@@ -17,11 +17,11 @@ def write_page(
     best: dict[str, Any],
     failed: dict[str, tuple[Point, str]],
 ) -> None:
-    """Write the page from what the runs left.
+    """Write the page from the trials' runs.
 
     Args:
-        runs: the trials'. best: as `pipeline.runs.best_run` names it.
-        failed: trials set aside: their points and errors.
+        runs: of the trials. best: from `pipeline.runs.best_run`.
+        failed: trials that failed for good: their points and errors.
     """
     known = {run.name: run for run in runs}
     rows = [
@@ -48,7 +48,7 @@ def write_page(
 def _row(
     name: str, run: Run | None, sweep: SweepConfig, failed: tuple[Point, str] | None
 ) -> dict[str, Any]:
-    """A trial; one that failed at once has left no run."""
+    """A trial's row; one that failed at its start has no run."""
     chosen = failed[0] if failed else {}
     if run is not None:
         chosen = {key: value_at(run.config, key) for key in sweep.space}

@@ -14,7 +14,7 @@ from pipeline.config.check import worker_range
 from pipeline.tune.config import SweepConfig
 from pipeline.tune.space import overrides_of
 
-DRIVER_MEMORY = 1_200_000_000  # bytes: a trial's driver and its Train controller
+DRIVER_MEMORY = 1_500_000_000  # bytes: a trial's driver and its Train controller
 AHEAD = 2  # trials that wait for nodes, so that an autoscaler brings more
 LOOK_SECONDS = 5.0
 

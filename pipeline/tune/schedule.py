@@ -163,13 +163,14 @@ class Reporter(Callback):
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.before: dict[int, int] = {}
+        self.shown: dict[int, int] = {}  # the last step of each trial: a trial repeats its end
         self.cleaned = time.monotonic()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A driver was placed."""
         index = trial.config[INDEX]
         self.before.setdefault(index, self.ledger.start(index).failures)
-        log.info("%s starts, or goes on", trial_name(index))
+        log.info("%s starts or resumes", trial_name(index))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
