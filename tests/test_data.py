@@ -26,7 +26,7 @@ from conftest import S3Server
 from faulty_proxy import Plan, faulty_proxy
 
 from pipeline import storage
-from pipeline.data import open_shards
+from pipeline.data import cache
 from pipeline.data.augment import flip, to_device
 from pipeline.data.cache import ShardCache
 from pipeline.data.loader import Batch, TrainLoader
@@ -176,10 +176,10 @@ def test_older_manifests_are_read_and_a_damaged_pixel_condemns_the_shard(
 
 def test_local_shards_are_hashed_once_in_a_process(tiny_data: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_data / "train", tmp_path / "train")
-    before = open_shards._sha256.cache_info().misses
+    before = cache.sha256_of.cache_info().misses
     for _ in range(2):
         samples(loader(open_split(str(folder))))
-    assert open_shards._sha256.cache_info().misses - before == len(list(folder.glob("*.tar")))
+    assert cache.sha256_of.cache_info().misses - before == len(list(folder.glob("*.tar")))
 
 
 def test_vanished_shard_is_named(tiny_data: Path, tmp_path: Path) -> None:
@@ -388,9 +388,10 @@ def test_what_is_in_use_stays_in_the_cache(
     split = open_split(url, str(tmp_path), 2.5 * max(shard.bytes for shard in shards) / 1e9)
     paths = [tmp_path / "shards" / f"{shard.sha256}.tar" for shard in shards]
     split.prepare(0), split.prepare(1)
-    os.utime(paths[0], (1, 1)), os.utime(paths[1], (2, 2))
+    for second, path in enumerate(paths[:2], start=1):
+        os.utime(path, ns=(second * 10**9, path.stat().st_mtime_ns))
     split.hold([0, 1])  # both were opened long ago, and are used all the time
-    assert min(path.stat().st_mtime for path in paths[:2]) > 2
+    assert min(path.stat().st_atime for path in paths[:2]) > 2
     split.hold([0])
     os.utime(paths[1], (2, 2))
     split.prepare(2)

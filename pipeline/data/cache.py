@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import time
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -17,12 +20,21 @@ from pipeline.errors import DamagedError, UserError
 
 Image = np.ndarray[Any, Any]
 GB = 10**9
+log = logging.getLogger("era")
 
 
 def cache_folder(configured: str) -> Path:
     """The cache's folder: as configured, else $ERA_CACHE_DIR, else ~/.cache/era."""
     chosen = configured or os.environ.get("ERA_CACHE_DIR") or str(Path.home() / ".cache" / "era")
     return Path(chosen).expanduser() / "shards"
+
+
+class Identity(NamedTuple):
+    """Of a file: inode, bytes, and time of the last change in ns."""
+
+    inode: int
+    size: int
+    changed: int
 
 
 class ShardCache:
@@ -49,27 +61,37 @@ class ShardCache:
             StorageDown: if the storage does not answer.
             UserError: if the cache cannot hold it.
         """
-        mapped = map_file(self._path(shard), shard.bytes)
+        mapped = self._sound_copy(shard)
         if mapped is None:
             storage.check_writable(str(self.folder))
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / "cache.lock"):
-                mapped = map_file(self._path(shard), shard.bytes)  # another one brought it?
+                mapped = self._sound_copy(shard)  # another process may have brought it
                 if mapped is None:
                     mapped = self._download(url, shard)
         self.touch(shard)
         return mapped
 
-    def has(self, shard: Shard) -> bool:
-        """Whether the copy of a shard is there."""
-        return self._path(shard).exists()
+    def identity(self, shard: Shard) -> Identity | None:
+        """What changes when the copy of a shard is written to; None if there is no copy."""
+        return identity_of(self._path(shard))
 
-    def touch(self, shard: Shard) -> bool:
-        """Say that a shard is in use; False if its copy is not there any more."""
+    def touch(self, shard: Shard) -> None:
+        """Mark a copy as in use: the time of its last access moves, the time of its change not."""
+        path = self._path(shard)
         with suppress(FileNotFoundError):
-            os.utime(self._path(shard))
-            return True
-        return False
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+
+    def _sound_copy(self, shard: Shard) -> Image | None:
+        """The copy, if it has its size and, looked at once in a process, its sha256."""
+        path = self._path(shard)
+        identity = identity_of(path)
+        if identity is None or identity.size != shard.bytes:
+            return None
+        if sha256_of(path, identity) != shard.sha256:
+            log.warning("%s: this cached copy has changed; it is fetched again", path)
+            return None
+        return map_file(path, shard.bytes)
 
     def _path(self, shard: Shard) -> Path:
         return self.folder / f"{shard.sha256}.tar"
@@ -81,8 +103,8 @@ class ShardCache:
             raise DamagedError(f"{url}: this shard has vanished; preprocess again")
         path = self._path(shard)
         storage.download(url, path)
-        mapped = map_file(path, shard.bytes)
-        if mapped is None or hashlib.sha256(mapped.data).hexdigest() != shard.sha256:
+        mapped = self._sound_copy(shard)
+        if mapped is None:
             path.unlink(missing_ok=True)
             raise DamagedError(
                 f"{url}: damaged: its sha256 is not the manifest's; preprocess again"
@@ -94,13 +116,28 @@ class ShardCache:
             raise UserError(
                 f"cache.max_gb={self.limit / GB:g} is less than one shard ({shard.bytes / GB:.2f})"
             )
-        copies = sorted(self.folder.glob("*.tar"), key=lambda path: path.stat().st_mtime)
+        copies = sorted(self.folder.glob("*.tar"), key=lambda path: path.stat().st_atime)
         used = sum(path.stat().st_size for path in copies)
         for oldest in copies:
             if used + shard.bytes <= self.limit:
                 return
             used -= oldest.stat().st_size
             oldest.unlink()
+
+
+def identity_of(path: Path) -> Identity | None:
+    """What changes when a file is replaced or written to; None if there is none."""
+    with suppress(FileNotFoundError):
+        found = path.stat()
+        return Identity(found.st_ino, found.st_size, found.st_mtime_ns)
+    return None
+
+
+@lru_cache(maxsize=100_000)
+def sha256_of(path: Path, identity: Identity) -> str:
+    """A file's sha256, read once in a process for as long as its identity is the same."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def map_file(path: Path, size: int) -> Image | None:

@@ -15,35 +15,42 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
 
 from pipeline import storage
+from pipeline.border import Bool, Count, Crc32, FileName, Sha256, Text, parse_json, validated
 from pipeline.errors import DamagedError, UserError
 
 FORMAT = "era-shards/1"
 NAME = "manifest.json"
-T = TypeVar("T")
+MAX_BYTES = 1 << 30
+REQUIRED = {"blur.npy", "json"}  # members of every sample
+Side = Annotated[int, Field(strict=True, ge=1, le=1 << 20)]  # pixels
+Key = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[\w-]+$")]
 
 
 @dataclass(frozen=True)
 class SampleEntry:
     """A sample: its key, its size in pixels, (offset, bytes) of each member, and its crc32."""
 
-    key: str
-    height: int
-    width: int
-    members: dict[str, tuple[int, int]]
-    crc32: dict[str, int] = field(default_factory=dict)
+    key: Key
+    height: Side
+    width: Side
+    members: dict[FileName, tuple[Count, Count]]
+    crc32: dict[FileName, Crc32] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Shard:
     """A tar file of the split and the samples in it."""
 
-    name: str
-    bytes: int
-    sha256: str
+    name: FileName
+    bytes: Count
+    sha256: Sha256
     samples: list[SampleEntry]
 
 
@@ -51,11 +58,11 @@ class Shard:
 class Manifest:
     """A split's table of contents."""
 
-    dataset: str
-    split: str
-    bit_depth: int
-    sharp: bool
-    radius: bool
+    dataset: Text
+    split: Text
+    bit_depth: Literal[8, 16]
+    sharp: Bool
+    radius: Bool
     shards: list[Shard]
     statistics: dict[str, Any] = field(default_factory=dict)
 
@@ -75,32 +82,38 @@ class Manifest:
         return json.dumps({**head, **asdict(self)}, indent=1) + "\n"
 
 
-def parse_manifest(text: str, url: str) -> Manifest:
-    """Read a manifest's text.
+def parse_manifest(data: bytes, url: str) -> Manifest:
+    """Read a manifest.
 
     Raises:
-        UserError: if it is damaged or of another format.
+        UserError: if it is damaged, of another format, or names what no manifest may name.
     """
-    try:
-        values = json.loads(text)
-        if values.pop("format") != FORMAT:
-            raise ValueError(f"not of format {FORMAT}")
-        counts = values.pop("samples"), values.pop("bytes")
-        shards = [parse_shard(shard) for shard in values.pop("shards")]
-        manifest = Manifest(
-            dataset=_of(str, values, "dataset"),
-            split=_of(str, values, "split"),
-            bit_depth=_of(int, values, "bit_depth"),
-            sharp=_of(bool, values, "sharp"),
-            radius=_of(bool, values, "radius"),
-            shards=shards,
-            statistics=_of(dict, values, "statistics"),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{url}: not a manifest that can be read ({error})") from None
-    if counts != (manifest.samples, manifest.bytes):
+    what = f"{url}: not a manifest that can be read"
+    values = parse_json(data, what, MAX_BYTES)
+    if not isinstance(values, dict):
+        raise DamagedError(f"{what}: expected a table of names and values")
+    if values.get("format") != FORMAT:
+        raise UserError(f"{what}: not of format {FORMAT}")
+    manifest = validated(Manifest, values, what)
+    for problem in _inconsistent(manifest):
+        raise DamagedError(f"{what}: {problem}")
+    if [values.get("samples"), values.get("bytes")] != [manifest.samples, manifest.bytes]:
         raise DamagedError(f"{url}: damaged: its counts do not match its shards")
     return manifest
+
+
+def _inconsistent(manifest: Manifest) -> Iterator[str]:
+    names: set[str] = set()
+    for shard in manifest.shards:
+        if shard.name in names:
+            yield f"the shard {shard.name} is there twice"
+        names.add(shard.name)
+        for entry in shard.samples:
+            if any(offset + length > shard.bytes for offset, length in entry.members.values()):
+                yield f"{shard.name}: sample {entry.key} lies outside its shard"
+            if not entry.members.keys() >= REQUIRED:
+                missing = ", ".join(sorted(REQUIRED - entry.members.keys()))
+                yield f"{shard.name}: sample {entry.key} lacks {missing}"
 
 
 def load_manifest(split_url: str) -> tuple[Manifest, str]:
@@ -112,37 +125,14 @@ def load_manifest(split_url: str) -> tuple[Manifest, str]:
     url = storage.join(split_url, NAME)
     if not storage.exists(url):
         raise UserError(f"{split_url}: no {NAME} there; make it with `era preprocess`")
-    text = storage.read_text(url)
-    return parse_manifest(text, url), hashlib.sha256(text.encode()).hexdigest()
+    data = storage.read_bytes(url)
+    return parse_manifest(data, url), hashlib.sha256(data).hexdigest()
 
 
-def parse_shard(values: dict[str, Any]) -> Shard:
-    """A shard from its plain values, as `asdict` made them."""
-    samples = [
-        SampleEntry(
-            _of(str, s, "key"),
-            _of(int, s, "height"),
-            _of(int, s, "width"),
-            {k: _span(v) for k, v in _of(dict, s, "members").items()},
-            {k: int(v) for k, v in s.get("crc32", {}).items()},
-        )
-        for s in _of(list, values, "samples")
-    ]
-    return Shard(
-        _of(str, values, "name"), _of(int, values, "bytes"), _of(str, values, "sha256"), samples
-    )
+def parse_shard(values: Any, where: str) -> Shard:
+    """A shard from its plain values, as `asdict` made them.
 
-
-def _of(kind: type[T], values: dict[str, Any], name: str) -> T:
-    """A field of exactly this type; true is no number."""
-    value = values[name]
-    if type(value) is not kind:
-        raise TypeError(f"{name} is {value!r}, not of type {kind.__name__}")
-    return value
-
-
-def _span(value: Any) -> tuple[int, int]:
-    offset, length = value
-    if type(offset) is not int or type(length) is not int:
-        raise TypeError(f"{value!r} is no place of a member")
-    return offset, length
+    Raises:
+        UserError: naming `where` if they are not a shard's.
+    """
+    return validated(Shard, values, where)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline import storage
-from pipeline.data.cache import ShardCache, map_file
+from pipeline.data.cache import Identity, ShardCache, identity_of, map_file, sha256_of
 from pipeline.data.manifest import Manifest, Shard
 from pipeline.data.shards import changed_members
 from pipeline.errors import DamagedError
@@ -28,11 +26,13 @@ class Opened:
 
     Attributes:
         data: its bytes, a memory map.
+        identity: of the mapped file; another one means that its bytes are no longer those checked.
         broken: (key, member) of what is damaged in it.
         views: arrays on the map by (index, member), checked once, then only looked up.
     """
 
     data: Image
+    identity: Identity | None
     broken: set[tuple[str, str]] = field(default_factory=set)
     views: dict[tuple[int, str], Image] = field(default_factory=dict)
 
@@ -62,8 +62,11 @@ class OpenShards:
 
     def hold(self, shards: Collection[int]) -> None:
         """Let the cache keep these for longest; let go of all others, and of evicted ones."""
-        kept = {n for n in shards if self.cache.touch(self.manifest.shards[n])}
+        if not self.is_local:
+            for number in shards:
+                self.cache.touch(self.manifest.shards[number])
         with self._lock:
+            kept = {n for n in shards if n in self._opened and not self._changed(n)}
             self._let_go([n for n in self._opened if n not in kept])
 
     def _open(self, shard: int) -> Opened:
@@ -74,16 +77,27 @@ class OpenShards:
             if self.is_local:
                 opened = _open_local(storage.local_path(url), described, url)
             else:
-                opened = Opened(self.cache.open(url, described))
+                identity = self.cache.identity(described)
+                data = self.cache.open(url, described)
+                opened = Opened(data, identity or self.cache.identity(described))
         except DamagedError as error:
             self._refused[shard] = str(error)
             raise
         with self._lock:
             self._let_go(list(self._opened)[: max(0, len(self._opened) - MOST + 1)])
             if not self.is_local:  # what was evicted while it is mapped still takes its place
-                shards = self.manifest.shards
-                self._let_go([n for n in self._opened if not self.cache.has(shards[n])])
+                self._let_go([n for n in self._opened if self._changed(n)])
             return self._opened.setdefault(shard, opened)
+
+    def _changed(self, shard: int) -> bool:
+        """Whether an open shard's file has been replaced, written to or removed."""
+        described = self.manifest.shards[shard]
+        now = (
+            identity_of(storage.local_path(self.where(shard)))
+            if self.is_local
+            else self.cache.identity(described)
+        )
+        return now != self._opened[shard].identity
 
     def _let_go(self, shards: list[int]) -> None:
         for shard in shards:
@@ -91,24 +105,17 @@ class OpenShards:
 
 
 def _open_local(path: Path, shard: Shard, url: str) -> Opened:
-    if not path.is_file():
+    identity = identity_of(path) if path.is_file() else None
+    if identity is None:
         raise DamagedError(f"{url}: this shard has vanished; preprocess again")
-    found = path.stat()
     data = map_file(path, shard.bytes)
     if data is None:
         raise DamagedError(
-            f"{url}: damaged: {found.st_size} bytes instead of {shard.bytes}; preprocess again"
+            f"{url}: damaged: {identity.size} bytes instead of {shard.bytes}; preprocess again"
         )
-    if _sha256(path, found.st_size, found.st_mtime_ns) == shard.sha256:
-        return Opened(data)
+    if sha256_of(path, identity) == shard.sha256:
+        return Opened(data, identity)
     broken = {(entry.key, name) for entry in shard.samples for name in changed_members(data, entry)}
     if not broken:  # by an older manifest nobody can say which
         raise DamagedError(f"{url}: damaged: its sha256 is not the manifest's; preprocess again")
-    return Opened(data, broken)
-
-
-@lru_cache(maxsize=100_000)
-def _sha256(path: Path, size: int, changed: int) -> str:
-    """A file's sha256, once for a process; its size and time are there to tell when it changed."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return Opened(data, identity, broken)

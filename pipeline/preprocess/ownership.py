@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
+from pipeline.border import BadInput
 from pipeline.data.manifest import NAME, load_manifest, parse_shard
 from pipeline.errors import DamagedError, UserError
 from pipeline.preprocess.convert import PARTS, ShardJob
@@ -107,6 +108,8 @@ def _is_split(folder: str) -> bool:
         return True
     try:
         return bool(load_manifest(folder)[0].statistics.get("fingerprint"))
+    except BadInput:  # some other program's
+        return False
     except DamagedError:
         return True
     except UserError:
@@ -173,9 +176,9 @@ def finished(jobs: list[ShardJob]) -> dict[str, Any]:
         if job.part_url in there:
             part = storage.read_json(job.part_url)
             try:
-                parse_shard(part["shard"])
+                parse_shard(part["shard"], job.part_url)
                 size = part["shard"]["bytes"] if part["shard"]["samples"] else None
-            except (KeyError, TypeError, ValueError, AttributeError):
+            except (KeyError, TypeError, BadInput):
                 continue  # damaged: the shard is converted again
             if there.get(storage.join(job.dest, job.name)) == size:
                 parts[job.part_url] = part

@@ -34,7 +34,8 @@ def publish(
         fingerprint: digest of the sources, stored in the manifest.
         skipped: (key, reason) of pairs that were left out.
     """
-    shards = [parse_shard(part["shard"]) for part in parts if part["shard"]["samples"]]
+    where = storage.join(folder, PARTS)
+    shards = [parse_shard(part["shard"], where) for part in parts if part["shard"]["samples"]]
     seen = [one for part in parts for one in part["seen"]]
     members = [entry.members for shard in shards for entry in shard.samples]
     manifest = Manifest(

@@ -1,0 +1,126 @@
+"""What comes from outside is refused in one line that names the file and the place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import S3Server
+
+from pipeline import storage
+from pipeline.border import BadInput, parse_json
+from pipeline.data.manifest import load_manifest
+from pipeline.data.split import open_split
+from pipeline.errors import UserError
+from pipeline.verify import verify
+
+HOSTILE: list[tuple[str, Any, str]] = [
+    ("name", "/etc/passwd", "plain file name"),
+    ("name", "../shard.tar", "plain file name"),
+    ("name", "a/b.tar", "plain file name"),
+    ("name", "..", "plain file name"),
+    ("name", "", "plain file name"),
+    ("name", "a\0.tar", "plain file name"),
+    ("name", "a\n.tar", "plain file name"),
+    ("name", "x" * 5000, "at most 200"),
+    ("sha256", "../../../victim", "64 hexadecimal digits"),
+    ("sha256", "0" * 63, "64 hexadecimal digits"),
+    ("sha256", "0" * 64 + "\n", "64 hexadecimal digits"),
+    ("sha256", "A" * 64, "64 hexadecimal digits"),
+    ("bytes", -1, "at least 0"),
+    ("bytes", 10**18 * 9, "below"),
+    ("bytes", 1.5, "whole number"),
+    ("samples", {}, "a list"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "expected"), HOSTILE)
+def test_hostile_shards_are_refused_where_the_manifest_is_read(
+    field: str, value: Any, expected: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    manifest = json.loads((tiny_data / "train" / "manifest.json").read_text())
+    manifest["shards"][0][field] = value
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    for use in (load_manifest, open_split, verify):
+        with pytest.raises(UserError) as refused:
+            use(str(tmp_path))
+        message = str(refused.value)
+        assert str(tmp_path / "manifest.json") in message
+        assert f"shards[0].{field}" in message
+        assert expected in message
+        assert "\n" not in message
+        assert len(message) < 500
+
+
+def test_two_shards_of_one_name_and_samples_outside_are_refused(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    text = (tiny_data / "train" / "manifest.json").read_text()
+    manifest = json.loads(text)
+    manifest["shards"].append(manifest["shards"][0])
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="is there twice"):
+        load_manifest(str(tmp_path))
+    manifest = json.loads(text)
+    manifest["shards"][0]["samples"][0]["members"]["blur.npy"] = [0, 1 << 60]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="lies outside its shard"):
+        load_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"a": NaN}', "NaN is not a number"),
+        ('{"a": -Infinity}', "-Infinity is not a number"),
+        ('{"a": 1e400}', "too large"),
+        ('{"a": ' + "9" * 400 + "}", "400 digits"),
+        ('{"a": 1, "a": 2}', '"a" is there twice'),
+        ('{"a": "\\ud800"}', "half a character"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": ', "at line 1"),
+        ("\xff", "not UTF-8"),
+    ],
+)
+def test_json_is_strict(text: str, expected: str) -> None:
+    with pytest.raises(BadInput, match=expected) as refused:
+        parse_json(text.encode("latin-1"), "bucket/file.json")
+    assert str(refused.value).startswith("bucket/file.json: not valid JSON")
+    with pytest.raises(BadInput, match="at most 3 are read"):
+        parse_json(b"[1,2]", "file", most=3)
+
+
+def test_verify_of_a_bucket_writes_nowhere_else(s3_server: S3Server, tmp_path: Path) -> None:
+    """The attack that once worked: a shard named by the path of the user's own file."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    split = f"{s3_server.url}/hostile"
+    shard = {"name": str(victim), "bytes": 4, "sha256": "0" * 64, "samples": []}
+    manifest = {
+        "format": "era-shards/1",
+        **{"dataset": "d", "split": "train", "bit_depth": 16, "sharp": True, "radius": False},
+        **{"samples": 0, "bytes": 4, "shards": [shard], "statistics": {}},
+    }
+    storage.write_json(f"{split}/manifest.json", manifest)
+    storage.write_bytes(f"{split}{victim}", b"evil")
+    with pytest.raises(UserError, match="plain file name"):
+        verify(split)
+    assert victim.read_text() == "mine"
+
+
+def test_a_changed_copy_in_the_cache_is_fetched_again(
+    tiny_data: Path, s3_server: S3Server, tmp_path: Path
+) -> None:
+    url = f"{s3_server.url}/changed"
+    for path in (tiny_data / "train").iterdir():
+        if path.is_file():
+            storage.upload(path, f"{url}/{path.name}")
+    good = open_split(url, str(tmp_path)).load(0).blur
+    for copy in tmp_path.glob("**/*.tar"):
+        raw = bytearray(copy.read_bytes())
+        for place in range(3000, len(raw), 7):
+            raw[place] ^= 0x55
+        copy.write_bytes(raw)
+    assert (open_split(url, str(tmp_path)).load(0).blur == good).all()
