@@ -30,7 +30,9 @@ NAME = "manifest.json"
 MAX_BYTES = 1 << 30
 REQUIRED = {"blur.npy", "json"}  # members of every sample
 Side = Annotated[int, Field(strict=True, ge=1, le=1 << 20)]  # pixels
-Key = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^./\\\x00-\x20\x7f]+$")]
+Key = Annotated[
+    str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^./\\\x00-\x20\x7f]+$")
+]
 
 
 @dataclass(frozen=True)
