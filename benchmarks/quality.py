@@ -38,7 +38,7 @@ from benchmarks.contest import (
 from benchmarks.plain import NafNet
 from benchmarks.table import machine, markdown, record
 from era import ErA, named_config, parameter_groups
-from era.cost import macs_of, parameter_count
+from era.macs import macs_of, parameter_count
 from era.unet import UNet
 from pipeline.config import load_train_config
 from pipeline.errors import UserError

@@ -93,10 +93,16 @@ def _fields(node: ast.ClassDef, source: str) -> Iterator[dict[str, str]]:
 
 def _default(value: ast.expr | None) -> str:
     """A default as YAML would have it."""
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "Workers":
+        return _default(value.args[0])
+    if isinstance(value, ast.Attribute):  # a member of an enumeration
+        return value.attr.lower()
+    if isinstance(value, ast.Tuple):
+        return f"[{', '.join(map(_default, value.elts))}]"
     if isinstance(value, ast.Call):  # field(default_factory=...)
         factory = next(k.value for k in value.keywords if k.arg == "default_factory")
         if isinstance(factory, ast.Lambda):
-            return ast.unparse(factory.body)
+            return _default(factory.body)
         return {"dict": "{}", "list": "[]"}.get(ast.unparse(factory), "")
     if isinstance(value, ast.Constant):
         if value.value == "":

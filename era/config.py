@@ -6,9 +6,12 @@ import difflib
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from era.updates import P_FORMS, X_FORMS
-
+# Names of the updates that `era.updates` has under these keys; here, so that no torch is imported.
+X_FORMS = ("wiener", "majorised", "pcg", "paper")
+P_FORMS = ("derived", "paper")
 PRIORS = ("resunet", "unet")
+# Beyond any network that fits a machine; a mistyped number fails here instead of in its memory.
+MAX_COUNT, MAX_LEVELS, MAX_CHANNELS, MAX_KERNEL = 1000, 8, 65_536, 1023
 LEAST_SCALAR, GREATEST_SCALAR = 1e-9, 1e6  # of the lambdas: what float32 and softplus hold
 
 
@@ -81,8 +84,8 @@ class ErAConfig:
 def _problems(config: ErAConfig) -> list[str]:
     problems = []
     for name in ("stages", "kernels", "x_steps", "prior_blocks", "error_blocks"):
-        if getattr(config, name) < 1:
-            problems.append(f"{name} must be at least 1, got {getattr(config, name)}")
+        if not 1 <= getattr(config, name) <= MAX_COUNT:
+            problems.append(f"{name} must be from 1 to {MAX_COUNT}, got {getattr(config, name)}")
     for name in ("lambda_1", "lambda_2", "lambda_3", "lambda_e"):
         if not LEAST_SCALAR <= getattr(config, name) <= GREATEST_SCALAR:
             problems.append(
@@ -91,10 +94,17 @@ def _problems(config: ErAConfig) -> list[str]:
             )
     for name in ("prior_channels", "error_channels", "estimator_channels"):
         channels = getattr(config, name)
-        if not channels or not all(isinstance(c, int) and c >= 1 for c in channels):
-            problems.append(f"{name} must list positive integers, got {channels}")
-    if config.kernel_size < 1 or config.kernel_size % 2 == 0:
-        problems.append(f"kernel_size must be odd, got {config.kernel_size}")
+        if not 1 <= len(channels) <= MAX_LEVELS or not all(
+            type(c) is int and 1 <= c <= MAX_CHANNELS for c in channels
+        ):
+            problems.append(
+                f"{name} must list 1 to {MAX_LEVELS} integers from 1 to {MAX_CHANNELS}, "
+                f"got {channels}"
+            )
+    if not 1 <= config.kernel_size <= MAX_KERNEL or config.kernel_size % 2 == 0:
+        problems.append(
+            f"kernel_size must be odd and from 1 to {MAX_KERNEL}, got {config.kernel_size}"
+        )
     if not 0 < config.radius_max <= (config.kernel_size - 1) / 2:
         problems.append(
             f"radius_max {config.radius_max} must be positive and fit kernel_size "
@@ -142,7 +152,7 @@ SIZES: dict[str, ErAConfig] = {
 }
 
 
-def named_config(size: str, **overrides: Any) -> ErAConfig:
+def named_config(size: str, /, **overrides: Any) -> ErAConfig:
     """Return the configuration of a named size (tiny, base, paper) with some fields changed.
 
     Raises:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,7 @@ def test_whole_chain_on_s3(ray_cluster: str, s3_server: S3Server, tmp_path: Path
     assert preprocess("dpdd", pairs, shards)["samples"] == 6
     steps = "train.steps=3", "train.validate_every=0", "checkpoint.every=2"
     config = config_of(Path("unused"), Path("unused"), "chain", *steps)
-    config.run.root, config.data.train = runs, storage.join(shards, "train")
-    config.data.val, config.cache.dir = storage.join(shards, "val"), str(tmp_path / "cache")
-    run = train(config)
+    run = train(moved(config, runs, shards, tmp_path / "cache"))
     assert run["step"] == 3
     assert storage.exists(storage.join(runs, "chain", "samples.jsonl"))
     found = evaluate(run["run"], storage.join(shards, "test"), storage.join(out, "evaluation"))
@@ -53,6 +52,17 @@ def test_whole_chain_on_s3(ray_cluster: str, s3_server: S3Server, tmp_path: Path
     secret = s3_server.environment["AWS_SECRET_ACCESS_KEY"].encode()
     for entry in storage.find(storage.join(runs, "chain")):
         assert secret not in storage.read_bytes(entry.url)
+
+
+def moved(config: TrainConfig, runs: str, shards: str, cache: Path) -> TrainConfig:
+    """The same run in another place, on other shards."""
+    train, val = storage.join(shards, "train"), storage.join(shards, "val")
+    return replace(
+        config,
+        run=replace(config.run, root=runs),
+        data=replace(config.data, train=train, val=val),
+        cache=replace(config.cache, dir=str(cache)),
+    )
 
 
 def start(config: TrainConfig, folder: Path, **environment: str) -> subprocess.Popen[str]:
@@ -97,7 +107,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     reached = CheckpointStore(str(tmp_path / "stopped")).latest_step()
     assert reached is not None
     assert reached < 400
-    config.debug.stop_at = reached + 2
+    config = replace(config, debug=replace(config.debug, stop_at=reached + 2))
     again = start(config, tmp_path / "second")
     out, log = again.communicate(timeout=120)
     assert again.returncode == 0, log
@@ -116,9 +126,8 @@ def test_a_bucket_that_fails_for_a_while_changes_nothing(
         s3_server.endpoint, lambda *_: "slowdown" if outage.is_set() else ""
     ) as proxy:
         config = config_of(tiny_data, Path("unused"), "outage")
-        shards, config.run.root = storage.join(s3_server.url, "shards"), f"{s3_server.url}/runs"
-        config.data.train, config.data.val = f"{shards}/train", f"{shards}/val"
-        config.cache.dir = str(tmp_path / "cache")
+        shards, runs = storage.join(s3_server.url, "shards"), f"{s3_server.url}/runs"
+        config = moved(config, runs, shards, tmp_path / "cache")
         process = start(config, tmp_path, AWS_ENDPOINT_URL=proxy.endpoint, RAY_ADDRESS="")
         run = s3_server.folder / s3_server.bucket / "runs" / "outage"
         wait_for_step(run, 3, process)

@@ -173,7 +173,7 @@ def test_recipes_for_gpus_become_jobs(config: str) -> None:
     assert problems(made) == []
     assert made["spec"]["entrypoint"].startswith(f"era train --config {config} ")
     group = made["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
-    assert group["replicas"] == load_train_config(config).scaling.workers
+    assert group["replicas"] == load_train_config(config).scaling.workers.most
     assert group["template"]["spec"]["containers"][0]["resources"]["limits"][GPU] == 1
 
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from era import named_config
+from era.config import named_config
 from pipeline.config.schema import TrainConfig
 from pipeline.errors import UserError
 
@@ -24,8 +24,7 @@ def check_train_config(config: TrainConfig) -> None:
 
 def worker_range(config: TrainConfig) -> tuple[int, int]:
     """Return the least and the greatest number of workers."""
-    workers = config.scaling.workers
-    return (workers, workers) if isinstance(workers, int) else (int(workers[0]), int(workers[1]))
+    return config.scaling.workers.least, config.scaling.workers.most
 
 
 def _run(config: TrainConfig) -> Iterable[str]:
@@ -68,18 +67,11 @@ def _train(config: TrainConfig) -> Iterable[str]:
         yield "train.estimator_share + train.prior_share must not exceed 1"
     if train.precision not in ("fp32", "bf16", "fp16"):
         yield f"train.precision must be fp32, bf16 or fp16, got {train.precision!r}"
-    if train.deterministic not in (True, False, "auto", "strict"):
-        yield f"train.deterministic must be true, false, auto or strict, got {train.deterministic}"
     if not train.patch or any(size < 16 for size in train.patch):
         yield f"train.patch must list sizes of at least 16 pixels, got {list(train.patch)}"
 
 
 def _scaling(config: TrainConfig) -> Iterable[str]:
-    workers = config.scaling.workers
-    pair = isinstance(workers, list) and len(workers) == 2
-    if not (_is_count(workers) or (pair and all(map(_is_count, workers)))):
-        yield f"scaling.workers must be a number >= 1 or [least, most], got {workers}"
-        return
     least, most = worker_range(config)
     if least > most:
         yield f"scaling.workers: least {least} is more than most {most}"
@@ -109,10 +101,6 @@ def _rest(config: TrainConfig) -> Iterable[str]:
         yield f"cache.max_gb must be positive, got {config.cache.max_gb}"
     if config.tracking.wandb not in ("auto", "online", "offline", "disabled"):
         yield f"tracking.wandb must be auto, online, offline or disabled: {config.tracking.wandb!r}"
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _at_least(key: str, value: float, least: float) -> Iterable[str]:

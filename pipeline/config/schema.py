@@ -11,10 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.config.values import Deterministic, Workers
+
 FROZEN_SECTIONS = ("model", "data", "train", "loss")
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunSection:
     """Identifies the run. Everything it writes is in `<root>/<name>/`."""
 
@@ -23,7 +25,7 @@ class RunSection:
     revision: str = ""  # code revision recorded in checkpoints; empty: taken from git
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelSection:
     """The network: a named size of `era.ErAConfig` and the fields that differ from it."""
 
@@ -32,7 +34,7 @@ class ModelSection:
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataSection:
     """Training and validation data, and the order of the samples."""
 
@@ -45,16 +47,17 @@ class DataSection:
     skip_damaged: bool = False  # continue without a damaged or missing shard instead of stopping
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainSection:
     """Optimization."""
 
     steps: int = 1000  # optimizer steps of the whole run
     global_batch: int = 8  # samples per optimizer step over all workers
     seed: int = 0  # of the initial weights and the order of samples; 0 to 2^63 - 1
-    deterministic: Any = "auto"  # false, true, strict, or auto (true on CPU, false on GPU)
+    # false, true, strict, or auto (true on CPU, false on GPU)
+    deterministic: Deterministic = Deterministic.AUTO
     # Crop sizes in pixels; each is used for an equal share of the steps, in this order
-    patch: list[int] = field(default_factory=lambda: [128])
+    patch: tuple[int, ...] = (128,)
     learning_rate: float = 2e-4  # peak of the cosine schedule
     scalar_rate: float = 20.0  # learning rate of the lambdas, relative to learning_rate
     min_learning_rate: float = 1e-6  # end of the cosine schedule
@@ -72,7 +75,7 @@ class TrainSection:
     validate_every: int = 0  # steps between validations; 0: only after the last step
 
 
-@dataclass
+@dataclass(frozen=True)
 class LossSection:
     """omega |X - X_gt|_1 + (1 - omega) |H X - Y|_1 + radius |r - r_gt| (poster, Loss)."""
 
@@ -81,18 +84,19 @@ class LossSection:
     relative: float = 0.0  # above 0: the first term is divided by |Y - X_gt|_1 + relative
 
 
-@dataclass
+@dataclass(frozen=True)
 class ScalingSection:
     """Processes and devices that share the work. Does not change which samples are used."""
 
-    workers: Any = 1  # number of training processes, or [least, most] for an elastic run
+    # Number of training processes, or [least, most] for an elastic run
+    workers: Workers = field(default_factory=lambda: Workers(1, 1))
     gpu: bool = False  # one GPU per worker
     threads: int = 1  # torch threads per worker
     micro_batch: int = 0  # samples per forward pass; 0: the worker's whole share of the batch
     cpus_per_worker: int = 1  # CPUs that Ray reserves for each worker
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoaderSection:
     """How samples are loaded. Does not change which samples are used."""
 
@@ -100,7 +104,7 @@ class LoaderSection:
     prefetch: int = 4  # batches prepared in advance
 
 
-@dataclass
+@dataclass(frozen=True)
 class CacheSection:
     """Local copies of remote shards on each node."""
 
@@ -108,7 +112,7 @@ class CacheSection:
     max_gb: float = 100.0  # maximum size of the cache per node, in GB
 
 
-@dataclass
+@dataclass(frozen=True)
 class CheckpointSection:
     """When checkpoints are saved and how many are kept."""
 
@@ -116,7 +120,7 @@ class CheckpointSection:
     keep_best: int = 2  # best checkpoints kept, besides the latest one
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrackingSection:
     """Metrics. metrics.jsonl is the record; Weights & Biases mirrors it."""
 
@@ -127,7 +131,7 @@ class TrackingSection:
     images: int = 2  # validation images shown in W&B panels
 
 
-@dataclass
+@dataclass(frozen=True)
 class DebugSection:
     """Debugging."""
 
@@ -135,21 +139,21 @@ class DebugSection:
     stop_at: int = 0  # end this attempt after this step with a checkpoint; 0: run to the end
 
 
-@dataclass
+@dataclass(frozen=True)
 class ChaosSection:
     """Fault injection: the run kills its own workers, to demonstrate that it resumes."""
 
     kill_every: int = 0  # steps between kills; 0: never
 
 
-@dataclass
+@dataclass(frozen=True)
 class StorageSection:
     """Storage shared by the cluster."""
 
     shared: bool = False  # local paths are on a file system that all nodes share
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainConfig:
     """A whole training configuration."""
 

@@ -28,7 +28,7 @@ class Attempts:
             "attempt": len(read_lines(self.url)) + 1,
             "id": owner,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "workers": config.scaling.workers,
+            "workers": config.scaling.workers.to_plain(),
             "resumed_from": resumed_from,
             "free": free_part(config),
         }

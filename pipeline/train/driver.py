@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -51,7 +53,8 @@ def train(
         Stopped: after SIGTERM, Ctrl-C or `on_event`'s request, with a checkpoint saved.
     """
     _require_data(config)
-    config.run.revision = config.run.revision or git_revision()
+    revision = config.run.revision or git_revision()
+    config = replace(config, run=replace(config.run, revision=revision))
     run_url = storage.absolute(storage.join(config.run.root, config.run.name))
     freeze(run_url, config)
     store = CheckpointStore(run_url)
@@ -66,9 +69,10 @@ def train(
     return _summary(run_url, store)
 
 
-def git_revision() -> str:
-    """The revision of the working tree that this code is in; empty where there is none."""
-    folder = Path(__file__).parent
+def git_revision(folder: Path = Path(__file__).parent) -> str:
+    """The revision of the code in `folder`: ERA_REVISION, else what git says; may be empty."""
+    if given := os.environ.get("ERA_REVISION", ""):
+        return given
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

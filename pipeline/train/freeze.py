@@ -9,8 +9,7 @@ from typing import Any
 import yaml
 
 from pipeline import storage
-from pipeline.config import FROZEN_SECTIONS, TrainConfig, to_plain
-from pipeline.config.load import build_train_config, finish_train_config
+from pipeline.config import FROZEN_SECTIONS, TrainConfig, parse_train_config, to_plain
 from pipeline.errors import UserError
 
 
@@ -58,11 +57,7 @@ def freeze(run_url: str, config: TrainConfig) -> None:
 
 def load_frozen(url: str) -> TrainConfig:
     """Read a run's `config.yaml` back."""
-    try:
-        values = yaml.safe_load(storage.read_text(url))
-    except yaml.YAMLError:
-        raise UserError(f"{url}: not valid YAML; restore it, or choose another run.name") from None
-    return finish_train_config(build_train_config(values, url))
+    return parse_train_config(storage.read_text(url), url)
 
 
 def _differences(old: Any, new: Any, prefix: str) -> list[str]:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.distributed as dist
 
-from pipeline.config.schema import TrainConfig
+from pipeline.config import Deterministic, TrainConfig
 from pipeline.data.augment import to_device
 from pipeline.data.loader import Batch, TrainLoader
 from pipeline.errors import UserError
@@ -49,7 +49,7 @@ class Loop:
         self.config, self.state, self.loader, self.device = config, state, loader, device
         self.radius_known = radius_known
         objective = Objective(state.model, config.loss)
-        strict = config.train.deterministic == "strict"
+        strict = config.train.deterministic is Deterministic.STRICT
         self.reduction = (IntegerReduction if strict else FloatReduction)(objective, device)
         if config.train.compile:
             # Shapes are static: a size met again after a resume compiles to the same code.

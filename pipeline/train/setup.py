@@ -7,7 +7,7 @@ import os
 import torch
 
 from pipeline import storage
-from pipeline.config import TrainConfig
+from pipeline.config import Deterministic, TrainConfig
 from pipeline.data.order import OrderPlan
 from pipeline.data.split import Split, open_split
 from pipeline.errors import UserError
@@ -19,7 +19,9 @@ def prepare_torch(config: TrainConfig) -> torch.device:
     torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
     torch.backends.cudnn.allow_tf32 = config.train.tf32
     wanted = config.train.deterministic
-    deterministic = wanted in (True, "strict") or (wanted == "auto" and not config.scaling.gpu)
+    deterministic = wanted in (Deterministic.ON, Deterministic.STRICT) or (
+        wanted is Deterministic.AUTO and not config.scaling.gpu
+    )
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
@@ -61,7 +63,7 @@ def order_plan(config: TrainConfig) -> OrderPlan:
         global_batch=config.train.global_batch,
         crops_per_image=config.data.crops_per_image,
         window=config.data.window,
-        patch=tuple(config.train.patch),
+        patch=config.train.patch,
         steps=config.train.steps,
         rotate=config.data.rotate,
         min_sharpness_quantile=config.data.min_sharpness_quantile,

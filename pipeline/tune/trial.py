@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pipeline import storage
@@ -42,10 +43,13 @@ def trial_name(index: int) -> str:
 def trial_config(sweep: SweepConfig, index: int, point: Point) -> TrainConfig:
     """The training configuration of a trial: `<run.root>/<run.name>/<trial>/`."""
     config = sweep.training(overrides_of(point))
-    config.tracking.group = config.tracking.group or config.run.name
-    config.run.root = storage.absolute(storage.join(config.run.root, config.run.name))
-    config.run.name = trial_name(index)
-    return config
+    root = storage.absolute(storage.join(config.run.root, config.run.name))
+    group = config.tracking.group or config.run.name
+    return replace(
+        config,
+        run=replace(config.run, root=root, name=trial_name(index)),
+        tracking=replace(config.tracking, group=group),
+    )
 
 
 def run_trial(parameters: dict[str, Any], sweep: SweepConfig, url: str, folder: str) -> None:
