@@ -88,7 +88,7 @@ class LossSection:
 class ScalingSection:
     """Processes and devices that share the work. Does not change which samples are used."""
 
-    # Number of training processes, or [least, most] for an elastic run
+    # number of training processes, or [least, most] for an elastic run
     workers: Workers = field(default_factory=lambda: Workers(1, 1))
     gpu: bool = False  # one GPU per worker
     threads: int = 1  # torch threads per worker
