@@ -3,6 +3,7 @@
 from pipeline.config.load import (
     config_path,
     load_train_config,
+    parse_plain,
     parse_train_config,
     to_plain,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "Workers",
     "config_path",
     "load_train_config",
+    "parse_plain",
     "parse_train_config",
     "to_plain",
 ]

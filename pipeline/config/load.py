@@ -80,11 +80,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if it can't be read or is not a YAML mapping within bounds.
     """
-    node = read_yaml_file(path)
+    return _plain_mapping(read_yaml_file(path), f"config {path}")
+
+
+def parse_plain(text: str, where: str) -> dict[str, Any]:
+    """Parse a YAML mapping without a schema, as plain values; `where` names it in messages.
+
+    Raises:
+        UserError: if it is not a YAML mapping within bounds.
+    """
+    return _plain_mapping(parse_mapping(text, where), where)
+
+
+def _plain_mapping(node: MappingNode, where: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = plain_value(node)
     except ValueError:
-        raise UserError(f"config {path}: a whole number is too long") from None
+        raise UserError(f"{where}: a whole number is too long") from None
     return found
 
 

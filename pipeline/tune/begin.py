@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from pipeline import storage
-from pipeline.config.load import build_train_config, finish_train_config
+from pipeline.config import parse_plain, parse_train_config
 from pipeline.errors import UserError
 from pipeline.train.freeze import frozen_part
 from pipeline.tune.config import SweepConfig, sweep_of
@@ -64,15 +64,12 @@ def _same_training(values: Any, sweep: SweepConfig, place: str) -> bool:
     """Compare through today's schema, which fills in keys that an older version did not have."""
     if not isinstance(values, dict):
         raise UserError(f"{place}: {TRAINING}: expected a mapping of keys")
-    before = finish_train_config(build_train_config(values, place))
+    before = parse_train_config(yaml.safe_dump(values), place)
     return frozen_part(before) == frozen_part(sweep.training())
 
 
 def _read(place: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(storage.read_text(place))
-    except yaml.YAMLError:
-        values = None
-    if not isinstance(values, dict):
-        raise UserError(f"{place}: not valid YAML; restore it, or choose another run.name")
+    values = parse_plain(storage.read_text(place), place)
+    if not values:
+        raise UserError(f"{place}: it is empty; restore it, or choose another run.name")
     return values
