@@ -24,7 +24,11 @@ COPY --from=code /wheels /wheels
 RUN /opt/era/bin/pip install --no-cache-dir --no-deps --no-index /wheels/*.whl \
     && useradd --uid 1000 --create-home era \
     && install -d -o era /era
-ENV PATH=/opt/era/bin:$PATH \
+# The code's revision, kept with each checkpoint: --build-arg REVISION=$(git describe --always --dirty)
+ARG REVISION=
+LABEL org.opencontainers.image.revision=$REVISION
+ENV ERA_REVISION=$REVISION \
+    PATH=/opt/era/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     OMP_NUM_THREADS=1 \
     RAY_USAGE_STATS_ENABLED=0

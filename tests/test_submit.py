@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,13 +19,14 @@ from typing import Any
 import pytest
 from ray_job_server import TOKEN, Wire, ray_job_server
 
-from pipeline.config import load_train_config
+from pipeline.config import load_train_config, to_plain
 from pipeline.errors import UserError
 from pipeline.submit import RayOptions, submit_to_ray, training_command, urls_command
-from pipeline.submit.command import packaged_arguments, refuse_local_paths
+from pipeline.submit.command import refuse_local_paths
 from pipeline.submit.follow import exit_code
 from pipeline.submit.jobs import connect
 from pipeline.submit.package import pack
+from pipeline.tune.config import load_sweep
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,7 +68,7 @@ def test_local_paths_are_refused_where_they_mean_nothing() -> None:
         refuse_local_paths(restore, True, ())
 
 
-def test_a_file_of_ones_own_travels_as_what_differs(tmp_path: Path) -> None:
+def test_a_file_travels_whole(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(
         "run: {name: mine, root: s3://b/r}\ndata: {train: 's3://b/t'}\n"
@@ -74,8 +76,32 @@ def test_a_file_of_ones_own_travels_as_what_differs(tmp_path: Path) -> None:
         "scaling: {workers: [1, 4]}\n"
     )
     config = load_train_config(str(own))
-    _, name, *overrides = packaged_arguments(config)
-    assert load_train_config(name, overrides) == config
+    command = train_arguments("train", "--config", str(own))
+    assert command[:2] == ["era", "train"]
+    assert load_train_config(command[3]) == config
+    assert json.loads(command[3])["loss"] == to_plain(config)["loss"]  # defaults included
+
+
+def test_a_sweep_file_travels_whole(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        "train: {steps: 12}\ndata: {train: s3://b/t, val: s3://b/v}\n"
+    )
+    (tmp_path / "sweep.yaml").write_text(
+        f"config: {tmp_path}/own.yaml\noverrides: [run.root=s3://b/r, train.validate_every=4]\n"
+        "trials: 3\nspace: {train.learning_rate: {choice: [1.0e-3, 2.0e-3]}}\n"
+    )
+    wanted = load_sweep(str(tmp_path / "sweep.yaml"), ["train.seed=5"])
+    command = train_arguments("tune", "--config", str(tmp_path / "sweep.yaml"), "train.seed=5")
+    sent = load_sweep(command[3], [])
+    assert sent.training() == wanted.training()
+    assert (sent.space, sent.trials) == (wanted.space, 3)
+
+
+def train_arguments(verb: str, *arguments: str) -> list[str]:
+    """The job's command line."""
+    code, out, err = submit(verb, *arguments, "--kubernetes", "--dry-run", "--json")
+    assert code == 0, err
+    return shlex.split(json.loads(out)["spec"]["entrypoint"])
 
 
 def test_working_directory_leaves_data_and_history_behind(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -112,30 +113,31 @@ def _check_place(address: str, kubernetes: bool, dry_run: bool, given: list[str]
 def _command(verb: str, arguments: list[str], values: dict[str, Any], shared: bool) -> Command:
     from pipeline.config import load_train_config
     from pipeline.submit import training_command, urls_command
-    from pipeline.submit.command import packaged_arguments
+    from pipeline.submit.command import inline_config
 
     overrides = values.get("overrides") or []
     if verb == "train":
         config = load_train_config(values["config"], overrides)
         if _is_file(values["config"]):
-            arguments = packaged_arguments(config)
+            arguments = ["--config", inline_config(config)]
         return training_command(verb, arguments, config, 1, shared)
     if verb == "tune":
         from pipeline.tune.config import load_sweep
 
-        if _is_file(values["config"]):
-            raise UserError(
-                f"--config {values['config']}: this file is not where the job runs; "
-                "build the image with it in configs/sweeps, and give its name"
-            )
         sweep = load_sweep(values["config"], overrides)
+        if _is_file(values["config"]) or _is_file(sweep.config):
+            sent = replace(sweep, config=inline_config(sweep.training()), overrides=[])
+            arguments = ["--config", json.dumps(asdict(sent))]
         at_once = min(sweep.concurrent or sweep.trials, sweep.trials)
         return training_command(verb, arguments, sweep.training(), at_once, shared)
     return urls_command(verb, arguments, values, shared)
 
 
 def _is_file(name: str) -> bool:
-    return name.endswith((".yaml", ".yml")) or "/" in name
+    """Whether the name is a file of this machine rather than a packaged configuration."""
+    return not name.startswith("{") and (
+        name.endswith((".yaml", ".yml")) or "/" in name or Path(name).is_file()
+    )
 
 
 def _run(command: Command, ray: RayOptions, pods: KubernetesOptions, kubernetes: bool) -> Outcome:

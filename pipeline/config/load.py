@@ -52,12 +52,15 @@ def config_path(name: str, kind: str) -> Path:
 def load_train_config(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """Load a training configuration and check every value.
 
+    Args:
+        name: a path, the name of a packaged configuration, or the configuration itself as JSON.
+        overrides: `key=value` each, applied in this order.
+
     Raises:
         UserError: for a missing file, bad YAML, an unknown key (with a suggestion) or a bad value.
     """
-    path = config_path(name, "train")
     settings: Settings = {}
-    _merge(settings, read_yaml_file(path), f"config {path}")
+    _merge(settings, *_read_config(name, "train"))
     for override in overrides:
         _merge_override(settings, override)
     return _finish(settings)
@@ -74,13 +77,18 @@ def parse_train_config(text: str, where: str) -> TrainConfig:
     return _finish(settings)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping without a schema, as plain values.
+def read_plain(name: str, kind: str) -> tuple[dict[str, Any], str]:
+    """Read a configuration without a schema; returns plain values and its name for messages.
+
+    Args:
+        name: a path, the name of a packaged configuration, or the configuration itself as JSON.
+        kind: ``train`` or ``sweeps``.
 
     Raises:
         UserError: if it can't be read or is not a YAML mapping within bounds.
     """
-    return _plain_mapping(read_yaml_file(path), f"config {path}")
+    node, where = _read_config(name, kind)
+    return _plain_mapping(node, where), where
 
 
 def parse_plain(text: str, where: str) -> dict[str, Any]:
@@ -90,6 +98,18 @@ def parse_plain(text: str, where: str) -> dict[str, Any]:
         UserError: if it is not a YAML mapping within bounds.
     """
     return _plain_mapping(parse_mapping(text, where), where)
+
+
+def _read_config(name: str, kind: str) -> tuple[MappingNode, str]:
+    if is_inline(name):
+        return parse_mapping(name, "--config {...}"), "--config {...}"
+    path = config_path(name, kind)
+    return read_yaml_file(path), f"config {path}"
+
+
+def is_inline(name: str) -> bool:
+    """Whether `--config` holds the configuration itself: how `era submit` sends a file."""
+    return name.startswith("{")
 
 
 def _plain_mapping(node: MappingNode, where: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import TrainConfig, load_train_config, to_plain
+from pipeline.config import TrainConfig, to_plain
 from pipeline.errors import UserError
 
 INPUTS = ("inputs", "source", "data", "checkpoint", "compare", "lpips_weights")
@@ -89,16 +89,9 @@ def urls_command(
     return Command(verb, tuple(arguments), target, reads, writes, shared=shared)
 
 
-def packaged_arguments(config: TrainConfig) -> list[str]:
-    """Arguments of `era train` that mean this configuration where its file is not at hand."""
-    plain, base = to_plain(config), to_plain(load_train_config("tiny"))
-    changed = [
-        f"{section}.{key}={json.dumps(value)}"
-        for section, values in plain.items()
-        for key, value in values.items()
-        if value != base[section][key]
-    ]
-    return ["--config", "tiny", *changed]
+def inline_config(config: TrainConfig) -> str:
+    """The whole configuration as a value of `--config`, for machines that don't have its file."""
+    return json.dumps(to_plain(config))
 
 
 def refuse_local_paths(command: Command, several_nodes: bool, shipped: Collection[str]) -> None:

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.cluster import job_client, no_address, wait_for
@@ -22,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.submit.command import Command, Outcome, refuse_local_paths
 from pipeline.submit.follow import PAUSE, follow
 from pipeline.submit.package import pack
+from pipeline.train.driver import git_revision
 
 log = logging.getLogger("era")
 STOP_SECONDS = 90  # between SIGTERM and SIGKILL of a stopped job: a checkpoint's upload; Ray has 3
@@ -107,6 +109,7 @@ def _send(
         if options.working_dir:
             package, shipped = pack(options.working_dir, scratch)
             runtime["working_dir"] = str(package)
+            runtime["env_vars"].setdefault("ERA_REVISION", git_revision(Path(options.working_dir)))
         refuse_local_paths(command, several, shipped)
         name = f"era-{command.verb}-{secrets.token_hex(4)}"
         what = {"runtime_env": runtime, "metadata": {TARGET: _key(command)}}

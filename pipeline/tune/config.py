@@ -10,8 +10,8 @@ from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
-from pipeline.config import TrainConfig, config_path, load_train_config
-from pipeline.config.load import read_yaml
+from pipeline.config import TrainConfig, load_train_config
+from pipeline.config.load import read_plain
 from pipeline.errors import UserError
 from pipeline.tune.space import check_space, sizes
 
@@ -71,12 +71,12 @@ def load_sweep(name: str, overrides: Sequence[str]) -> SweepConfig:
     Raises:
         UserError: for anything unknown, out of range, or that cannot work.
     """
-    path = config_path(name, "sweeps")
-    sweep = sweep_of(read_yaml(path), path)
+    values, where = read_plain(name, "sweeps")
+    sweep = sweep_of(values, where)
     sweep = SweepConfig(**{**vars(sweep), "overrides": [*sweep.overrides, *overrides]})
     problems = _problems(sweep)
     if problems:
-        raise UserError(f"{path}: {'; '.join(problems)}")
+        raise UserError(f"{where}: {'; '.join(problems)}")
     check_space(sweep.space, sweep.training)
     return sweep
 
