@@ -1,8 +1,8 @@
 """The padded canvas: photographs are not periodic, FFTs are.
 
-The photograph lies in the middle of a larger circular canvas, and M (zero outside the
-photograph) weights the data term, so that nothing is claimed about what lies outside and borders do
-not ring. The margin is at least kernel_size - 1 in all; sides have small prime factors.
+The photograph is placed in the middle of a larger circular canvas. M, zero outside the photograph,
+masks the margin out of the data term, so that borders do not ring. The margins of opposite sides
+add up to at least kernel_size - 1; the canvas's sides have small prime factors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Canvas:
-    """Where a photograph of `height` x `width` pixels lies on a canvas of `size`."""
+    """The place of a photograph of `height` x `width` pixels on a canvas of `size`."""
 
     height: int
     width: int
@@ -28,8 +28,8 @@ class Canvas:
     def around(height: int, width: int, margin: int, multiple: int) -> Canvas:
         """Return the smallest fast canvas with `margin` extra pixels and sides of `multiple`.
 
-        The photograph starts at a multiple too, so that a tile whose place in the photograph is a
-        multiple meets the strides of the networks as it would in the whole.
+        The photograph's offset is a multiple, too: a tile whose position is a multiple is then
+        aligned with the networks' strides exactly as the whole photograph is.
         """
         size = (fast_size(height + margin, multiple), fast_size(width + margin, multiple))
         top, left = (
@@ -38,30 +38,30 @@ class Canvas:
         return Canvas(height, width, size, top, left)
 
     def extend(self, image: Tensor) -> Tensor:
-        """Lay (B, C, height, width) on the canvas, mirrored over its borders (any size)."""
+        """Place (B, C, height, width) on the canvas, mirrored at its borders (any size)."""
         rows = _mirror(self.height, self.top, self.size[0], image.device)
         columns = _mirror(self.width, self.left, self.size[1], image.device)
         return image[..., rows, :][..., columns]
 
     def extend_edge(self, image: Tensor) -> Tensor:
-        """Lay (B, C, height, width) on the canvas, its border values repeated."""
+        """Place (B, C, height, width) on the canvas, its border values repeated."""
         below = self.size[0] - self.height - self.top
         right = self.size[1] - self.width - self.left
         return F.pad(image, (self.left, right, self.top, below), mode="replicate")
 
     def crop(self, image: Tensor) -> Tensor:
-        """Cut the photograph's place (B, C, height, width) out of the canvas."""
+        """Crop the canvas to the photograph: (B, C, height, width)."""
         return image[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
     def zero_pad(self, image: Tensor) -> Tensor:
-        """Lay (B, C, height, width) on the canvas, zero around it: M, from the confidence."""
+        """Place (B, C, height, width) on the canvas, zero elsewhere: makes M of the confidence."""
         below = self.size[0] - self.height - self.top
         right = self.size[1] - self.width - self.left
         return F.pad(image, (self.left, right, self.top, below))
 
 
 def fast_size(least: int, multiple: int = 1) -> int:
-    """Return the smallest n >= `least` that `multiple` divides and whose primes are 2, 3, 5."""
+    """The smallest multiple of `multiple` from `least` on with no prime factors but 2, 3 and 5."""
     size = -(-least // multiple) * multiple
     while _without_small_primes(size) != 1:
         size += multiple

@@ -1,10 +1,10 @@
 """Kernel estimation: a blurred image -> K global kernels, a K-channel weight map, a confidence.
 
-Raw pixels teach a small network little about blur; local energies of band-pass levels do: defocus
-removes the fine bands first, and an aperture leaves dark rings in the spectrum of any picture.
-Everything here is local (windows of some hundred pixels), so that a training crop and a whole
-photograph look alike; only the few kernel coefficients are averaged over the image, weighted by
-where each kernel is used.
+A small network learns little about blur from raw pixels, but much from the local energies of
+band-pass levels: defocus removes the fine bands first, and an aperture leaves dark rings in the
+spectrum of any picture. All features are local (windows of a few hundred pixels), so that training
+crops and whole photographs have the same statistics; only the few kernel coefficients are averaged
+over the image, weighted by where each kernel is used.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from era.resunet import ResUNet
 STRIDE = 4  # the weight map is estimated at 1/4 of the resolution
 LUMA = (0.299, 0.587, 0.114)
 B3_SPLINE = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
-NOISE_FLOOR = 1e-6  # energy of about 0.25/255: below it there is only quantisation and noise
+NOISE_FLOOR = 1e-6  # energy of about 0.25/255; less is quantisation and noise
 RINGS = 24  # narrow bands, evenly spaced between two frequencies (cycles per pixel)
 RING_RANGE, RING_WIDTH = (0.025, 0.48), 0.02
 RING_WINDOWS = (3, 9)  # quarter pixels, over which their energies are averaged
 RING_FLOOR = 1e-7
-START_CONFIDENCE = -1.0  # before the sigmoid
+START_CONFIDENCE = -1.0  # initial value before the sigmoid
 MIRROR = 32  # pixels around the image; a ring filter reaches about that far
 
 
@@ -39,7 +39,7 @@ class Estimate:
     Attributes:
         kernels: (B, K, k, k), non-negative, each summing to 1.
         coarse: weights (B, K, H/4, W/4), summing to 1 over K.
-        coarse_confidence: (B, 1, H/4, W/4) in (0, 1), how far the data step may trust the blur.
+        coarse_confidence: (B, 1, H/4, W/4) in (0, 1), the weight of the data term.
     """
 
     kernels: Tensor
@@ -47,14 +47,14 @@ class Estimate:
     coarse_confidence: Tensor
 
     def weights(self, top: int, left: int, height: int, width: int) -> Tensor:
-        """The weight map (B, K, height, width) at a place of the image, summing to 1 over K.
+        """The weight map (B, K, height, width) at a position in the image, summing to 1 over K.
 
-        The same values come out however an image is cut: a coarse margin is interpolated too.
+        The values do not depend on how an image is tiled: a coarse margin is interpolated, too.
         """
         return self._fine(self.coarse, top, left, height, width)
 
     def confidence(self, top: int, left: int, height: int, width: int) -> Tensor:
-        """The confidence (B, 1, height, width) at a place of the image."""
+        """The confidence (B, 1, height, width) at a position in the image."""
         return self._fine(self.coarse_confidence, top, left, height, width)
 
     @staticmethod
@@ -74,8 +74,8 @@ class KernelEstimator(nn.Module):
 
     Args:
         kernels, kernel_size, radius_max: the bank, see `PsfBank`.
-        channels: of the small U-Net at 1/4 resolution, finest first.
-        bands: band-pass levels of the features.
+        channels: of the small U-Net at 1/4 resolution, finest level first.
+        bands: number of band-pass levels among the features.
     """
 
     radii: Tensor
@@ -108,7 +108,7 @@ class KernelEstimator(nn.Module):
         self.to_kernels = nn.Linear(channels[0], CORRECTIONS)
         with torch.no_grad():
             nn.init.zeros_(self.to_weights.weight)
-            # Weights fall with the radius, so H starts as a slight blur.
+            # Initial weights fall with the radius: H starts as a slight blur.
             near_identity = -2.0 * torch.arange(kernels, dtype=torch.float32)
             self.to_weights.bias = nn.Parameter(near_identity)
             nn.init.zeros_(self.to_confidence.weight)
@@ -119,7 +119,7 @@ class KernelEstimator(nn.Module):
     def forward(self, blur: Tensor) -> Estimate:
         """Estimate the blur of images (B, 3, H, W) in [0, 1].
 
-        Only the network between features and maps follows autocast.
+        Only the network between features and maps runs under autocast.
         """
         deep = F.leaky_relu(self.network(blur_features(blur, self.bands)), 0.1)
         with no_autocast(blur):
@@ -140,12 +140,12 @@ class KernelEstimator(nn.Module):
 
 
 def blur_features(blur: Tensor, bands: int) -> Tensor:
-    """Features that show blur: (B, 3, H, W) -> (B, 1 + 2 bands + 48, ceil(H/4), ceil(W/4)).
+    """Features of blur: (B, 3, H, W) -> (B, 1 + 2 bands + 48, ceil(H/4), ceil(W/4)).
 
-    The mean luminance (saturation hides blur). Of each a-trous B3-spline band of the luminance, the
-    logarithm of the mean energy in a window and of its local maximum. Of each of 24 narrow rings of
-    its spectrum, the logarithm of the mean energy in two windows. Never under autocast: what is
-    left of a fine band after a wide blur is below bfloat16's rounding.
+    The mean luminance (saturation hides blur); for each a-trous B3-spline band of the luminance,
+    the logarithm of the mean energy in a window and of its local maximum; for each of 24 narrow
+    rings of its spectrum, the logarithm of the mean energy in two windows. Never under autocast:
+    the energy left in a fine band after a wide blur is below bfloat16's rounding error.
     """
     with no_autocast(blur):
         below, right = -blur.shape[-2] % STRIDE, -blur.shape[-1] % STRIDE
@@ -172,7 +172,7 @@ def _bands(luma: Tensor, bands: int) -> Tensor:
 
 
 def _rings(luma: Tensor) -> Tensor:
-    """One ring at a time: few copies of the image are held, whatever its size."""
+    """One ring at a time, to hold few copies of a large image."""
     height, width = luma.shape[-2:]
     canvas = Canvas.around(height, width, 2 * MIRROR, 1)
     spectrum = torch.fft.rfft2(canvas.extend(luma))

@@ -29,19 +29,22 @@ def era_loss(
     bank_radii: Tensor | None = None,
     relative: float = 0.0,
 ) -> Loss:
-    """Score an output in training mode against the sharp image and the blurred one.
+    """The loss of an output in training mode, given the sharp and the blurred image.
 
-    With omega below 1 the network must have been called with `reblur=True`.
+    If omega is below 1, the network must have been called with `reblur=True`.
 
     Args:
         blur, sharp: (B, 3, H, W) in [0, 1].
-        omega: weight of the first term; the second gets 1 - omega. H acts on the prediction, which
-            is not detached, on the uncropped canvas, and counts inside the photograph.
+        omega: weight of the first term; the second has 1 - omega. H is applied to the prediction,
+            not detached, on the uncropped canvas; the term is evaluated inside the photograph.
         radius_weight: weight of the third term, the cross-entropy of the weight map where the true
             blur radius is known.
         true_radius: (B, 1, H, W) in pixels; NaN where unknown.
         bank_radii: (K,) radii of the bank in pixels.
-        relative: of `restoration_loss`.
+        relative: see `restoration_loss`.
+
+    Raises:
+        ValueError: if omega is below 1 and the output has no `reblurred`.
     """
     restored = restoration_loss(output.restored, blur, sharp, relative)
     reblurred = torch.zeros_like(restored)
@@ -62,9 +65,9 @@ def restoration_loss(
 ) -> Tensor:
     """|X - X_gt|_1 of images (B, 3, H, W), the mean over each: (B,).
 
-    Where `relative` is above 0, divided by |Y - X_gt|_1 + `relative`: the part of its error that
-    each sample keeps, so that what is nearly sharp counts as much as what is much blurred, as in
-    a gain in decibels.
+    If `relative` is above 0, it is divided by |Y - X_gt|_1 + `relative`: the remaining fraction of
+    each sample's error. Nearly sharp samples then count as much as strongly blurred ones, as they
+    do in a gain in decibels.
     """
     error = _mean(restored - sharp)
     return error / (_mean(blur - sharp) + relative) if relative else error
@@ -76,8 +79,8 @@ def radius_loss(weights: Tensor, bank_radii: Tensor, true_radius: Tensor) -> Ten
     Args:
         weights: (B, K, H, W), summing to 1 over K.
         bank_radii: (K,), increasing, pixels.
-        true_radius: (B, 1, H, W), pixels; NaN where unknown. A radius between two of the bank is
-            shared between them in proportion, one beyond the last belongs to the last.
+        true_radius: (B, 1, H, W), pixels; NaN where unknown. A radius between two of the bank's is
+            divided between them in proportion; one beyond the last is assigned to the last.
     """
     known = ~torch.isnan(true_radius)
     radius = torch.where(known, true_radius, torch.zeros_like(true_radius))
@@ -87,7 +90,7 @@ def radius_loss(weights: Tensor, bank_radii: Tensor, true_radius: Tensor) -> Ten
 
 
 def share_between(radius: Tensor, bank_radii: Tensor) -> Tensor:
-    """Weights (B, K, H, W) that share each radius (B, H, W) between its neighbours in the bank."""
+    """Weights (B, K, H, W) that divide each radius (B, H, W) between its neighbours in the bank."""
     if len(bank_radii) == 1:
         return torch.ones_like(radius)[:, None]
     spacing = bank_radii[1] - bank_radii[0]

@@ -37,15 +37,15 @@ from era.updates import (
 
 @dataclass(frozen=True)
 class Output:
-    """What the network says about a batch of images (B, 3, H, W).
+    """The network's result for a batch of images (B, 3, H, W).
 
     Attributes:
         restored: (B, 3, H, W) in [0, 1]; not clamped in training mode.
         kernels: (B, K, k, k), non-negative, each summing to 1.
         weights: (B, K, H, W), summing to 1 over K.
-        error: E (B, 3, H, W), what H X cannot explain of Y; zero without the error term.
-        reblurred: H X (B, 3, H, W), computed on the canvas before cropping; None unless asked for.
-        error_share: share of non-zero E, in [0, 1], averaged over the stages.
+        error: E (B, 3, H, W), the part of Y that H X cannot explain; zero without the error term.
+        reblurred: H X (B, 3, H, W), computed on the canvas and cropped; None unless requested.
+        error_share: fraction of non-zero elements of E, averaged over the stages.
     """
 
     restored: Tensor
@@ -57,7 +57,7 @@ class Output:
 
 
 class StageScalars(nn.Module):
-    """lambda_1, lambda_2, lambda_3, lambda_E of every stage, learned through softplus."""
+    """lambda_1, lambda_2, lambda_3, lambda_E of each stage, parametrised through softplus."""
 
     def __init__(self, config: ErAConfig) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class ErA(nn.Module):
         return self.estimator.radius(weights)
 
     def prior_only(self, blur: Tensor) -> Tensor:
-        """D_phi(Y) alone, without the data: (B, 3, H, W) -> (B, 3, H, W), not clamped."""
+        """D_phi(Y) alone, without the data term: (B, 3, H, W) -> (B, 3, H, W), not clamped."""
         restored: Tensor = self.priors[0](blur)
         return restored
 
@@ -115,10 +115,11 @@ class ErA(nn.Module):
         """Restore images (B, 3, H, W) in [0, 1].
 
         Args:
-            estimate: a blur estimated before, say on the whole photograph; else it is estimated.
-            weights: (B, K, H, W), the estimate's weights at this place, where `blur` is a tile.
-            confidence: (B, 1, H, W) in [0, 1], the estimate's at this place, and 0 where `blur` is
-                no photograph, but its mirrored border.
+            estimate: a blur estimated earlier, for example on the whole photograph; by default it
+                is estimated from `blur`.
+            weights: (B, K, H, W), the estimate's weights at this position, if `blur` is a tile.
+            confidence: (B, 1, H, W) in [0, 1], the estimate's at this position; 0 where `blur` is
+                not photograph but its mirrored border.
             reblur: also return H X.
         """
         height, width = blur.shape[-2:]
@@ -142,7 +143,7 @@ class ErA(nn.Module):
         )
 
     def canvas(self, height: int, width: int) -> Canvas:
-        """The canvas on which an image of this size is solved."""
+        """The canvas for images of this size."""
         return Canvas.around(
             height, width, self.config.kernel_size - 1, 2 ** (len(self.config.prior_channels) - 1)
         )
@@ -152,8 +153,8 @@ class ErA(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The loop: Z, E and U, X, P, multipliers, T times; returns X, E and E's share.
 
-        All but Z and X live where the data step works: in luminance, or in RGB; z and x are what
-        it sees of them.
+        All variables but Z and X are in the data step's colour space, luminance or RGB; z and x
+        are Z and X in that space.
         """
         config = self.config
         data: Callable[[Tensor], Tensor] = luminance if config.luminance else _itself
@@ -180,7 +181,7 @@ class ErA(nn.Module):
             x = x_form(XProblem(H, z, HZ, U, z, Gamma, Omega, lam), config.x_steps)
             X = Z + (x - z)
             if stage + 1 == config.stages:
-                break  # what follows would only serve the next stage
+                break  # the remaining updates would only affect a next stage
             if config.error_term:
                 P = p_form(E, Delta, P, lam, self._prior(self.error_priors, stage))
                 Delta = update_delta(Delta, E, P, lam)
@@ -210,5 +211,5 @@ def _itself(image: Tensor) -> Tensor:
 
 
 def _inverse_softplus(value: float) -> float:
-    """log(e^v - 1), written so that it does not overflow."""
+    """log(e^v - 1) without overflow."""
     return value + math.log(-math.expm1(-value))

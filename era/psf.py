@@ -1,4 +1,4 @@
-"""The bank of point spread functions: disks, and a small correction learned per image."""
+"""The bank of point spread functions: disks with a small correction estimated per image."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def disk(radius: float, size: int) -> Tensor:
     offsets = offsets - size / 2
     inside = (offsets[:, None].square() + offsets[None, :].square()) <= max(radius, 0.5) ** 2
     kernel = inside.to(torch.float64).reshape(size, OVERSAMPLING, size, OVERSAMPLING).sum((1, 3))
-    if radius < 0.5:  # nothing is blurred by less than the pixel itself
+    if radius < 0.5:  # a disk within one pixel blurs nothing
         kernel = torch.zeros_like(kernel)
         kernel[size // 2, size // 2] = 1.0
     return (kernel / kernel.sum()).float()
 
 
 class PsfBank:
-    """K disks and what may be corrected of them.
+    """K disks and the basis of their corrections.
 
-    A corrected kernel is (1 - s) disk exp(a t + b t cos 2v + c t sin 2v) + s gaussian, made to sum
-    to 1. s softens the edge towards a Gaussian of standard deviation radius/2, a brightens (> 0) or
-    dims the rim, b and c stretch it; t = (rho / radius)^2, v the angle. Four numbers per kernel
-    instead of k*k, and every kernel stays non-negative.
+    A corrected kernel is (1 - s) disk exp(a t + b t cos 2v + c t sin 2v) + s gaussian, normalised
+    to sum 1: s softens the edge towards a Gaussian of standard deviation radius/2, a brightens
+    (> 0) or dims the rim, b and c stretch it; t = (rho / radius)^2, v is the angle. This takes four
+    numbers per kernel instead of k*k, and every kernel is non-negative.
     """
 
     def __init__(self, count: int, size: int, radius_max: float) -> None:
@@ -52,7 +52,7 @@ class PsfBank:
 def corrected(disks: Tensor, gaussians: Tensor, bases: Tensor, coefficients: Tensor) -> Tensor:
     """Kernels (B, K, k, k) from a bank and coefficients (B, K, 4), non-negative, each summing to 1.
 
-    Zero coefficients give nearly the disks: the softness starts at 5 %, where it can still move.
+    Zero coefficients give nearly the disks: the softness starts at 5 % to have a gradient.
     """
     softness = torch.sigmoid(coefficients[..., 0] - 3.0)[..., None, None]
     shape = 2 * torch.tanh(coefficients[..., 1:] / 2)

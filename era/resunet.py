@@ -1,9 +1,9 @@
 """The learned proximal operators D_phi and D_f: residual U-Nets of the USRNet type.
 
-Residual blocks on every level, 2x2 strided convolutions down, 2x2 transposed ones up, skips added.
-The kernel estimator uses the same network with smooth interpolation on its way up.
-Nothing is pooled over the image, so a crop and a whole photograph are treated alike. The last
-convolution starts at zero, so the network starts as the identity.
+Residual blocks on every level, 2x2 strided convolutions down, 2x2 transposed convolutions up, skip
+connections added. The kernel estimator uses the same network with smooth upsampling. Nothing is
+pooled over the image, so crops and whole photographs are treated alike. The last convolution is
+initialised to zero, so the network starts as the identity.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class ResUNet(nn.Module):
             (`multiple`), else it is padded by repeating its border.
         blocks: residual blocks per level and direction.
         residual: add the (first `outputs` channels of the) input to the output.
-        smooth: go up by a 1x1 convolution and bilinear interpolation instead. The four phases of a
-            transposed convolution leave a checkerboard, which a map of the blur must not have.
+        smooth: upsample by a 1x1 convolution and bilinear interpolation instead. The four phases of
+            a transposed convolution leave a checkerboard pattern, unwanted in a map of the blur.
     """
 
     multiple: int
@@ -86,13 +86,13 @@ class ResUNet(nn.Module):
 
 
 def pad_to(x: Tensor, multiple: int) -> Tensor:
-    """Repeat the border until both sides are multiples."""
+    """Repeat the border until both sides are multiples of `multiple`."""
     below, right = -x.shape[-2] % multiple, -x.shape[-1] % multiple
     return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
 
 
 def initialise(module: nn.Module) -> None:
-    """Kaiming initialisation for leaky ReLUs, zero biases; residual branches start quiet."""
+    """Kaiming initialisation for leaky ReLUs, zero biases, damped residual branches."""
     for part in module.modules():
         if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.kaiming_normal_(part.weight, a=SLOPE)

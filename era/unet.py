@@ -1,7 +1,7 @@
-"""A plain U-Net: the other choice for D_phi, and a contestant by itself (benchmarks/quality.py).
+"""A plain U-Net: the alternative for D_phi, and a baseline by itself (benchmarks/quality.py).
 
-Two convolutions a level, skips concatenated. Dearer than `era.resunet` at equal widths, and the
-better prior on a CPU's budget.
+Two convolutions per level, skip connections concatenated. It costs more than `era.resunet` at equal
+widths and is the better prior for a CPU's budget.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from era.resunet import SLOPE, initialise, pad_to
 
 
 class UNet(nn.Module):
-    """A plain residual U-Net: two 3x3 convolutions a level, the input added to the output."""
+    """A plain U-Net: two 3x3 convolutions per level, the input added to the output."""
 
     def __init__(self, channels: Sequence[int] = (16, 32, 64)) -> None:
         super().__init__()

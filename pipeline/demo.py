@@ -1,6 +1,6 @@
 """`era demo`: the whole chain on real photographs, then one page that shows it.
 
-Every step can be run again: a demo that was interrupted goes on where it stopped.
+Every step can be repeated: an interrupted demo continues where it stopped.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def demo(out: str, overrides: list[str] | None = None) -> dict[str, Any]:
     the training pairs.
 
     Args:
-        out: URL of a folder; everything lands below it.
-        overrides: of the training configuration `tiny`.
+        out: URL of a folder for all results.
+        overrides: overrides of the training configuration `tiny`.
 
     Returns:
         What `summary.json` holds: `psnr_blurred`, `psnr_restored`, `ssim_blurred`,
@@ -70,7 +70,7 @@ def demo(out: str, overrides: list[str] | None = None) -> dict[str, Any]:
 
 
 class _Clock:
-    """Seconds of each step."""
+    """Measures the seconds of each step."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -84,14 +84,15 @@ class _Clock:
 
     @property
     def total(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since the start."""
         return time.monotonic() - self.began
 
 
 def before_after(found: Evaluation) -> Image:
-    """Blurred, restored and sharp side by side, of the case with the greatest gain.
+    """Blurred, restored and sharp side by side, for the case with the greatest gain.
 
-    For the README, hence of the validation photograph, which is free to be shown (CC0).
+    Shown in the README, hence made from the validation photograph, which is in the public domain
+    (CC0).
     """
     best = max(found.cases, key=lambda case: case.gain)
     parts = [best.blur, best.restored, best.blur if best.sharp is None else best.sharp]

@@ -150,6 +150,12 @@ def test_offline_run_carries_id_group_config_and_no_host(tmp_path: Path) -> None
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert config["train"] == {"steps": 9}
     assert config["lineage"] == {"data_manifest_sha256": "abc"}
+    whole = [row["global_step"] for row in history(data)]
+    assert whole == [1, 2]
+    for place in range(0, len(data), 13):  # damage hides what comes after it, and no more
+        damaged = data[:place] + bytes([data[place] ^ 0x5A]) + data[place + 1 :]
+        assert [row["global_step"] for row in history(damaged)] in ([], [1], whole, [2], [1, 88])
+        assert len(list(history(data[:place]))) <= 2
     kinds = {r.WhichOneof("record_type") for r in records(data)}
     assert "environment" not in kinds
     assert run_id(run_url) == run_id(run_url) != run_id(run_url + "2")

@@ -16,10 +16,10 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     overrides: Overrides = None,
-    out: Annotated[str, typer.Option(help="Folder for all that the demo makes.")] = "runs/demo",
+    out: Annotated[str, typer.Option(help="Folder for all files of the demo.")] = "runs/demo",
     as_json: JsonFlag = False,
 ) -> None:
-    """Run the whole chain on real photographs; ends with report.html."""
+    """Run the whole chain on real photographs; the result is report.html."""
 
     def work() -> dict[str, Any]:
         from pipeline.demo import demo as run

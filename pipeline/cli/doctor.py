@@ -21,16 +21,16 @@ def doctor(
     address: Annotated[
         str, typer.Option(help="A dashboard (http://...) or cluster (HOST:PORT); else RAY_ADDRESS.")
     ] = "",
-    bucket: Annotated[str, typer.Option(help="A folder to write, read and delete in.")] = "",
-    data: Annotated[str, typer.Option(help="A split whose shards are to be reached.")] = "",
+    bucket: Annotated[str, typer.Option(help="A folder to test writing and deleting in.")] = "",
+    data: Annotated[str, typer.Option(help="A split whose shards are read as a test.")] = "",
     workers: Annotated[
         int, typer.Option(min=0, help="Ranks of the all-reduce; 0: one per node, or per GPU.")
     ] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check this machine, the cluster, the bucket and the data; every failure with its cure.
+    """Check this machine, the cluster, the bucket and the data; failures come with a remedy.
 
-    With a dashboard's address, a job checks the cluster, the bucket and the data from there.
+    With a dashboard's address, a job on the cluster runs the checks of cluster, bucket and data.
     """
 
     def work() -> dict[str, Any]:

@@ -64,7 +64,7 @@ def conclude(error: BaseException) -> int:
         return say(f"error: {error}", EXIT_USER)
     if isinstance(error, Stopped):
         code = EXIT_TERMINATED if str(error) == "SIGTERM" else EXIT_INTERRUPTED
-        return say(f"stopped by {error}; the same command goes on", code)
+        return say(f"stopped by {error}; the same command continues", code)
     if isinstance(error, KeyboardInterrupt):
         return say("interrupted", EXIT_INTERRUPTED)
     if isinstance(error, Terminated):

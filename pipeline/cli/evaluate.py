@@ -24,10 +24,10 @@ def evaluate(
     lpips_weights: Annotated[
         str, typer.Option(help="torchvision's AlexNet weights, for LPIPS; else torch's cache.")
     ] = "",
-    compare: Annotated[str, typer.Option(help="A second checkpoint, compared by image.")] = "",
+    compare: Annotated[str, typer.Option(help="A second checkpoint to compare with.")] = "",
     as_json: JsonFlag = False,
 ) -> None:
-    """Score restored images against the sharp ones, the blurred ones beside."""
+    """Score restored images, and for comparison the blurred ones, against the sharp ones."""
 
     def work() -> dict[str, Any]:
         from pipeline.evaluate import evaluate as score

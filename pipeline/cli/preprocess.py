@@ -21,14 +21,14 @@ def preprocess(
             help="dpdd, realdof, rtf, lfdof, cuhk, pixeldp, or folder (or a CSV of pairs)."
         ),
     ],
-    source: Annotated[str, typer.Option(help="The data set's folder, local or s3://.")],
-    dest: Annotated[str, typer.Option(help="Where the splits go, local or s3://.")],
+    source: Annotated[str, typer.Option(help="Path or URL of its folder (or CSV file).")],
+    dest: Annotated[str, typer.Option(help="Folder or URL for the splits.")],
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Set bad pairs aside instead of stopping.")
+        bool, typer.Option("--skip-bad", help="Leave bad pairs out instead of stopping.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Convert a data set to shards; the same command goes on where it stopped."""
+    """Convert a data set to shards; repeating the command continues where it stopped."""
 
     def work() -> dict[str, object]:
         from pipeline.preprocess import preprocess as convert

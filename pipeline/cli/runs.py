@@ -11,24 +11,24 @@ from pipeline.cli.common import JsonFlag, run_verb, show_summary
 from pipeline.errors import printable
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="A root, sweep, run or checkpoint.")]
-Metric = Annotated[str, typer.Option("--metric", help="What best means; val/psnr, val/ssim, ...")]
+Metric = Annotated[str, typer.Option("--metric", help="The metric that ranks runs.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb and its parts."""
-    runs = typer.Typer(no_args_is_help=True, help="Look at runs, and take the best one home.")
+    runs = typer.Typer(no_args_is_help=True, help="Inspect runs and download the best one.")
     for part in (list_, show, best, compare, pull):
         runs.command(part.__name__.rstrip("_"))(part)
     app.add_typer(runs, name="runs")
 
 
 def list_(url: Url, metric: Metric = "val/psnr", as_json: JsonFlag = False) -> None:
-    """List runs and trials, the best first."""
+    """List runs and trials, best first."""
     _run("list_runs", lambda room: room(url, metric), _show_rows, as_json)
 
 
 def show(url: Url, metric: Metric = "val/psnr", as_json: JsonFlag = False) -> None:
-    """Show one run: lineage, attempts and checkpoints."""
+    """Show one run: its lineage, attempts and checkpoints."""
     _run("show_run", lambda room: room(url, metric), _show_run, as_json)
 
 
@@ -42,7 +42,7 @@ def compare(
     metric: Metric = "val/psnr",
     as_json: JsonFlag = False,
 ) -> None:
-    """Show in which settings runs differ, beside their metrics."""
+    """Show the settings in which runs differ, and their metrics."""
     _run("compare_runs", lambda room: room(urls, metric), _show_differences, as_json)
 
 

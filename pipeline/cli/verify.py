@@ -15,13 +15,13 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    url: Annotated[str, typer.Argument(help="A split, or a destination with several.")],
+    url: Annotated[str, typer.Argument(help="A split, or a folder of splits.")],
     quick: Annotated[
-        bool, typer.Option("--quick", help="Only sizes and headers, read by ranges.")
+        bool, typer.Option("--quick", help="Check sizes and headers only, by range requests.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check that every shard and every sample is what its manifest promises."""
+    """Check that every shard and every sample matches its manifest."""
 
     def work() -> dict[str, object]:
         from pipeline.verify import verify as check

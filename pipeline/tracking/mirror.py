@@ -284,7 +284,7 @@ class WandbMirror:
 
     def _warn(self, what: str, error: Exception) -> None:
         reason = one_line(str(error))[:200]
-        log.warning("%s (%s: %s); metrics.jsonl goes on", what, type(error).__name__, reason)
+        log.warning("%s (%s: %s); metrics.jsonl is complete", what, type(error).__name__, reason)
 
 
 def _end_service() -> None:

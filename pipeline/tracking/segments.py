@@ -1,4 +1,4 @@
-"""Reading W&B's offline files: which steps earlier attempts of a run have left in them.
+"""Reading W&B's offline files: the steps that earlier attempts of a run have recorded.
 
 A `.wandb` file is a 7-byte header, then records in LevelDB's log format: blocks of 32 KiB that hold
 chunks of crc32 (4 bytes), length (2), type (1: whole, 2: first, 3: middle, 4: last) and data. A
@@ -36,22 +36,28 @@ def offline_runs(run_url: str, run_id: str) -> list[str]:
 
 
 def history(data: bytes) -> Iterator[dict[str, Any]]:
-    """The rows of metrics in a `.wandb` file, in order; a cut end is passed over."""
+    """The rows of metrics in a `.wandb` file, in order, up to its end or its first damage."""
     for record in records(data):
         if record.WhichOneof("record_type") == "history":
             items = record.history.item
-            row = {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in items}
-            if "global_step" in row:
+            try:
+                row = {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in items}
+            except ValueError:
+                return
+            if isinstance(row.get("global_step"), int):
                 yield row
 
 
 def records(data: bytes) -> Iterator[Any]:
-    """The protobuf records of a `.wandb` file."""
+    """The protobuf records of a `.wandb` file, up to its end or its first damage."""
     from wandb.proto import wandb_internal_pb2
 
     for message in _messages(data):
         record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
-        record.ParseFromString(message)
+        try:
+            record.ParseFromString(message)
+        except Exception:  # protobuf's DecodeError; protobuf is W&B's dependency, not ours
+            return
         yield record
 
 
