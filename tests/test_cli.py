@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 from conftest import S3Server
 
 from pipeline import storage
+from pipeline.cli import main
 from pipeline.cli.edge import conclude
 
 PREPROCESS = ["preprocess", "--dataset", "dpdd", "--source", "{tmp}/empty", "--dest", "{tmp}/x"]
@@ -32,9 +38,28 @@ def era(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+def era_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which saves the start; global settings are restored."""
+    log = logging.getLogger("era")
+    kept = log.handlers[:], log.level, log.propagate
+    others = logging.raiseExceptions, threading.excepthook, signal.getsignal(signal.SIGTERM)
+    command, sys.argv = sys.argv, ["era", *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as left:
+            main()
+    finally:
+        log.handlers[:], log.level, log.propagate = kept
+        logging.raiseExceptions, threading.excepthook = others[:2]
+        signal.signal(signal.SIGTERM, others[2])
+        sys.argv = command
+    code = int(left.value.code or 0)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
 def refused(*arguments: str) -> str:
     """The one line with which a command refuses."""
-    done = era(*arguments)
+    done = era_here(*arguments)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -53,7 +78,7 @@ def test_help_lists_every_verb_and_nothing_else() -> None:
     ]
     assert set(VERBS) <= set(listed)
     for verb in VERBS:
-        assert "Usage" in era(verb, "--help").stdout
+        assert "Usage" in era_here(verb, "--help").stdout
 
 
 def test_json_is_the_last_line_and_the_only_one(tmp_path: Path) -> None:
@@ -106,7 +131,7 @@ def test_missing_bucket_and_no_secret_shown(s3_server: S3Server) -> None:
 
 
 def test_no_verb_shows_the_help() -> None:
-    done = era()
+    done = era_here()
     assert done.returncode == 2
     assert "synthesize" in done.stdout
     assert done.stderr == ""
@@ -119,7 +144,7 @@ def test_bad_pairs_set_aside_end_with_2(tiny_pairs: Path, tmp_path: Path) -> Non
     bad = next((tmp_path / "in" / "train_c" / "source").iterdir())
     bad.write_text("not a picture")
     arguments = ["preprocess", "--dataset", "dpdd", "--source", str(tmp_path / "in")]
-    done = era(*arguments, "--dest", str(tmp_path / "out"), "--skip-bad", "--json")
+    done = era_here(*arguments, "--dest", str(tmp_path / "out"), "--skip-bad", "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["skipped"] == 1
     assert bad.name in done.stderr
@@ -127,7 +152,7 @@ def test_bad_pairs_set_aside_end_with_2(tiny_pairs: Path, tmp_path: Path) -> Non
 
 
 def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A line of shell; ``$ERA`` is the command."""
+    """A line of shell; ``$ERA`` is the command, ``$SAY`` one with a verb that only prints."""
     return subprocess.run(
         ["bash", "-c", line],
         capture_output=True,
@@ -137,6 +162,7 @@ def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedPr
         env={
             **os.environ,
             "ERA": f"{sys.executable} -m pipeline",
+            "SAY": f"{sys.executable} say.py say",
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             **environment,
         },
@@ -148,24 +174,28 @@ def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedPr
 @pytest.mark.parametrize(
     ("line", "code", "message"),
     [
-        ("$ERA runs list {runs} --json >/dev/full", 2, "standard output: no space left on device"),
+        ("$SAY --json >/dev/full", 2, "standard output: no space left on device"),
         ("$ERA --help >/dev/full", 2, "standard output: no space left on device"),
-        ("$ERA runs list {runs} >&-", 2, "standard output: bad file descriptor"),
-        (
-            "(sleep 1; $ERA runs list {runs}; echo $? >rc) | true; exit $(cat rc)",
-            141,
-            "reader",
-        ),
+        ("$SAY >&-", 2, "standard output: bad file descriptor"),
+        ("(sleep 1; $SAY; echo $? >rc) | true; exit $(cat rc)", 141, "reader"),
         ("(sleep 1; $ERA --help; echo $? >rc) | true; exit $(cat rc)", 141, "reader"),
-        ("$ERA runs list {runs} 2>&-", 0, ""),
-        ("$ERA runs list {runs} 2>/dev/full", 0, ""),
-        ("$ERA runs list {runs}/missing 2>&-", 2, ""),
+        ("$ERA runs list runs 2>&-", 0, ""),
+        ("$SAY 2>/dev/full", 0, ""),
+        ("$ERA verify missing 2>&-", 2, ""),
     ],
 )
 def test_output_that_is_full_or_gone_is_told_by_the_exit_code(
     line: str, code: int, message: str, tmp_path: Path, small_runs: Path
 ) -> None:
-    done = shell(line.format(runs=small_runs), tmp_path)
+    (tmp_path / "say.py").write_text(
+        "from pipeline.cli import app, main\n"
+        "from pipeline.cli.common import JsonFlag, run_verb, show_summary\n"
+        "def say(json: JsonFlag = False):\n"
+        "    run_verb(lambda: {'name': '[red]x'}, show_summary, json)\n"
+        "app.command()(say)\n"
+        "main()\n"
+    )
+    done = shell(line, tmp_path)
     assert done.returncode == code, done.stderr
     assert len(done.stderr.splitlines()) == (1 if message else 0), done.stderr
     assert message in done.stderr
