@@ -104,7 +104,9 @@ def anchors(page: Path) -> set[str]:
 def test_index_lists_every_page_and_the_front_page_is_short() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
     for page in (ROOT / "docs").glob("*.md"):
-        assert page.name == "README.md" or f"]({page.name})" in index, page.name
+        assert page.name == "README.md" or f"]({page.name})" in index, (
+            f"add {page.name} to docs/README.md"
+        )
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 90
     assert max(map(len, lines)) <= 120

@@ -65,7 +65,10 @@ def rows(run_url: str) -> list[dict[str, Any]]:
 
 
 def mirrored(run_url: str) -> list[dict[str, Any]]:
-    """Every row in W&B's offline files, in order of the attempts, W&B's own columns left out."""
+    """Every row in W&B's offline files, in order of the attempts, W&B's own columns left out.
+
+    wandb writes them itself, in the version that pyproject.toml pins; it has no reader for Python.
+    """
     found: list[dict[str, Any]] = []
     for name in offline_runs(run_url, run_id(run_url)):
         url = storage.join(run_url, "wandb", name, f"run-{run_id(run_url)}.wandb")
