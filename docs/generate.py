@@ -47,7 +47,7 @@ output ([json.md](json.md)); logs and progress go to standard error.
 | exit code | meaning |
 |---|---|
 | 0 | done; also a run that was finished before, and a sweep with failed trials set aside |
-| 1 | an error of the program or of a service it needs |
+| 1 | an error of the program (one line that names a report file) or of a service it needs |
 | 2 | an error in the input; also `restore` and `preprocess` that finished all other inputs |
 | 130, 143 | stopped by Ctrl-C or SIGTERM; the same command continues |
 
