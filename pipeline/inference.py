@@ -1,14 +1,15 @@
-"""Restoring one photograph of any size: whole where it fits, else in blended tiles.
+"""Restoring one photograph of any size: as a whole where it fits, else in blended tiles.
 
-The blur is estimated once on the whole photograph, so that tiles agree about it. Memory beyond the
-photograph itself is bounded by the tile. A large photograph is laid into a mirrored frame first, of
-which the network knows that it is none of the photograph: FFTs close far from the border then,
-whole or in tiles.
+The blur is estimated on the whole photograph, so that tiles agree about it; beyond a size, the
+estimate is made in overlapping parts. Memory beyond the photograph and its result is bounded by the
+tile. A large photograph gets a mirrored frame first, which the network knows to be no part of the
+photograph: its FFTs then wrap around far from the border, as a whole or in tiles.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,15 +20,21 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from era import ErA, ErAConfig, Estimate
+from era.estimator import STRIDE
 from pipeline.errors import UserError
 from pipeline.images import from_float, to_float
 
 Image = np.ndarray[Any, Any]
-MAX_PIXELS = 2 * 1024 * 1024  # more is cut into tiles
+MAX_PIXELS = 2 * 1024 * 1024  # larger photographs are cut into tiles
+ESTIMATE_BYTES = (
+    110  # per pixel, of estimating the blur; 107 and 109 measured at 4 and 9 megapixels
+)
+ESTIMATE_MARGIN = 256  # pixels around a part, more than the estimate of a place looks around
 GRID = 16  # pixels; the strides of every size of network divide it
 OVERLAP = 128  # pixels, blended; more than the priors look around
 FRAME = 32  # pixels around a large photograph, at least
-FRAMED_FROM = 512 * 512  # pixels; below, the frame would cost more than the photograph
+NOTHING = np.zeros((0, 0, 0), np.float32)
+FRAMED_FROM = 512 * 512  # pixels; on smaller ones the frame would cost more than the photograph
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,10 @@ class Restoration:
 
     Attributes:
         restored: (H, W, 3) of the input's type.
-        restored_float: (H, W, 3) float32 in [0, 1], not requantised.
+        restored_float: (H, W, 3) float32 in [0, 1], before rounding; empty if not asked for.
         kernels: (K, k, k). coarse_radius: (H/4, W/4), pixels.
         weights: (K, H, W), summing to 1. radius: (H, W), pixels. error: E (H, W, 3). These three
-            are empty unless maps were asked for.
+            are empty unless maps are asked for.
     """
 
     restored: Image
@@ -57,42 +64,51 @@ def restore_array(
     blur: Image,
     *,
     max_pixels: int = MAX_PIXELS,
+    estimate_pixels: int = sys.maxsize,
     maps: bool = True,
+    floats: bool = True,
     device: str = "cpu",
 ) -> Restoration:
-    """Restore a photograph (H, W, 3), uint8 or uint16, with a model in eval mode."""
+    """Restore a photograph with a model in eval mode.
+
+    Args:
+        blur: (H, W, 3), uint8 or uint16.
+        max_pixels: larger photographs are cut into tiles of about so many pixels.
+        estimate_pixels: on larger ones the blur is estimated in parts of so many pixels.
+        maps, floats: what the result holds beside the restored pixels.
+    """
     height, width = blur.shape[:2]
-    estimate = model.estimate(_tensor(blur, device))
-    # Two kernels wide, on the grid: what lies beyond changes the photograph no more.
+    estimate = _estimate(model, blur, estimate_pixels, device)
+    # Two kernels wide, on the grid: what lies further out does not change the photograph.
     frame = max(FRAME, -(-2 * model.config.kernel_size // GRID) * GRID)
     frame = frame if height * width >= FRAMED_FROM else 0
     work = _Work(model, blur, estimate, frame, device)
+    result = _Result.empty(blur, maps, floats)
     if height * width <= max_pixels:
-        restored, error = work.whole()
+        result.put(0, *work.whole())
     else:
-        restored, error = work.tiled(max_pixels, maps)
-    nothing = np.zeros((0, 0, 0), np.float32)
+        work.tiled(max_pixels, result)
     weights = estimate.weights(0, 0, height, width) if maps else None
     return Restoration(
-        restored=from_float(restored, blur.dtype),
-        restored_float=restored,
+        restored=result.restored,
+        restored_float=result.floats,
         kernels=_array(estimate.kernels[0]),
         coarse_radius=_array(model.radius(estimate.coarse)[0, 0]),
-        weights=nothing if weights is None else _array(weights[0]),
-        radius=nothing if weights is None else _array(model.radius(weights)[0, 0]),
-        error=error if maps else nothing,
+        weights=NOTHING if weights is None else _array(weights[0]),
+        radius=NOTHING if weights is None else _array(model.radius(weights)[0, 0]),
+        error=result.error,
     )
 
 
 def pixels_for(config: ErAConfig, memory_gb: float) -> int:
-    """The largest number of pixels that the network may work on at once in so much memory.
+    """The largest number of pixels that the network can work on at once in `memory_gb`.
 
-    Counted are copies of the weights and spectra for each kernel, features of the prior's finest
-    level, and the solver's own: 808 bytes per pixel for size tiny, whose peaks were 690 and 630 at
-    1 and 1.6 megapixels.
+    Counts the copies of the weights and spectra for each kernel, the features of the prior's finest
+    level, and those of the solver: 808 bytes per pixel for size tiny, whose measured peaks are 690
+    and 630 at 1 and 1.6 megapixels.
 
     Raises:
-        UserError: for a memory that is no positive number.
+        UserError: unless the memory is a positive number.
     """
     if not 0 < memory_gb < math.inf:
         raise UserError(f"--memory {memory_gb}: expected a number of GB above 0")
@@ -100,9 +116,42 @@ def pixels_for(config: ErAConfig, memory_gb: float) -> int:
     return max((2 * OVERLAP) ** 2, int(memory_gb * 1e9 / per_pixel))
 
 
+def _estimate(model: ErA, blur: Image, max_pixels: int, device: str) -> Estimate:
+    """The blur of the whole photograph, estimated in overlapping parts where it is larger.
+
+    The maps are local and are put together from the parts; the kernels, which are averages over the
+    image, are averaged over the parts, each by how much of the part uses it.
+    """
+    height, width = blur.shape[:2]
+    if height * width <= max_pixels:
+        return model.estimate(_tensor(blur, device))
+    side = max(256, (math.isqrt(max_pixels) - 2 * ESTIMATE_MARGIN) // GRID * GRID)
+    rows, kernels, uses = [], [], []
+    for top in range(0, height, side):
+        row = []
+        for left in range(0, width, side):
+            part = model.estimate(_tensor(_around(blur, top, left, side), device))
+            y, x = (min(n, ESTIMATE_MARGIN) // STRIDE for n in (top, left))
+            core = (..., slice(y, y + side // STRIDE), slice(x, x + side // STRIDE))
+            row.append((part.coarse[core], part.coarse_confidence[core]))
+            kernels.append(part.kernels)
+            uses.append(row[-1][0].sum(dim=(-2, -1)))
+        rows.append([torch.cat(maps, dim=-1) for maps in zip(*row, strict=True)])
+    coarse, confidence = (torch.cat(maps, dim=-2) for maps in zip(*rows, strict=True))
+    share = torch.stack(uses) + 1e-6
+    mean = (torch.stack(kernels) * (share / share.sum(dim=0))[..., None, None]).sum(dim=0)
+    return Estimate(mean, coarse, confidence)
+
+
+def _around(blur: Image, top: int, left: int, side: int) -> Image:
+    margin = ESTIMATE_MARGIN
+    rows = slice(max(0, top - margin), top + side + margin)
+    return blur[rows, max(0, left - margin) : left + side + margin]
+
+
 @dataclass(frozen=True)
 class _Span:
-    """A stretch of a line of `length` pixels; it may begin before the line and end after it."""
+    """A range of pixels of a line of `length`; it may begin before the line and end after it."""
 
     start: int
     end: int
@@ -110,33 +159,56 @@ class _Span:
 
     @property
     def size(self) -> int:
-        """Pixels, those outside included."""
+        """Number of pixels, including those outside the line."""
         return self.end - self.start
 
     @property
     def within(self) -> slice:
-        """Its part of the line."""
+        """The part that is within the line."""
         return slice(max(0, self.start), min(self.length, self.end))
 
     @property
     def own(self) -> slice:
-        """The same part, counted from its own start."""
+        """That part, counted from the start of the range."""
         return slice(self.within.start - self.start, self.within.stop - self.start)
 
     @property
     def outside(self) -> tuple[int, int]:
-        """Pixels before and after the line."""
+        """Number of pixels before and after the line."""
         return self.own.start, self.size - self.own.stop
 
     def mirrored(self) -> Image:
-        """Indices of its pixels, the line mirrored over its ends."""
+        """Indices of its pixels, with the line mirrored at its ends."""
         position = np.arange(self.start, self.end) % (2 * self.length)
         return np.minimum(position, 2 * self.length - 1 - position)
 
 
 @dataclass(frozen=True)
+class _Result:
+    """What is kept of a restored photograph; filled from top to bottom."""
+
+    restored: Image
+    floats: Image
+    error: Image
+
+    @classmethod
+    def empty(cls, blur: Image, maps: bool, floats: bool) -> _Result:
+        kept = (np.empty(blur.shape, np.float32) if asked else NOTHING for asked in (floats, maps))
+        return cls(np.empty_like(blur), *kept)
+
+    def put(self, top: int, restored: Image, error: Image) -> None:
+        """Keep finished rows (h, W, 3), float32 in [0, 1], and their E."""
+        place = slice(top, top + len(restored))
+        self.restored[place] = from_float(restored, self.restored.dtype)
+        if self.floats.size:
+            self.floats[place] = restored
+        if self.error.size:
+            self.error[place] = error
+
+
+@dataclass(frozen=True)
 class _Work:
-    """A photograph, its blur and the width of its frame."""
+    """A photograph, its estimated blur and the width of its frame."""
 
     model: ErA
     blur: Image
@@ -145,33 +217,36 @@ class _Work:
     device: str
 
     def whole(self) -> tuple[Image, Image]:
-        """The restored photograph and its E, at once."""
+        """The restored photograph and its E, in one piece."""
         rows, columns = (_Span(-self.frame, n + self.frame, n) for n in self.blur.shape[:2])
         return self._part(rows, columns)
 
-    def tiled(self, max_pixels: int, maps: bool) -> tuple[Image, Image]:
-        """The same in tiles, which are blended where they overlap."""
+    def tiled(self, max_pixels: int, result: _Result) -> None:
+        """The same in tiles, blended where they overlap; holds one row of tiles at a time."""
         height, width = self.blur.shape[:2]
-        restored = np.zeros(self.blur.shape, np.float32)
-        error = np.zeros(self.blur.shape if maps else (0, 0, 0), np.float32)
-        shares = np.zeros((height, width, 1), np.float32)
         side = max(2 * OVERLAP, math.isqrt(max_pixels))
-        for rows in _spans(height, self.frame, side):
+        lines = list(_spans(height, self.frame, side))
+        ends = [line.within.start for line in lines[1:]] + [height]
+        band = np.zeros((0, width, 7), np.float32)  # restored, E, share; each times the share
+        for rows, end in zip(lines, ends, strict=True):
+            top, bottom = rows.within.start, rows.within.stop
+            grown = np.zeros((bottom - top, width, 7), np.float32)
+            grown[: len(band)] = band
+            band = grown
             for columns in _spans(width, self.frame, side):
-                place = rows.within, columns.within
-                tiles = self._part(rows, columns)
+                place = band[:, columns.within]
+                restored, error = self._part(rows, columns)
                 share = (_window(rows)[:, None] * _window(columns))[..., None]
-                restored[place] += share * tiles[0]
-                shares[place] += share
-                if maps:
-                    error[place] += share * tiles[1]
-        np.divide(restored, shares, out=restored)
-        if maps:
-            np.divide(error, shares, out=error)
-        return restored, error
+                place[..., :3] += share * restored
+                place[..., 3:6] += share * error
+                place[..., 6:] += share
+            done = band[: end - top]
+            done[..., :6] /= done[..., 6:]
+            result.put(top, done[..., :3], done[..., 3:6])
+            band = band[end - top :]
 
     def _part(self, rows: _Span, columns: _Span) -> tuple[Image, Image]:
-        """Restore a place; returned is what of it lies in the photograph."""
+        """Restore a place of the framed photograph; returns the part within the photograph."""
         y, x = rows.within, columns.within
         size = y.stop - y.start, x.stop - x.start
         pad = (*columns.outside, *rows.outside)
@@ -196,7 +271,7 @@ def _spans(length: int, frame: int, side: int) -> Iterator[_Span]:
         yield _Span(-frame, length + frame, length)
         return
     count = -(-(total - OVERLAP) // (side - OVERLAP))
-    # No larger than so many must be: pixels that are worked on twice are the price of tiles.
+    # As small as this number of tiles allows: pixels in overlaps are computed twice.
     side = min(side, -(-(total + (count - 1) * OVERLAP) // count // GRID) * GRID + GRID)
     starts = [index * (total - side) // (count - 1) // GRID * GRID for index in range(count)]
     for index, start in enumerate(starts):
@@ -205,7 +280,7 @@ def _spans(length: int, frame: int, side: int) -> Iterator[_Span]:
 
 
 def _window(span: _Span) -> Image:
-    """A raised cosine over the overlap at both ends, 1 between, never 0; within the line."""
+    """A raised cosine over the overlap at both ends, 1 in between, never 0; within the line."""
     ramp = np.arange(span.size, dtype=np.float32) + 0.5
     edge = np.minimum(ramp, ramp[::-1]) / OVERLAP
     window = 0.5 - 0.5 * np.cos(np.pi * np.minimum(edge, 1.0)) + 1e-4

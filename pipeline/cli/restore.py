@@ -20,19 +20,24 @@ def restore(
     ],
     out: Annotated[str, typer.Option(help="Folder for the restored photographs.")],
     checkpoint: Annotated[
-        str, typer.Option(help="A run (its best), a checkpoint, a bundle, or a shipped model.")
+        str,
+        typer.Option(
+            help="A run (its best checkpoint), a checkpoint, a bundle, or a shipped model."
+        ),
     ] = "tiny",
     working_scale: Annotated[
         float, typer.Option(help="Below 1 for blur beyond the model's range.")
     ] = 1.0,
-    memory: Annotated[float, typer.Option(help="GB for the network; decides the tiles.")] = 2.0,
+    memory: Annotated[
+        float, typer.Option(help="GB for a photograph and the network; decides the tiles.")
+    ] = 3.0,
     compare: Annotated[bool, typer.Option("--compare", help="Write NAME.compare.png too.")] = False,
     maps: Annotated[
         bool, typer.Option("--maps", help="Write the blur radius, weight and error maps too.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Restore photographs; each keeps its name, bit depth and metadata."""
+    """Restore photographs; each keeps its name, kind of file, bit depth, colours and metadata."""
 
     def work() -> dict[str, Any]:
         from pipeline.restore import restore as restore_all

@@ -1,25 +1,20 @@
-"""A user's photograph: pixels in, pixels out, and all that belongs to the file kept.
-
-Bit depth, channels, ICC profile, EXIF (with the orientation, which is not applied) and XMP survive.
-"""
+"""A user's photograph as the network takes it, and the way back into a file of the same kind."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.images import decode_any
-from pipeline.restore.tiff import count_pages, decode_tiff, encode_tiff
+from pipeline.images import codecs
+from pipeline.images.colour import Tone, tone_of
+from pipeline.images.kinds import SUFFIXES, WRITTEN
 
 Image = np.ndarray[Any, Any]
-QUALITY = 95  # of JPEG and WebP files
-TIFF = (".tif", ".tiff")
+# numpy's view of EXIF orientations 1 to 8: (transposed, rows reversed, columns reversed)
+TURNS = [(0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0), (1, 0, 0), (1, 0, 1), (1, 1, 1), (1, 1, 0)]
 
 
 @dataclass(frozen=True)
@@ -27,19 +22,22 @@ class Photo:
     """A decoded photograph.
 
     Attributes:
-        rgb: (H, W, 3), uint8 or uint16.
-        suffix: of the file, lower case, such as ``.png``.
-        grey: the file had one channel. alpha: (H, W) or None.
-        metadata: as the file's kind needs it back.
-        pages: pictures in the file, of which this is the first.
+        rgb: (H, W, 3), uint8 or uint16: numbers of sRGB's tone curve.
+        grey: whether the file has one channel. alpha: (H, W) or None.
+        tone: to and from the file's own numbers; None where they are sRGB's.
+        orientation: of EXIF, 1 to 8; not applied to `rgb`.
+        notes: what the restored file cannot keep, for the user.
+        source: the file's bytes; its name is for the messages.
     """
 
     rgb: Image
-    suffix: str
-    grey: bool = False
-    alpha: Image | None = None
-    metadata: Any = field(default=None, repr=False)
-    pages: int = 1
+    grey: bool
+    alpha: Image | None
+    tone: Tone | None
+    orientation: int
+    notes: list[str]
+    source: bytes = field(repr=False)
+    name: str
 
 
 def decode_photo(data: bytes, name: str) -> Photo:
@@ -48,15 +46,10 @@ def decode_photo(data: bytes, name: str) -> Photo:
     Raises:
         UserError: if it is damaged, or of a kind that cannot be restored.
     """
-    suffix = "." + name.lower().rpartition(".")[2]
-    with _explained(f"{name}: cannot be read"):
-        if suffix in TIFF:
-            image, metadata = decode_tiff(data, name)
-            pages = count_pages(data)
-        else:
-            image, metadata = decode_any(data, name), _metadata(data)
-            pages = _pages(data, name)
-    alpha = None
+    raster = codecs.decode(data, name)
+    image, alpha = raster.pixels, None
+    if image.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"{name}: pixels are {image.dtype}; 8 or 16 bits are supported")
     if image.ndim == 3 and image.shape[2] in (2, 4):
         image, alpha = image[..., :-1], np.ascontiguousarray(image[..., -1])
     grey = image.ndim == 2 or image.shape[2] == 1
@@ -64,75 +57,41 @@ def decode_photo(data: bytes, name: str) -> Photo:
         image = np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
     if image.shape[2] != 3:
         raise UserError(f"{name}: {image.shape[2]} colour channels; RGB or grey is supported")
-    return Photo(np.ascontiguousarray(image), suffix, grey, alpha, metadata, pages)
+    tone = tone_of(raster.icc, raster.transfer, grey, image.dtype)
+    rgb = np.ascontiguousarray(image) if tone is None else tone.to_srgb(image)
+    return Photo(rgb, grey, alpha, tone, raster.orientation, raster.notes, data, name)
 
 
 def encode_photo(photo: Photo, restored: Image) -> bytes:
-    """Encode restored pixels (H, W, 3), of the photograph's type, as the same kind of file."""
-    image = restored
-    if photo.grey:
-        mean = restored.astype(np.float32).mean(axis=2)
-        image = np.rint(mean).astype(restored.dtype)
-    if photo.alpha is not None:
-        image = np.dstack([image, photo.alpha])
-    with _explained("its restored form cannot be written"):
-        if photo.suffix in TIFF:
-            return encode_tiff(image, photo.metadata, photo.alpha is not None)
-        return _encode(photo, image)
-
-
-@contextmanager
-def _explained(message: str) -> Iterator[None]:
-    """Whatever a damaged file makes of a codec is the file's fault, and stops no other file."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(f"{message} ({reason})") from None
-
-
-def _pages(data: bytes, name: str) -> int:
-    """How many pictures a file holds (animations); CMYK is refused.
+    """Encode restored pixels (H, W, 3), of the type of `photo.rgb`, as the same kind of file.
 
     Raises:
-        UserError: for CMYK, whose profile would not fit the RGB that a decoder makes of it.
+        UserError: if the kind of file cannot hold them.
     """
-    from PIL import Image as Pillow
-
-    with Pillow.open(io.BytesIO(data)) as file:
-        if file.mode == "CMYK":
-            raise UserError(f"{name}: colours are CMYK; RGB or grey is supported")
-        return int(getattr(file, "n_frames", 1))
-
-
-def _metadata(data: bytes) -> Any:
-    """(types, blocks) as OpenCV writes them back."""
-    import cv2
-
-    _, types, blocks = cv2.imdecodeWithMetadata(
-        np.frombuffer(data, np.uint8), flags=cv2.IMREAD_UNCHANGED
-    )
-    return list(types), list(blocks)
+    image = restored if photo.tone is None else photo.tone.from_srgb(restored)
+    if photo.grey:
+        mean = image.astype(np.float32).mean(axis=2)
+        image = np.rint(mean).astype(image.dtype)
+    if photo.alpha is not None:
+        image = np.dstack([image, photo.alpha])
+    return codecs.encode(image, photo.source, photo.name)
 
 
-def _encode(photo: Photo, image: Image) -> bytes:
-    import cv2
+def output_name(name: str, data: bytes) -> tuple[str, str]:
+    """The restored file's name, and why it is another one than the photograph's, or ""."""
+    kind = codecs.true_kind(data, name)
+    written = kind if kind in WRITTEN else "PNG"
+    if name.lower().endswith(SUFFIXES[written]):
+        return name, ""
+    stem, dot, _ = name.rpartition(".")
+    renamed = (stem if dot and stem else name) + SUFFIXES[written][0]
+    reason = f"holds {kind}, whatever its suffix says; " if kind in WRITTEN else ""
+    return renamed, f"{reason}written as {renamed}"
 
-    orders = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
-    if image.ndim == 3 and image.shape[2] == 2:  # grey with alpha: PNG's writer wants RGBA
-        image = np.dstack([image[..., :1]] * 3 + [image[..., 1]])
-    bgr = cv2.cvtColor(image, orders[image.shape[2]]) if image.ndim == 3 else image
-    options = {
-        ".jpg": [cv2.IMWRITE_JPEG_QUALITY, QUALITY],
-        ".jpeg": [cv2.IMWRITE_JPEG_QUALITY, QUALITY],
-        ".webp": [cv2.IMWRITE_WEBP_QUALITY, QUALITY],
-    }
-    types, blocks = photo.metadata
-    done, data = cv2.imencodeWithMetadata(
-        photo.suffix, bgr, types, blocks, options.get(photo.suffix, [])
-    )
-    if not done:
-        raise UserError(f"cannot write {image.shape}, {image.dtype} as {photo.suffix}")
-    return bytes(data)
+
+def upright(image: Image, orientation: int) -> Image:
+    """An image (H, W, ...) as it is shown, its EXIF orientation applied."""
+    transposed, rows, columns = TURNS[orientation - 1]
+    if transposed:
+        image = image.swapaxes(0, 1)
+    return np.ascontiguousarray(image[:: -1 if rows else 1, :: -1 if columns else 1])

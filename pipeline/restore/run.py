@@ -1,13 +1,15 @@
-"""The verb: many photographs, each by itself; a bad one is reported and the others go on."""
+"""The verb: every photograph by itself; one that cannot be restored is reported, the rest goes on.
+
+All photographs are decoded once before the first one is restored, so that whatever can be refused
+is refused before the network runs.
+"""
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 import threading
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,12 +19,14 @@ from era.estimator import STRIDE
 from pipeline import storage
 from pipeline.checkpoint import LoadedModel, load_model, resolve, shipped_models
 from pipeline.errors import UserError
-from pipeline.images import IMAGE_SUFFIXES, encode_png, from_float, to_float
+from pipeline.images import codecs, encode_png, from_float, to_float
 from pipeline.inference import Restoration, pixels_for, restore_array
 from pipeline.parallel_map import parallel_map
 from pipeline.progress import track
 from pipeline.report import false_colours, tile
-from pipeline.restore.photo import Photo, decode_photo, encode_photo
+from pipeline.restore.inputs import beside_url, expand, outputs_of
+from pipeline.restore.memory import Plan, plan
+from pipeline.restore.photo import Photo, decode_photo, encode_photo, output_name, upright
 
 log = logging.getLogger("era")
 Image = np.ndarray[Any, Any]
@@ -37,9 +41,9 @@ class RestoreJob:
     """What restoring one photograph needs; can be pickled.
 
     Attributes:
-        checkpoint, input, output: URLs.
+        checkpoint, input, output: URLs; the output's is known once the input is checked.
         working_scale: in (0, 1]; the blur is removed at this scale.
-        max_pixels: larger photographs are cut into tiles.
+        memory_gb: about how much memory the photograph and the network may take.
         compare, maps: write these pictures too.
     """
 
@@ -47,7 +51,7 @@ class RestoreJob:
     input: str
     output: str
     working_scale: float
-    max_pixels: int
+    memory_gb: float
     compare: bool
     maps: bool
 
@@ -68,7 +72,8 @@ def restore(
         out: URL of a folder; never the inputs' own.
         checkpoint: see `pipeline.checkpoint.resolve`.
         working_scale: less than 1 for blur beyond the range that the model knows.
-        memory_gb: about how much memory one photograph may take; decides the tiles.
+        memory_gb: about how much memory one photograph may take, beside the program's own half
+            GB; the network gets at most two thirds of it, which decides the tiles.
         compare: also write ``NAME.compare.png``, blurred beside restored.
         maps: also write ``NAME.radius.png``, ``NAME.weights.png`` and ``NAME.error.png``.
 
@@ -76,67 +81,123 @@ def restore(
         `restored`, `failed` (counts), `out`; `incomplete` if any failed.
 
     Raises:
-        UserError: if nothing can be done at all.
+        UserError: if no photograph can be restored.
     """
     if not 0 < working_scale <= 1:
         raise UserError(f"--working-scale {working_scale}: expected a number above 0, at most 1")
-    files, problems = _expand(inputs)
+    files, problems = expand(inputs)
     out = storage.absolute(out)
-    outputs = _outputs(files, out, (*COMPARE * compare, *MAPS * maps))
+    beside = (*COMPARE * compare, *MAPS * maps)
+    outputs_of(files, [storage.name_of(file) for file in files], out, beside)
     storage.check_writable(out)
     loaded = _open(_checkpoint(checkpoint))
+    pixels_for(loaded.config, memory_gb)  # refuses what is no memory
     log.info("%s knows blur radii from 0 to %g pixels", loaded.url, loaded.config.radius_max)
-    pixels = pixels_for(loaded.config, memory_gb)
-    base = RestoreJob(loaded.url, "", "", working_scale, pixels, compare, maps)
-    jobs = [replace(base, input=i, output=o) for i, o in zip(files, outputs, strict=True)]
+    base = RestoreJob(loaded.url, "", "", working_scale, memory_gb, compare, maps)
+    for problem in problems:
+        log.warning("failed: %s", problem)
+    jobs, names = [], []
+    for job, done in _each(_check_one, [replace(base, input=file) for file in files], "check"):
+        problems += [done.problem] if done.problem else []
+        if not done.problem:
+            jobs.append(job)
+            names.append(done.name)
+    outputs = outputs_of([job.input for job in jobs], names, out, beside)
+    jobs = [replace(job, output=output) for job, output in zip(jobs, outputs, strict=True)]
     restored = 0
-    # One at a time where there is no cluster: memory is for one photograph.
-    for _, done in track(parallel_map(_restore_one, jobs, workers=1), len(jobs), "restore"):
+    for _, done in _each(_restore_one, jobs, "restore"):
         restored += not done.problem
         problems += [done.problem] if done.problem else []
-        if done.warning:
-            log.warning("%s", done.warning)
     if not restored:
         rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{rest}")
-    for problem in problems:
-        log.warning("failed: %s", problem)
     summary = {"restored": restored, "failed": len(problems), "out": out}
     return {**summary, "incomplete": bool(problems)}
 
 
 @dataclass(frozen=True)
 class _Done:
+    """What came of a photograph: a problem, or warnings and the name that it is written under."""
+
     problem: str = ""
-    warning: str = ""
+    warnings: list[str] = field(default_factory=list)
+    name: str = ""
+
+
+def _each(work: Any, jobs: list[RestoreJob], what: str) -> Iterator[tuple[RestoreJob, _Done]]:
+    """Do the work for every job and log what it says; results in the order of the jobs."""
+    found: list[_Done] = [_Done()] * len(jobs)
+    # One at a time where there is no cluster: memory is for one photograph.
+    for index, done in track(parallel_map(work, jobs, workers=1), len(jobs), what):
+        found[index] = done
+        for line in done.warnings:
+            log.warning("%s: %s", jobs[index].input, line)
+        if done.problem:
+            log.warning("failed: %s", done.problem)
+    yield from zip(jobs, found, strict=True)
+
+
+def _check_one(job: RestoreJob) -> _Done:
+    """Decode a photograph and see whether it fits into memory; nothing is written."""
+    try:
+        data, _ = _read(job)
+        photo = decode_photo(data, storage.name_of(job.input))
+        name, renamed = output_name(photo.name, data)
+    except (UserError, MemoryError) as error:
+        return _Done(problem=_problem(job, error))
+    return _Done(warnings=[*photo.notes, *([renamed] if renamed else [])], name=name)
 
 
 def _restore_one(job: RestoreJob) -> _Done:
     try:
-        name = storage.name_of(job.input)
-        photo = decode_photo(storage.read_bytes(job.input), name)
-        result, warning = _restored(job, photo)
+        data, space = _read(job)
+        photo = decode_photo(data, storage.name_of(job.input))
+        result, warning = _restored(job, photo, space)
         storage.write_bytes(job.output, encode_photo(photo, result.restored))
         for ending, image in _pictures(job, photo, result):
-            storage.write_bytes(_beside(job.output, ending), encode_png(image))
-    except UserError as error:
-        return _Done(problem=str(error) if job.input in str(error) else f"{job.input}: {error}")
-    if photo.pages > 1:
-        first = f"only the first of its {photo.pages} pictures is restored"
-        warning = f"{warning}; {first}" if warning else first
-    return _Done(warning=f"{job.input}: {warning}" if warning else "")
+            storage.write_bytes(beside_url(job.output, ending), encode_png(image))
+    except (UserError, MemoryError) as error:
+        return _Done(problem=_problem(job, error))
+    return _Done(warnings=[warning] if warning else [])
 
 
-def _restored(job: RestoreJob, photo: Photo) -> tuple[Restoration, str]:
+def _problem(job: RestoreJob, error: BaseException) -> str:
+    reason = "does not fit into this machine's memory" if isinstance(error, MemoryError) else error
+    return str(reason) if job.input in str(reason) else f"{job.input}: {reason}"
+
+
+def _read(job: RestoreJob) -> tuple[bytes, Plan]:
+    """A photograph's bytes, and how its memory is divided.
+
+    Raises:
+        UserError: if it does not fit, or its header is damaged.
+    """
+    config, name = _open(job.checkpoint).config, storage.name_of(job.input)
+    if storage.size(job.input) > job.memory_gb * 1e9:
+        raise UserError(f"{name}: the file alone is larger than --memory {job.memory_gb:g} GB")
+    data = storage.read_bytes(job.input)
+    size = codecs.size(data, name)
+    scaled = job.working_scale < 1
+    return data, plan(size, len(data), config, job.memory_gb, scaled, job.maps)
+
+
+def _restored(job: RestoreJob, photo: Photo, space: Plan) -> tuple[Restoration, str]:
     import cv2
 
     loaded = _open(job.checkpoint)
     size = photo.rgb.shape[1], photo.rgb.shape[0]
-    small = photo.rgb
-    if job.working_scale < 1:
+    small, scaled = photo.rgb, job.working_scale < 1
+    if scaled:
         reduced = tuple(max(16, round(side * job.working_scale)) for side in size)
         small = cv2.resize(photo.rgb, reduced, interpolation=cv2.INTER_AREA)
-    result = restore_array(loaded.model, small, max_pixels=job.max_pixels, maps=job.maps)
+    result = restore_array(
+        loaded.model,
+        small,
+        max_pixels=space.max_pixels,
+        estimate_pixels=space.estimate_pixels,
+        maps=job.maps,
+        floats=scaled,
+    )
     beyond = float((result.coarse_radius > BEYOND * loaded.config.radius_max).mean())
     warning = ""
     if beyond > BEYOND_SHARE:
@@ -144,31 +205,37 @@ def _restored(job: RestoreJob, photo: Photo) -> tuple[Restoration, str]:
             f"{beyond:.0%} of it seems blurred by about {loaded.config.radius_max:g} pixels or "
             f"more, the most that this model knows; try --working-scale {job.working_scale / 2:g}"
         )
-    if job.working_scale < 1:
-        # Only the correction is enlarged: what is sharp already stays as it is.
+    if scaled:
+        # Only the correction is enlarged: what is sharp already keeps its detail.
         correction = cv2.resize(result.restored_float - to_float(small), size)
         floats = to_float(photo.rgb) + correction
-        result = replace(
-            result, restored=from_float(floats, photo.rgb.dtype), restored_float=floats
-        )
+        result = replace(result, restored=from_float(floats, photo.rgb.dtype))
     return result, warning
 
 
-def _pictures(job: RestoreJob, photo: Photo, result: Restoration) -> list[tuple[str, Image]]:
-    pictures = []
+def _pictures(job: RestoreJob, photo: Photo, result: Restoration) -> Iterator[tuple[str, Image]]:
+    """The further pictures by their endings, upright as the photograph is shown."""
+    turn = photo.orientation
     if job.compare:
-        both = np.concatenate([to_float(photo.rgb), result.restored_float], axis=1)
-        pictures.append(("compare", from_float(both, np.uint8)))
+        both = [upright(_8_bits(image), turn) for image in (photo.rgb, result.restored)]
+        yield "compare", np.concatenate(both, axis=1)
     if job.maps:
-        pictures.append(("radius", false_colours(result.radius, None)))
-        pictures.append(("error", false_colours(np.abs(result.error).mean(axis=2), None)))
+        yield "radius", upright(false_colours(result.radius, None), turn)
+        yield "error", upright(false_colours(np.abs(result.error).mean(axis=2), None), turn)
         weights = result.weights[:, ::STRIDE, ::STRIDE]  # as they were estimated
-        pictures.append(("weights", from_float(tile(weights), np.uint8)))
-    return pictures
+        yield "weights", from_float(tile(np.stack([upright(w, turn) for w in weights])), np.uint8)
+
+
+def _8_bits(image: Image) -> Image:
+    return (
+        image
+        if image.dtype == np.uint8
+        else ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    )
 
 
 def _checkpoint(given: str) -> str:
-    """A URL, or the name of a shipped model, which each node has in a place of its own."""
+    """A URL, or the name of a shipped model, which every node finds in its own installation."""
     return given if given in shipped_models() else resolve(given).url
 
 
@@ -180,55 +247,3 @@ def _open(url: str) -> LoadedModel:
 @lru_cache(maxsize=1)
 def _loaded(url: str) -> LoadedModel:
     return load_model(url)
-
-
-def _expand(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The files that are meant, without duplicates; and what matches nothing."""
-    files: dict[str, None] = {}
-    problems = []
-    for given in inputs:
-        url = storage.absolute(given)
-        if storage.is_dir(url):
-            found = _images_in(url, "*")
-        elif any(mark in storage.name_of(url) for mark in "*?[") and not storage.exists(url):
-            folder, _, pattern = url.rpartition("/")
-            found = _images_in(folder, pattern)
-        else:
-            found = [url] if storage.exists(url) else []
-        if not found:
-            problems.append(f"{given}: no such photograph")
-        files |= dict.fromkeys(found)
-    if not files:
-        raise UserError(problems[0] if problems else "no input given")
-    return list(files), problems
-
-
-def _images_in(folder: str, pattern: str) -> list[str]:
-    names = fnmatch.filter(storage.list_names(folder), pattern)
-    return [storage.join(folder, n) for n in names if n.lower().endswith(IMAGE_SUFFIXES)]
-
-
-def _outputs(files: Sequence[str], out: str, beside: Sequence[str]) -> list[str]:
-    """Where each photograph goes; what would overwrite an input or another output is refused."""
-    names = [storage.name_of(file) for file in files]
-    outputs = [storage.join(out, name) for name in names]
-    for file, output in zip(files, outputs, strict=True):
-        if _same(file, output):
-            raise UserError(f"--out {out}: is the folder of {file}; inputs are never overwritten")
-    pictures = [_beside(output, ending) for output in outputs for ending in beside]
-    twice = [url for url, count in Counter([*outputs, *pictures]).items() if count > 1]
-    if twice:
-        name = storage.name_of(twice[0])
-        raise UserError(f"{name}: two inputs would be written there; restore them into two folders")
-    return outputs
-
-
-def _beside(output: str, ending: str) -> str:
-    return f"{output.rpartition('.')[0]}.{ending}.png"
-
-
-def _same(file: str, output: str) -> bool:
-    """Whether two URLs are one file, links included."""
-    if storage.is_local(file) and storage.is_local(output):
-        return storage.local_path(file).resolve() == storage.local_path(output).resolve()
-    return file == output

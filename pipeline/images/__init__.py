@@ -1,4 +1,4 @@
-"""Image files in and out: 8- and 16-bit RGB, nothing converted behind one's back."""
+"""Image files: decoded and encoded without a silent change of depth, colours or size."""
 
 from __future__ import annotations
 
@@ -8,16 +8,31 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.images.codecs import decode
+from pipeline.images.kinds import IMAGE_SUFFIXES, is_image_name
+from pipeline.images.png import encode_plain as encode_png
+from pipeline.images.raster import Image
 
-Image = np.ndarray[Any, Any]
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Image",
+    "decode_any",
+    "decode_image",
+    "encode_png",
+    "from_float",
+    "is_image_name",
+    "list_images",
+    "read_image",
+    "to_float",
+    "write_png",
+]
 
 
 def read_image(url: str) -> Image:
     """Read an RGB image: uint8 or uint16, (H, W, 3).
 
     Raises:
-        UserError: for a file that is missing, broken, no image, grey or with alpha.
+        UserError: for a file that is missing, damaged, not an image, grey or has alpha.
     """
     return decode_image(storage.read_bytes(url), url)
 
@@ -32,38 +47,16 @@ def decode_image(data: bytes, name: str) -> Image:
 
 
 def decode_any(data: bytes, name: str) -> Image:
-    """Decode an image of any channel count: (H, W), (H, W, 3) RGB or (H, W, 4) RGBA."""
-    import cv2
+    """Decode an image of any channel count, uint8 or uint16; the orientation is not applied.
 
-    flags = cv2.IMREAD_UNCHANGED
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    except cv2.error:
-        image = None
-    if image is None:
-        raise UserError(f"{name}: not an image that can be read (damaged, or another kind of file)")
-    if image.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"{name}: pixels are {image.dtype}; 8 or 16 bits per channel are supported")
-    if image.ndim == 3 and image.shape[2] == 3:
-        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    elif image.ndim == 3 and image.shape[2] == 4:
-        image = cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA)
-    return np.ascontiguousarray(image)
-
-
-def encode_png(image: Image) -> bytes:
-    """Encode a (H, W) or (H, W, 3) RGB image, uint8 or uint16, as PNG."""
-    import cv2
-
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    done, data = cv2.imencode(".png", bgr)
-    if not done:
-        raise ValueError(f"cannot encode an image of shape {image.shape}, {image.dtype}")
-    return bytes(data)
+    Returns:
+        (H, W) grey, (H, W, 2) with alpha, (H, W, 3) RGB or (H, W, 4) RGBA.
+    """
+    return np.ascontiguousarray(decode(data, name).pixels)
 
 
 def write_png(url: str, image: Image) -> None:
-    """Write a (H, W) or (H, W, 3) RGB image, uint8 or uint16, whole."""
+    """Write a (H, W) or (H, W, 3) RGB image, uint8 or uint16."""
     storage.write_bytes(url, encode_png(image))
 
 
@@ -89,7 +82,7 @@ def list_images(url: str) -> list[str]:
     """
     if not storage.is_dir(url):
         raise UserError(f"{url}: no such folder")
-    names = [n for n in storage.list_names(url) if n.lower().endswith(IMAGE_SUFFIXES)]
+    names = [name for name in storage.list_names(url) if is_image_name(name)]
     if not names:
         raise UserError(f"{url}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
     return [storage.join(url, name) for name in names]

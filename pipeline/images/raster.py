@@ -1,0 +1,53 @@
+"""The pixels of a picture file as they are stored, and what else has to be known about them."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Image = np.ndarray[Any, Any]
+
+
+class Size(NamedTuple):
+    """What a header says of a picture, before its pixels are decoded."""
+
+    height: int
+    width: int
+    channels: int
+    bytes_each: int
+
+    @property
+    def bytes(self) -> int:
+        """Of the decoded pixels."""
+        return self.height * self.width * self.channels * self.bytes_each
+
+
+@dataclass(frozen=True)
+class Raster:
+    """A decoded picture.
+
+    Attributes:
+        pixels: uint8 or uint16; (H, W), (H, W, 2) with alpha, (H, W, 3) RGB, (H, W, 4) RGBA. The
+            orientation is not applied.
+        orientation: of EXIF, 1 to 8.
+        icc: the ICC profile, or b"".
+        transfer: without a profile, the exponent that gives linear light; None means sRGB.
+        notes: what is changed or dropped when the picture is written again, for the user.
+    """
+
+    pixels: Image
+    orientation: int = 1
+    icc: bytes = b""
+    transfer: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def open_with_pillow(data: bytes) -> Any:
+    """Pillow's view of a file; its limit on pixels gives way to the bound on memory."""
+    from PIL import Image as Pillow
+
+    Pillow.MAX_IMAGE_PIXELS = None
+    return Pillow.open(io.BytesIO(data))

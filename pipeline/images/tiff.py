@@ -1,0 +1,203 @@
+"""TIFF: tifffile's pixels in a new directory with the old one's own tags.
+
+Every tag that does not describe how the pixels are stored is copied byte for byte, and the EXIF and
+GPS directories with it; byte order, BigTIFF, bit depth and compression are those of the source.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.images import ifd
+from pipeline.images.raster import Image, Raster, Size
+
+# Tags of how pixels are stored: the new file's count, and the old one's are left out.
+STORAGE_TAGS = {254, 255, *range(256, 260), *range(262, 267), 273, *range(277, 282), 284, 288, 289}
+STORAGE_TAGS |= {292, 293, 317, 320, *range(322, 326), 330, *range(338, 342), 347}
+STORAGE_TAGS |= {*range(512, 522), *range(529, 533)}
+ICC, DNG_VERSION = 34675, 50706
+REDUCED, MASK = 1, 4  # bits of NewSubfileType
+OLD_JPEG, JPEG, UNCOMPRESSED = 6, 7, 1
+# Lossless compressions that are kept; anything else is written with zlib.
+COMPRESSIONS = {UNCOMPRESSED: None, 5: "lzw", 8: "zlib", 32773: "packbits", 32946: "zlib"}
+COMPRESSIONS |= {34925: "lzma", 50000: "zstd"}
+PREDICTOR = 317
+LUMA = (0.299, 0.587, 0.114)
+
+
+def size(data: bytes, name: str) -> Size:
+    """What the header of the photograph's page says."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = _photograph(list(file.pages))
+        deep = 2 if np.max(page.bitspersample) > 8 else 1
+        return Size(page.imagelength, page.imagewidth, page.samplesperpixel, deep)
+
+
+def decode(data: bytes, name: str) -> Raster:
+    """Decode the photograph of a TIFF file: the first page that is no reduced copy.
+
+    Raises:
+        UserError: if it is damaged, or of a kind that cannot be restored.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            pages = list(file.pages)
+            page: Any = _photograph(pages)
+            form = ifd.Form(file.byteorder, bool(file.is_bigtiff))
+            pixels, notes = _pixels(page, name)
+            directory = ifd.read_directory(data, form, page.offset)
+    except UserError:
+        raise
+    except Exception as error:  # tifffile and its codecs raise many kinds
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UserError(f"{name}: not a TIFF that can be read ({reason})") from None
+    full = [other for other in pages if not _subfile(other) & (REDUCED | MASK)]
+    if len(full) > 1:
+        count = len(full)
+        notes.append(f"only the first of its {count} pictures is restored; the others are dropped")
+    elif len(pages) > 1 or 330 in page.tags:
+        notes.append("its reduced copies (thumbnails) are dropped")
+    (orientation,) = ifd.integers(directory.get(ifd.ORIENTATION), form)[:1] or (1,)
+    icc = directory[ICC].value if ICC in directory else b""
+    return Raster(pixels, orientation if orientation in range(1, 9) else 1, bytes(icc), None, notes)
+
+
+def encode(pixels: Image, source: bytes) -> bytes:
+    """Encode pixels with all that belongs to the source file."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(source)) as file:
+        page: Any = _photograph(list(file.pages))
+        form = ifd.Form(file.byteorder, bool(file.is_bigtiff))
+        old = ifd.read_directory(source, form, page.offset)
+        compression = COMPRESSIONS.get(int(page.compression), "zlib")
+        options: dict[str, Any] = {"compression": compression, "byteorder": form.order}
+        options["photometric"] = _photometric(page) if _is_grey(page) else "rgb"
+        if compression and int(page.predictor) == 2:
+            options["predictor"] = 2
+        if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
+            extra = [tifffile.EXTRASAMPLE(one).name.lower() for one in page.extrasamples]
+            options["extrasamples"] = extra[:1] or ["unassalpha"]
+    stream = io.BytesIO()
+    options["planarconfig"] = "contig" if pixels.ndim == 3 else None
+    if options["photometric"] == "miniswhite":
+        pixels = _inverted(pixels)
+    tifffile.imwrite(stream, pixels, bigtiff=form.big, metadata=None, software=False, **options)
+    out = bytearray(stream.getvalue())
+    (place,) = struct.unpack_from(form.offset, out, form.inline)
+    new = ifd.read_directory(bytes(out), form, place)
+    merged = {code: tag for code, tag in old.items() if code not in STORAGE_TAGS}
+    merged |= {code: tag for code, tag in new.items() if code in STORAGE_TAGS}
+    first = ifd.append_directory(out, form, merged)
+    struct.pack_into(form.offset, out, form.inline, first)
+    return bytes(out)
+
+
+def is_dng(data: bytes) -> bool:
+    """Whether a TIFF file is a raw photograph in Adobe's format."""
+    try:
+        return DNG_VERSION in ifd.first_directory(data)
+    except (ValueError, struct.error):
+        return False
+
+
+def _subfile(page: Any) -> int:
+    return int(getattr(page, "subfiletype", 0) or 0)
+
+
+def _photograph(pages: list[Any]) -> Any:
+    """The first page that is no reduced copy and no mask; else the largest."""
+    full = [page for page in pages if not _subfile(page) & (REDUCED | MASK)]
+    if full:
+        return getattr(full[0], "aspage", lambda: full[0])()
+    return max(pages, key=lambda page: page.imagewidth * page.imagelength)
+
+
+def _photometric(page: Any) -> str:
+    import tifffile
+
+    return str(tifffile.PHOTOMETRIC(page.photometric).name).lower()
+
+
+def _is_grey(page: Any) -> bool:
+    return _photometric(page) in ("minisblack", "miniswhite")
+
+
+def _inverted(grey: Image) -> Image:
+    """White is zero <-> black is zero; alpha stays."""
+    most = np.iinfo(grey.dtype).max
+    return most - grey if grey.ndim == 2 else np.dstack([most - grey[..., 0], grey[..., 1:]])
+
+
+def _pixels(page: Any, name: str) -> tuple[Image, list[str]]:
+    """A page's pixels at full scale, and what is said about them.
+
+    Raises:
+        UserError: for pixels or colours that are not supported.
+    """
+    colours, bits, notes = _photometric(page), page.bitspersample, []
+    if isinstance(bits, tuple):
+        bits = bits[0] if len({*bits}) == 1 else 0
+    whole = int(page.sampleformat) == 1 if not isinstance(page.sampleformat, tuple) else False
+    if not whole or not 8 <= bits <= 16:
+        what = f"{bits}-bit" if whole else "floating-point or signed"
+        raise UserError(f"{name}: pixels are {what}; 8 to 16 bits per channel are supported")
+    if colours not in ("rgb", "minisblack", "miniswhite", "ycbcr"):
+        raise UserError(f"{name}: colours are {colours}; RGB or grey is supported")
+    pixels = page.asarray()
+    if int(page.planarconfig) == 2 and pixels.ndim == 3 and page.samplesperpixel > 1:
+        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3):
+        raise UserError(f"{name}: {pixels.dtype} of shape {pixels.shape} is not supported")
+    pixels = np.ascontiguousarray(pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
+    if bits not in (8, 16):
+        pixels = _full_scale(pixels, bits)
+        notes.append(f"its {bits} bits per channel are written as 16")
+    if colours == "miniswhite":
+        pixels = _inverted(pixels)
+    if colours == "ycbcr":
+        if int(page.compression) not in (OLD_JPEG, JPEG):  # whose codecs give RGB
+            pixels = _rgb_of_ycbcr(pixels, page, name)
+        notes.append("its colours are YCbCr; it is written as RGB")
+    return pixels, notes
+
+
+def _full_scale(pixels: Image, bits: int) -> Image:
+    """Values from 0 to 2^bits - 1 spread over 16 bits."""
+    most = 2**bits - 1
+    return ((pixels.astype(np.uint32) * 65535 + most // 2) // most).astype(np.uint16)
+
+
+def _rgb_of_ycbcr(pixels: Image, page: Any, name: str) -> Image:
+    """TIFF 6.0, section 21; full range where ReferenceBlackWhite is missing."""
+    subsampling = tuple(page.subsampling or (1, 1))
+    if subsampling != (1, 1) or pixels.dtype != np.uint8 or pixels.shape[-1] != 3:
+        raise UserError(f"{name}: YCbCr with subsampled colours is supported in JPEG only")
+    red, green, blue = _rationals(page, 529) or LUMA
+    black_white = np.asarray(_rationals(page, 532) or (0, 255, 128, 255, 128, 255), np.float32)
+    low, high = black_white[::2], black_white[1::2]
+    y, cb, cr = np.moveaxis(
+        (pixels - low) * np.array([255, 127, 127], np.float32) / (high - low), -1, 0
+    )
+    r, b = y + cr * (2 - 2 * red), y + cb * (2 - 2 * blue)
+    rgb = np.stack([r, (y - red * r - blue * b) / green, b], axis=-1)
+    return np.rint(np.clip(rgb, 0, 255)).astype(np.uint8)
+
+
+def _rationals(page: Any, code: int) -> tuple[float, ...]:
+    """A tag of fractions, which tifffile gives as numerators and denominators in turn."""
+    if code not in page.tags:
+        return ()
+    values = [float(value) for value in page.tags[code].value]
+    if page.tags[code].dtype in (5, 10):
+        values = [n / d for n, d in zip(values[::2], values[1::2], strict=True)]
+    return tuple(values)

@@ -1,0 +1,94 @@
+"""Which photographs are meant, and where each one goes."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.images.kinds import PHOTO_SUFFIXES, is_image_name
+
+
+def expand(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files that are meant, without duplicates; and what matches nothing or is no file.
+
+    Raises:
+        UserError: if no file is left.
+    """
+    files: dict[str, None] = {}
+    problems = []
+    for given in inputs:
+        url = _absolute(given)
+        if storage.is_dir(url):
+            found = _images_in(url, "*")
+        elif any(mark in storage.name_of(url) for mark in "*?[") and not storage.exists(url):
+            folder, _, pattern = url.rpartition("/")
+            found = _images_in(folder, pattern)
+        elif storage.exists(url) and not is_regular(url):
+            problems.append(f"{given}: is no regular file (a pipe or a device)")
+            continue
+        else:
+            found = [url] if storage.exists(url) else []
+        if not found:
+            problems.append(f"{given}: no such photograph")
+        files |= dict.fromkeys(found)
+    if not files:
+        raise UserError(problems[0] if problems else "no input given")
+    return list(files), problems
+
+
+def is_regular(url: str) -> bool:
+    """Whether a URL can be read to its end: pipes and devices are never opened."""
+    return not storage.is_local(url) or storage.local_path(url).is_file()
+
+
+def outputs_of(
+    files: Sequence[str], names: Sequence[str], out: str, beside: Sequence[str]
+) -> list[str]:
+    """The restored photographs' URLs.
+
+    Args:
+        names: of the restored files.
+        beside: endings of the further pictures that are written beside each one.
+
+    Raises:
+        UserError: for what would overwrite an input or another output.
+    """
+    outputs = [storage.join(out, name) for name in names]
+    for file, output in zip(files, outputs, strict=True):
+        if _same(file, output):
+            raise UserError(f"--out {out}: is the folder of {file}; inputs are never overwritten")
+    pictures = [beside_url(output, ending) for output in outputs for ending in beside]
+    twice = [url for url, count in Counter([*outputs, *pictures]).items() if count > 1]
+    if twice:
+        name = storage.name_of(twice[0])
+        raise UserError(f"{name}: two inputs would be written there; restore them into two folders")
+    return outputs
+
+
+def beside_url(output: str, ending: str) -> str:
+    """The URL of a further picture: ``NAME.ENDING.png``."""
+    return f"{output.rpartition('.')[0]}.{ending}.png"
+
+
+def _absolute(given: str) -> str:
+    """The URL of an input; a file whose name begins with a tilde is no home folder."""
+    if given.startswith("~") and Path(given).exists():
+        return str(Path(given).absolute())
+    return storage.absolute(given)
+
+
+def _images_in(folder: str, pattern: str) -> list[str]:
+    names = fnmatch.filter(storage.list_names(folder), pattern)
+    urls = [storage.join(folder, name) for name in names if is_image_name(name, PHOTO_SUFFIXES)]
+    return [url for url in urls if is_regular(url)]
+
+
+def _same(file: str, output: str) -> bool:
+    """Whether two URLs are one file, links included."""
+    if storage.is_local(file) and storage.is_local(output):
+        return storage.local_path(file).resolve() == storage.local_path(output).resolve()
+    return file == output

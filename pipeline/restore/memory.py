@@ -1,0 +1,50 @@
+"""How much memory a photograph takes, from its header alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from era import ErAConfig
+from pipeline.errors import UserError
+from pipeline.images.raster import Size
+from pipeline.inference import ESTIMATE_BYTES, pixels_for
+
+NETWORK_SHARE = 2 / 3  # of the memory, at most, is the network's; the rest is the photograph's
+LEAST_NETWORK = 0.2e9  # bytes; smaller tiles would be mostly overlap
+COPIES = 3  # of the photograph: as decoded, as restored, as it is encoded
+SCALED_BYTES = 40  # per pixel, with a working scale: floats of photograph, correction and sum
+MAP_BYTES = 28  # per pixel, beside the weights: radius, E, and their pictures
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many pixels the network takes at once: to restore, and to estimate the blur."""
+
+    max_pixels: int
+    estimate_pixels: int
+
+
+def plan(
+    size: Size, file_bytes: int, config: ErAConfig, memory_gb: float, scaled: bool, maps: bool
+) -> Plan:
+    """Divide the memory between a photograph and the network.
+
+    Raises:
+        UserError: if the photograph does not fit.
+    """
+    pixels = size.height * size.width
+    per_pixel = SCALED_BYTES * scaled + (MAP_BYTES + 4 * config.kernels) * maps
+    rgb = pixels * 3 * size.bytes_each
+    own = file_bytes + COPIES * max(rgb, size.bytes) + pixels * per_pixel
+    own += pixels * 4 * (config.kernels + 1) // 16  # the coarse maps of the estimate
+    least = own + LEAST_NETWORK
+    if least > memory_gb * 1e9:
+        need = math.ceil(least / 1e8) / 10
+        raise UserError(
+            f"{pixels / 1e6:.0f} megapixels need about {need:g} GB, more than --memory "
+            f"{memory_gb:g}; give it --memory {math.ceil(need):d}"
+        )
+    network = min(memory_gb * NETWORK_SHARE, memory_gb - own / 1e9)
+    tile = pixels_for(config, network)
+    return Plan(tile, max(int(network * 1e9 / ESTIMATE_BYTES), 1))
