@@ -31,6 +31,8 @@ ESTIMATE_BYTES = (
 )
 ESTIMATE_MARGIN = 256  # pixels around a part, more than the estimate of a place looks around
 GRID = 16  # pixels; the strides of every size of network divide it
+BAND_BYTES = 20  # per pixel of a row of tiles, which are blended in place; 28 with maps
+ROWS = 128  # that are rounded at once
 OVERLAP = 128  # pixels, blended; more than the priors look around
 FRAME = 32  # pixels around a large photograph, at least
 NOTHING = np.zeros((0, 0, 0), np.float32)
@@ -198,8 +200,11 @@ class _Result:
 
     def put(self, top: int, restored: Image, error: Image) -> None:
         """Keep finished rows (h, W, 3), float32 in [0, 1], and their E."""
+        for start in range(0, len(restored), ROWS):  # rounding works on a copy
+            rows = restored[start : start + ROWS]
+            place = slice(top + start, top + start + len(rows))
+            self.restored[place] = from_float(rows, self.restored.dtype)
         place = slice(top, top + len(restored))
-        self.restored[place] = from_float(restored, self.restored.dtype)
         if self.floats.size:
             self.floats[place] = restored
         if self.error.size:
@@ -227,23 +232,25 @@ class _Work:
         side = max(2 * OVERLAP, math.isqrt(max_pixels))
         lines = list(_spans(height, self.frame, side))
         ends = [line.within.start for line in lines[1:]] + [height]
-        band = np.zeros((0, width, 7), np.float32)  # restored, E, share; each times the share
+        # Share, and times the share: restored and, where it is asked for, E.
+        band = np.zeros((0, width, 7 if result.error.size else 4), np.float32)
         for rows, end in zip(lines, ends, strict=True):
             top, bottom = rows.within.start, rows.within.stop
-            grown = np.zeros((bottom - top, width, 7), np.float32)
+            grown = np.zeros((bottom - top, *band.shape[1:]), np.float32)
             grown[: len(band)] = band
             band = grown
             for columns in _spans(width, self.frame, side):
                 place = band[:, columns.within]
                 restored, error = self._part(rows, columns)
                 share = (_window(rows)[:, None] * _window(columns))[..., None]
-                place[..., :3] += share * restored
-                place[..., 3:6] += share * error
-                place[..., 6:] += share
+                place[..., :1] += share
+                place[..., 1:4] += share * restored
+                if result.error.size:
+                    place[..., 4:] += share * error
             done = band[: end - top]
-            done[..., :6] /= done[..., 6:]
-            result.put(top, done[..., :3], done[..., 3:6])
-            band = band[end - top :]
+            done[..., 1:] /= done[..., :1]
+            result.put(top, done[..., 1:4], done[..., 4:])
+            band = band[end - top :].copy()  # a view would hold the finished rows too
 
     def _part(self, rows: _Span, columns: _Span) -> tuple[Image, Image]:
         """Restore a place of the framed photograph; returns the part within the photograph."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from era import ErAConfig
 from pipeline.errors import UserError
 from pipeline.images.raster import Size
-from pipeline.inference import ESTIMATE_BYTES, pixels_for
+from pipeline.inference import BAND_BYTES, ESTIMATE_BYTES, MAX_PIXELS, OVERLAP, pixels_for
 
 NETWORK_SHARE = 2 / 3  # of the memory, at most, is the network's; the rest is the photograph's
 LEAST_NETWORK = 0.2e9  # bytes; smaller tiles would be mostly overlap
@@ -38,13 +38,16 @@ def plan(
     rgb = pixels * 3 * size.bytes_each
     own = file_bytes + COPIES * max(rgb, size.bytes) + pixels * per_pixel
     own += pixels * 4 * (config.kernels + 1) // 16  # the coarse maps of the estimate
-    least = own + LEAST_NETWORK
+    row = 2 * OVERLAP * size.width * BAND_BYTES if pixels > MAX_PIXELS else 0
+    least = own + row + LEAST_NETWORK
     if least > memory_gb * 1e9:
         need = math.ceil(least / 1e8) / 10
         raise UserError(
             f"{pixels / 1e6:.0f} megapixels need about {need:g} GB, more than --memory "
             f"{memory_gb:g}; give it --memory {math.ceil(need):d}"
         )
-    network = min(memory_gb * NETWORK_SHARE, memory_gb - own / 1e9)
-    tile = pixels_for(config, network)
-    return Plan(tile, max(int(network * 1e9 / ESTIMATE_BYTES), 1))
+    left = memory_gb - own / 1e9
+    tile = pixels_for(config, min(memory_gb * NETWORK_SHARE, left))
+    row = BAND_BYTES * size.width * math.isqrt(tile) if pixels > tile else 0
+    network = min(memory_gb * NETWORK_SHARE, max(left - row / 1e9, LEAST_NETWORK / 1e9))
+    return Plan(pixels_for(config, network), max(int(network * 1e9 / ESTIMATE_BYTES), 1))

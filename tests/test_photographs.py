@@ -1,0 +1,677 @@
+"""Photographs as people have them: what a file was, its restored form is; read by Pillow."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import shutil
+import struct
+import subprocess
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image as Pillow
+from PIL import ImageCms, ImageOps, TiffImagePlugin
+
+from era import ErA, named_config
+from pipeline.errors import UserError
+from pipeline.images import codecs, decode_any, ifd
+from pipeline.images.colour import encode_srgb, tone_of
+from pipeline.images.png import chunk, profile_chunk, with_chunks
+from pipeline.images.raster import Size
+from pipeline.inference import restore_array
+from pipeline.restore import restore
+from pipeline.restore.inputs import expand
+from pipeline.restore.memory import plan
+from pipeline.restore.photo import decode_photo, encode_photo, output_name, upright
+
+FIELDS: dict[str, Any] = {
+    "stages": 2,
+    "kernels": 3,
+    "kernel_size": 7,
+    "radius_max": 3.0,
+    "prior_channels": (4, 8),
+    "error_channels": (4,),
+    "estimator_channels": (4,),
+}
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def picture(height: int = 48, width: int = 64) -> np.ndarray:
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x / 9) + np.cos(y / 5) / 4, np.cos((x + y) / 11), np.sin(y / 7 + x / 30)]
+    return (128 + 75 * np.stack(waves, axis=-1)).clip(5, 250).astype(np.uint8)
+
+
+def coded(kind: str, image: np.ndarray | None = None, mode: str = "RGB", **options: Any) -> bytes:
+    """A file by Pillow."""
+    stream = io.BytesIO()
+    Pillow.fromarray(picture() if image is None else image).convert(mode).save(
+        stream, kind, **options
+    )
+    return stream.getvalue()
+
+
+def tiff(*pages: np.ndarray, **options: Any) -> bytes:
+    """A TIFF file by tifffile; options are of the last page."""
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream, **options.pop("file", {})) as file:
+        for page in pages:
+            file.write(page, metadata=None, **{"photometric": "rgb", **options})
+    return stream.getvalue()
+
+
+def again(data: bytes, name: str) -> bytes:
+    """Decode a photograph and encode it again, without the network."""
+    photo = decode_photo(data, name)
+    return encode_photo(photo, photo.rgb)
+
+
+def with_tag(data: bytes, code: int, tag: ifd.Tag) -> bytes:
+    """A classic TIFF file with one more tag."""
+    out, form = bytearray(data), ifd.form_of(data)
+    place = ifd.append_directory(out, form, {**ifd.first_directory(data), code: tag})
+    struct.pack_into(form.offset, out, form.inline, place)
+    return bytes(out)
+
+
+def opened(data: bytes) -> Any:
+    return Pillow.open(io.BytesIO(data))
+
+
+def long_profile(size: int = 200_000) -> bytes:
+    profile = bytearray(SRGB) + bytes(n * 7 % 256 for n in range(size - len(SRGB)))
+    struct.pack_into(">I", profile, 0, size)
+    return bytes(profile)
+
+
+def curve_profile(gamma: float) -> bytes:
+    """A matrix profile of one gamma for all channels."""
+    curve = b"curv\0\0\0\0\0\0\0\1" + struct.pack(">H", round(gamma * 256)) + b"\0\0"
+    rows = b"".join(
+        struct.pack(">4sII", name, 168, len(curve)) for name in (b"rTRC", b"gTRC", b"bTRC")
+    )
+    return SRGB[:128] + struct.pack(">I", 3) + rows + curve
+
+
+# Metadata, byte for byte
+
+
+def exif_block() -> bytes:
+    values = Pillow.Exif()
+    values[274] = 6
+    values[271] = "Maker"
+    values.get_ifd(34665)[37500] = b"a maker's note" * 20
+    values.get_ifd(34665)[36867] = "2020:01:01 00:00:00"
+    values.get_ifd(34853)[1] = "N"
+    return values.tobytes()
+
+
+def test_a_jpeg_keeps_every_segment_of_its_own() -> None:
+    iptc = b"Photoshop 3.0\x008BIM\x04\x04\0\0\0\0\0\x0a\x1c\x02\x05\0\5title"
+    xmp = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
+    options = {"icc_profile": long_profile(), "exif": exif_block(), "dpi": (300, 300), "xmp": xmp}
+    source = coded("JPEG", comment=b"a comment", **options)
+    source = source[:2] + b"\xff\xed" + struct.pack(">H", len(iptc) + 2) + iptc + source[2:]
+    before, after = opened(source), opened(again(source, "a.jpg"))
+    for key in ("icc_profile", "exif", "dpi", "xmp", "comment", "photoshop", "jfif_unit"):
+        assert before.info[key] == after.info[key], key
+    assert after.getexif()[274] == 6
+    after.load()
+
+
+@pytest.mark.parametrize(("sampling", "factors"), [(0, (1, 1)), (1, (2, 1)), (2, (2, 2))])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_chroma_subsampling_and_progression_stay(
+    sampling: int, factors: tuple[int, int], progressive: bool
+) -> None:
+    source = coded("JPEG", subsampling=sampling, progressive=progressive)
+    after = opened(again(source, "a.jpg"))
+    assert after.layer[0][1:3] == factors
+    assert bool(after.info.get("progressive")) == progressive
+
+
+def test_rgb_and_grey_jpegs_stay_so() -> None:
+    rgb = again(coded("JPEG", keep_rgb=True), "a.jpg")
+    assert np.abs(np.asarray(opened(rgb)).astype(int) - picture()).mean() < 3
+    assert [layer[0] for layer in opened(rgb).layer] == [*b"RGB"]
+    assert opened(again(coded("JPEG", mode="L"), "a.jpg")).mode == "L"
+
+
+def test_a_png_keeps_what_its_numbers_mean() -> None:
+    chunks = {
+        b"gAMA": struct.pack(">I", 100000),
+        b"cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
+        b"cICP": bytes([12, 13, 0, 1]),
+        b"mDCV": bytes(24),
+        b"cLLI": bytes(8),
+        b"pHYs": struct.pack(">IIB", 11811, 11811, 1),
+        b"tEXt": b"Comment\0words",
+        b"sBIT": bytes([8, 8, 8]),
+        b"bKGD": bytes(6),
+    }
+    added = [chunk(kind, body) for kind, body in chunks.items()]
+    source = with_chunks(coded("PNG", exif=exif_block()), *added, chunk(b"iDOT", bytes(28)))
+    after = again(source, "a.png")
+    for one in added:
+        assert one in after
+    assert b"iDOT" not in after  # Apple's offsets into the old data
+    assert opened(after).info["exif"] == opened(source).info["exif"]
+    assert np.array_equal(np.asarray(opened(after)), picture())
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_webp_keeps_its_kind(lossless: bool, mode: str) -> None:
+    image = np.dstack([picture(), picture()[..., 0]]) if mode == "RGBA" else picture()
+    options = {"icc_profile": SRGB, "exif": exif_block(), "xmp": b"<x/>"}
+    source = coded("WEBP", image, mode, lossless=lossless, exact=True, **options)
+    after = again(source, "a.webp")
+    assert (b"VP8L" in after) == lossless
+    assert opened(after).mode == mode
+    for key in ("icc_profile", "exif", "xmp"):
+        assert opened(after).info[key] == opened(source).info[key]
+    if lossless:
+        assert np.array_equal(np.asarray(opened(after)), image)
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib", "packbits", "zstd"])
+def test_a_tiff_keeps_its_form_and_tags(big: bool, order: str, compression: str | None) -> None:
+    tags = [
+        (33723, "B", 12, b"\x1c\x02\x05\0\7a title", True),
+        (700, "B", 12, b"<x>words</x>", True),
+    ]
+    tags += [(50000, "H", 3, (1, 2, 3), True), (315, "s", 0, "José".encode() + b"\0", True)]
+    image = picture().astype(np.uint16) * 257
+    source = tiff(
+        image,
+        file={"bigtiff": big, "byteorder": order},
+        compression=compression,
+        iccprofile=long_profile(),
+        resolution=(300, 300),
+        resolutionunit="inch",
+        extratags=tags,
+    )
+    with tifffile.TiffFile(io.BytesIO(again(source, "a.tif"))) as file:
+        old = tifffile.TiffFile(io.BytesIO(source)).pages[0]
+        page: Any = file.pages[0]
+        assert (file.is_bigtiff, file.byteorder) == (big, order)
+        assert page.compression == old.compression
+        assert np.array_equal(page.asarray(), image)
+        for code in (33723, 700, 50000, 315, 34675, 282, 283, 296):
+            assert page.tags[code].value == old.tags[code].value
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_exif_of_a_tiff_comes_back(big: bool, tmp_path: Path) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[34665] = {33434: 0.01, 36867: "2020:01:01 00:00:00", 37500: b"note" * 9}
+    tags.tagtype[34665] = 4
+    source = coded("TIFF", tiffinfo=tags, big_tiff=big)
+    old, new = (opened(d).getexif().get_ifd(34665) for d in (source, again(source, "a.tif")))
+    assert dict(old) == dict(new)
+    assert new[37500] == b"note" * 9
+
+
+# Depth, colour model, transparency
+
+
+def test_a_transparent_key_becomes_alpha() -> None:
+    grey = picture()[..., 0].copy()
+    grey[10:20, 10:20] = 7
+    for key, image in ((7, grey), ((7, 7, 7), np.dstack([grey] * 3))):
+        source = coded("PNG", image, "L" if image.ndim == 2 else "RGB", transparency=key)
+        before, after = (opened(d).convert("RGBA") for d in (source, again(source, "a.png")))
+        assert np.array_equal(np.asarray(before)[..., 3], np.asarray(after)[..., 3])
+    assert opened(again(coded("PNG", grey, "L", transparency=7), "a.png")).mode == "LA"
+
+
+def test_sixteen_bits_with_a_key() -> None:
+    image = picture().astype(np.uint16) * 257
+    image[:9, :9] = (1, 2, 3)
+    source = with_chunks(
+        codecs.png.encode_plain(image), chunk(b"tRNS", struct.pack(">3H", 1, 2, 3))
+    )
+    found = decode_any(again(source, "a.png"), "a.png")
+    assert (found.dtype, found.shape[2]) == (np.uint16, 4)
+    assert not found[:9, :9, 3].any()
+    assert (found[10:, 10:, 3] == 65535).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "P"])
+def test_few_greys_and_palettes_are_widened_and_said(mode: str) -> None:
+    source = coded("PNG", mode=mode)
+    photo = decode_photo(source, "a.png")
+    assert opened(encode_photo(photo, photo.rgb)).mode == {"1": "L", "P": "RGB"}[mode]
+    assert re.search("written (as RGB|with 8)", photo.notes[0])
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_tiff_depths_between_are_scaled(bits: int) -> None:
+    values = (picture().astype(np.uint32) * (2**bits - 1) // 255).astype(np.uint16)
+    source = tiff(values, bitspersample=bits)
+    photo = decode_photo(source, "a.tif")
+    assert np.abs(photo.rgb / 65535 - values / (2**bits - 1)).max() < 1e-4
+    assert f"{bits} bits" in photo.notes[0]
+    page: Any = tifffile.TiffFile(io.BytesIO(encode_photo(photo, photo.rgb))).pages[0]
+    assert page.bitspersample == 16
+
+
+def test_ycbcr_of_a_tiff_is_converted() -> None:
+    ycc = np.asarray(Pillow.fromarray(picture()).convert("YCbCr"))
+    source = tiff(ycc, photometric="ycbcr")
+    photo = decode_photo(source, "a.tif")
+    assert np.abs(photo.rgb.astype(int) - picture()).max() <= 3  # Pillow truncates
+    assert "YCbCr" in photo.notes[0]
+    assert np.array_equal(np.asarray(opened(encode_photo(photo, photo.rgb))), photo.rgb)
+
+
+def test_white_is_zero_is_seen_the_right_way_round() -> None:
+    grey = picture()[..., 0]
+    source = tiff(grey, photometric="miniswhite")
+    assert np.array_equal(decode_photo(source, "a.tif").rgb[..., 0], 255 - grey)
+    page: Any = tifffile.TiffFile(io.BytesIO(again(source, "a.tif"))).pages[0]
+    assert page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+    assert np.array_equal(page.asarray(), grey)
+
+
+REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
+    "cmyk.jpg": (lambda: coded("JPEG", mode="CMYK"), "CMYK"),
+    "float.tif": (lambda: tiff(picture().astype(np.float32)), "floating-point"),
+    "signed.tif": (lambda: tiff(picture().astype(np.int16)), "signed"),
+    "deep.tif": (lambda: tiff(picture().astype(np.uint32)), "32-bit"),
+    "bits.tif": (lambda: coded("TIFF", mode="1"), "1-bit"),
+    "lab.tif": (lambda: tiff(picture(), photometric="cielab"), "cielab"),
+    "subsampled.tif": (
+        lambda: with_tag(tiff(picture(), photometric="ycbcr"), 530, ifd.Tag(3, 2, b"\2\0\2\0")),
+        "YCbCr|can be read",
+    ),
+    "a.gif": (lambda: coded("GIF", mode="P"), "a GIF"),
+    "a.bmp": (lambda: coded("BMP"), "a BMP"),
+    "empty.jpg": (lambda: b"", "an empty file"),
+    "text.png": (lambda: b"words", "another kind of file"),
+    "half.jpg": (lambda: coded("JPEG")[:900], "cut off"),
+    "cut.jpg": (lambda: coded("JPEG")[:-2], "cut off"),
+    "progressive.jpg": (lambda: coded("JPEG", progressive=True)[:-200], "cut off|damaged"),
+    "head.jpg": (lambda: coded("JPEG")[:100], "cut off"),
+    "cut.png": (lambda: coded("PNG")[:-20], "no end"),
+    "wrong.png": (lambda: bytes(b ^ (n == 90) for n, b in enumerate(coded("PNG"))), "checksum"),
+    "cut.webp": (lambda: coded("WEBP")[:300], "cut off"),
+    "cut.tif": (lambda: tiff(picture())[:5000], "cannot be read|can be read"),
+    "._a.jpg": (lambda: b"\0\5\x16\7" + bytes(99), "AppleDouble"),
+    "bomb.svg": (lambda: b"<svg/>", "SVG"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_restored_says_why(name: str) -> None:
+    make, reason = REFUSED[name]
+    with pytest.raises(UserError, match=reason) as caught:
+        decode_photo(make(), name)
+    assert str(caught.value).startswith(f"{name}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_twelve_bit_jpegs_are_refused() -> None:
+    source = bytearray(coded("JPEG"))
+    place = source.find(b"\xff\xc0")
+    source[place + 4] = 12
+    with pytest.raises(UserError, match="12 bits"):
+        decode_photo(bytes(source), "a.jpg")
+
+
+# Several pictures in one file
+
+
+def test_thumbnails_first_are_passed_over() -> None:
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as file:
+        file.write(picture()[::4, ::4], photometric="rgb", subfiletype=1)
+        file.write(picture(), photometric="rgb")
+    photo = decode_photo(stream.getvalue(), "a.tif")
+    assert np.array_equal(photo.rgb, picture())
+    assert "thumbnails" in photo.notes[0]
+    assert np.array_equal(tifffile.imread(io.BytesIO(encode_photo(photo, photo.rgb))), picture())
+
+
+def animation(kind: str) -> bytes:
+    frames = [Pillow.fromarray(image) for image in (picture(), picture()[::-1])]
+    stream = io.BytesIO()
+    frames[0].save(stream, kind, save_all=True, append_images=frames[1:])
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(("kind", "name"), [("PNG", "a.png"), ("WEBP", "a.webp"), ("MPO", "a.jpg")])
+def test_only_the_first_picture_is_restored_and_said(kind: str, name: str) -> None:
+    photo = decode_photo(animation(kind), name)
+    assert "only the first" in photo.notes[0]
+    after = opened(encode_photo(photo, photo.rgb))
+    assert getattr(after, "n_frames", 1) == 1
+    assert after.format == {"MPO": "JPEG"}.get(kind, kind)
+
+
+def test_pages_of_a_tiff_are_said() -> None:
+    photo = decode_photo(tiff(picture(), picture()), "a.tif")
+    assert "only the first of its 2 pictures" in photo.notes[0]
+
+
+def test_a_gain_map_is_dropped_and_is_no_profile() -> None:
+    """As Ultra HDR has it: XMP and ISO 21496-1 in the first picture, the map behind it."""
+    xmp = (
+        b'<rdf:Description xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/" '
+        b'hdrgm:Version="1.0" xmp:Rating="5"><Container:Directory><rdf:Seq/>'
+        b"</Container:Directory></rdf:Description>"
+    )
+    iso = b"urn:iso:std:iso:ts:21496:-1\0\0\0\0\0"
+    first = coded("JPEG", icc_profile=SRGB, xmp=xmp)
+    first = first[:2] + b"\xff\xe2" + struct.pack(">H", len(iso) + 2) + iso + first[2:]
+    gain_map = coded("JPEG", picture()[::4, ::4, 0], "L", icc_profile=long_profile())
+    photo = decode_photo(first + gain_map, "a.jpg")
+    assert "gain map" in photo.notes[0]
+    after = encode_photo(photo, photo.rgb)
+    assert opened(after).info["icc_profile"] == SRGB
+    assert b"21496" not in after
+    assert b"hdrgm:Version" not in after
+    assert b"Container:Directory" not in after
+    assert b'xmp:Rating="5"' in after
+
+
+def test_what_hangs_behind_a_jpeg_is_said() -> None:
+    photo = decode_photo(coded("JPEG") + b"\0\0\0\x18ftypmp42" + bytes(range(256)), "a.jpg")
+    assert "bytes behind the picture" in photo.notes[0]
+    assert not decode_photo(coded("JPEG") + bytes(500), "a.jpg").notes  # padding is nothing
+
+
+# Tone curves
+
+
+def test_srgb_itself_is_left_alone() -> None:
+    for source in (
+        coded("PNG"),
+        coded("PNG", icc_profile=SRGB),
+        coded("PNG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()),
+        with_chunks(coded("PNG"), chunk(b"gAMA", struct.pack(">I", 45455))),
+    ):
+        photo = decode_photo(source, "a.png")
+        assert photo.tone is None
+        assert np.array_equal(photo.rgb, picture())
+
+
+def linear(source: bytes, how: str) -> bytes:
+    """The same file with a sign that its numbers are linear light."""
+    signs = {
+        "gAMA": chunk(b"gAMA", struct.pack(">I", 100000)),
+        "cICP": chunk(b"cICP", bytes([1, 8, 0, 1])),
+        "ICC": profile_chunk(curve_profile(1.0)),
+    }
+    return with_chunks(source, signs[how])
+
+
+@pytest.mark.parametrize("how", ["gAMA", "cICP", "ICC"])
+def test_linear_light_is_seen_as_srgb_and_comes_back(how: str) -> None:
+    light = np.linspace(0, 65535, 48 * 64 * 3).reshape(48, 64, 3).astype(np.uint16)
+    source = linear(codecs.png.encode_plain(light), how)
+    photo = decode_photo(source, "a.png")
+    assert np.abs(photo.rgb / 65535 - encode_srgb(light / 65535)).max() < 1e-4
+    back = decode_any(encode_photo(photo, photo.rgb), "a.png")
+    assert np.abs(back.astype(int) - light).max() <= 2
+
+
+def test_the_curve_of_adobe_rgb() -> None:
+    numbers = np.arange(256, dtype=np.uint8).reshape(1, 256, 1).repeat(3, axis=2)
+    tone = tone_of(curve_profile(563 / 256), None, False, numbers.dtype)
+    assert tone is not None
+    seen = tone.to_srgb(numbers)
+    assert np.abs(seen / 65535 - encode_srgb((numbers / 255) ** (563 / 256))).max() < 1e-4
+    assert np.array_equal(tone.from_srgb(seen), numbers)
+
+
+def test_adobe_rgb_by_exif_alone() -> None:
+    values = Pillow.Exif()
+    values.get_ifd(34665)[40961] = 65535
+    values.get_ifd(34665)[40965] = {1: "R03"}
+    assert decode_photo(coded("JPEG", exif=values), "a.jpg").tone is not None
+
+
+def test_hdr_is_restored_with_a_word() -> None:
+    photo = decode_photo(with_chunks(coded("PNG"), chunk(b"cICP", bytes([9, 16, 0, 1]))), "a.png")
+    assert "HDR (PQ)" in photo.notes[0]
+
+
+def test_a_damaged_profile_is_kept_and_ignored() -> None:
+    source = coded("JPEG", icc_profile=b"no profile at all" * 20)
+    photo = decode_photo(source, "a.jpg")
+    assert photo.tone is None
+    after = encode_photo(photo, photo.rgb)
+    assert opened(after).info["icc_profile"] == b"no profile at all" * 20
+
+
+# Names
+
+
+def test_the_content_chooses_the_suffix() -> None:
+    assert output_name("a.jfif", coded("JPEG")) == ("a.jfif", "")
+    assert output_name("a.JPE", coded("JPEG")) == ("a.JPE", "")
+    assert output_name("a.jpg", coded("PNG")) == (
+        "a.png",
+        "holds PNG, whatever its suffix says; written as a.png",
+    )
+    assert output_name("photo", coded("PNG"))[0] == "photo.png"
+    assert output_name(".hidden", coded("PNG"))[0] == ".hidden.png"
+    assert output_name("a.avif", coded("AVIF")) == ("a.png", "written as a.png")
+
+
+def test_companions_pipes_and_folders_are_passed_over(tmp_path: Path) -> None:
+    for name in ("a.png", "~t.png", "[x].png", "a b.png", "new\nline.png", "写真.png", ".hid.png"):
+        (tmp_path / name).write_bytes(coded("PNG"))
+    for name in ("._a.png", ".DS_Store", "Thumbs.db", "desktop.ini", "notes.txt"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    names = sorted(Path(file).name for file in expand([str(tmp_path)])[0])
+    assert names == sorted(
+        ["a.png", "~t.png", "[x].png", "a b.png", "new\nline.png", "写真.png", ".hid.png"]
+    )
+    with pytest.raises(UserError, match="no regular file"):
+        expand([str(tmp_path / "pipe.png")])
+    with pytest.raises(UserError, match="no regular file"):
+        expand(["/dev/zero"])
+
+
+def test_a_tilde_is_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~x.png").write_bytes(coded("PNG"))
+    assert expand(["~x.png"])[0] == [str(tmp_path / "~x.png")]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_is_as_pillow_shows_it(orientation: int) -> None:
+    values = Pillow.Exif()
+    values[274] = orientation
+    shown = ImageOps.exif_transpose(opened(coded("PNG", exif=values)))
+    assert np.array_equal(upright(picture(), orientation), np.asarray(shown))
+
+
+# Memory
+
+
+def test_memory_is_planned_from_the_header() -> None:
+    config = named_config("tiny")
+    phone = Size(12240, 16320, 3, 1)
+    assert plan(phone, 10**8, config, 3.0, False, False).max_pixels > 256 * 256
+    with pytest.raises(UserError, match=r"200 megapixels need about \S+ GB.*give it --memory 3"):
+        plan(phone, 10**8, config, 1.0, False, False)
+    usual = plan(Size(3000, 4000, 3, 1), 10**7, config, 3.0, False, False)
+    assert usual.max_pixels == int(2e9 / 808)  # two thirds: the photograph itself needs little
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    """A small file that would be 10 gigabytes of pixels."""
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    source = codecs.png.SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+    found = codecs.size(source + chunk(b"IEND", b""), "a.png")
+    with pytest.raises(UserError, match="3600 megapixels"):
+        plan(found, 100, named_config("tiny"), 3.0, False, False)
+
+
+def test_the_blur_estimated_in_parts_is_nearly_the_same() -> None:
+    torch.manual_seed(1)
+    model = ErA(named_config("tiny", **FIELDS)).eval()
+    torch.nn.init.normal_(model.estimator.to_weights.weight, std=0.02)
+    torch.nn.init.normal_(model.priors[0].tail.weight, std=0.02)
+    image = np.tile(picture(96, 128), (8, 5, 1))
+    options: dict[str, Any] = {"max_pixels": 300 * 300, "maps": True}
+    whole = restore_array(model, image, **options)
+    parts = restore_array(model, image, estimate_pixels=768 * 600, **options)
+    assert parts.weights.shape == whole.weights.shape
+    assert np.abs(parts.weights - whole.weights).max() < 0.02
+    assert np.abs(parts.restored_float - whole.restored_float).max() < 1 / 255
+
+
+# The verb
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from pipeline.checkpoint import CheckpointStore
+
+    torch.manual_seed(1)
+    model = ErA(named_config("tiny", **FIELDS)).eval()
+    folder = str(tmp_path_factory.mktemp("run"))
+    store = CheckpointStore(folder)
+    meta = {"step": 1, "model": model.config.to_dict()}
+    state, scores = model.state_dict(), {"val/psnr": 1.0}
+    store.save(step=1, model=state, training={}, meta=meta, files={}, metrics=scores)
+    store.wait()
+    return folder
+
+
+def test_everything_is_refused_before_anything_is_restored(
+    trained: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(coded("PNG"))
+    (folder / "b.jpg").write_bytes(coded("PNG"))
+    (folder / "z.jpg").write_bytes(coded("JPEG")[:-2])
+    monkeypatch.setattr(logging.getLogger("era"), "propagate", True)
+    with caplog.at_level(logging.INFO, logger="era"):
+        done = restore([str(folder)], str(tmp_path / "out"), trained)
+    assert (done["restored"], done["failed"]) == (2, 1)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.png", "b.png"}
+    lines = [record.message for record in caplog.records]
+    refused = next(n for n, line in enumerate(lines) if "cut off" in line)
+    assert refused < lines.index("restore: 2 of 2")
+    assert refused < next(n for n, line in enumerate(lines) if line.startswith("restore:"))
+
+
+def test_two_names_that_become_one_are_refused_in_time(trained: str, tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg"):
+        (tmp_path / name).write_bytes(coded("PNG"))
+    with pytest.raises(UserError, match=r"a\.png: two inputs would be written there"):
+        restore([str(tmp_path)], str(tmp_path / "out"), trained)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_photograph_that_does_not_fit_is_one_line(trained: str, tmp_path: Path) -> None:
+    big = np.zeros((6000, 6000), np.uint8)
+    (tmp_path / "big.png").write_bytes(codecs.png.encode_plain(big))
+    (tmp_path / "small.png").write_bytes(coded("PNG"))
+    done = restore([str(tmp_path)], str(tmp_path / "out"), trained, memory_gb=0.3)
+    assert (done["restored"], done["failed"]) == (1, 1)
+
+
+def test_maps_and_comparison_are_upright(trained: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(coded("JPEG", exif=exif_block()))
+    restore([str(tmp_path / "a.jpg")], str(tmp_path / "out"), trained, compare=True, maps=True)
+    size = ImageOps.exif_transpose(opened((tmp_path / "out" / "a.jpg").read_bytes())).size
+    assert size == (48, 64)
+    assert cv2.imread(str(tmp_path / "out" / "a.radius.png")).shape[:2] == (64, 48)
+    assert cv2.imread(str(tmp_path / "out" / "a.compare.png")).shape[:2] == (64, 96)
+
+
+# What other libraries bring
+
+
+def test_avif_is_read_with_what_belongs_to_it() -> None:
+    source = coded("AVIF", quality=100, subsampling="4:4:4", exif=exif_block(), icc_profile=SRGB)
+    photo = decode_photo(source, "a.avif")
+    assert np.abs(photo.rgb.astype(int) - picture()).max() <= 4
+    after = opened(encode_photo(photo, photo.rgb))
+    assert (after.format, after.info["icc_profile"]) == ("PNG", SRGB)
+    assert after.getexif()[271] == "Maker"
+
+
+def test_deep_avif_keeps_its_depth() -> None:
+    import imagecodecs
+
+    deep = picture().astype(np.uint16) * 4
+    source = imagecodecs.avif_encode(deep, level=100, bitspersample=10)
+    photo = decode_photo(source, "a.avif")
+    assert photo.rgb.dtype == np.uint16
+    assert np.abs(photo.rgb / 65535 - deep / 1023).max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [
+        ("HEIF", b"\0\0\0\x1cftypheic\0\0\0\0mif1heic"),
+        ("JPEG XL", b"\0\0\0\x0cJXL \r\n\x87\n"),
+        ("RAW", b"FUJIFILMCCD-RAW "),
+    ],
+)
+def test_kinds_of_the_extra_say_its_name(
+    kind: str, head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.images import camera
+
+    monkeypatch.setitem(camera.PLUGINS, kind, "no_such_package")
+    with pytest.raises(UserError, match=rf"{kind} needs an extra: pip install .*\[photos\]"):
+        decode_photo(head + bytes(100), "a.bin")
+
+
+def test_heif_and_jpeg_xl_are_read_by_the_extra() -> None:
+    heif = pytest.importorskip("pillow_heif", reason="the extra photos is not installed")
+    pytest.importorskip("pillow_jxl", reason="the extra photos is not installed")
+    heif.register_heif_opener()
+    values = Pillow.Exif()
+    values[271] = "Maker"
+    for kind, name in (("HEIF", "a.heic"), ("JXL", "a.jxl")):
+        source = coded(kind, quality=95, exif=values.tobytes())
+        photo = decode_photo(source, name)
+        assert np.abs(photo.rgb.astype(int) - picture()).mean() < 4
+        after = opened(encode_photo(photo, photo.rgb))
+        assert (after.format, after.getexif()[271]) == ("PNG", "Maker")
+
+
+@pytest.mark.full
+def test_other_readers_agree(tmp_path: Path) -> None:
+    """exiftool, pngcheck and tiffinfo read what is written, and find what was there."""
+    tools = ("exiftool", "pngcheck", "tiffinfo")
+    if not all(shutil.which(tool) for tool in tools):
+        pytest.skip("needs Debian's libimage-exiftool-perl, pngcheck and libtiff-tools")
+    kinds = {"a.jpg": "JPEG", "a.png": "PNG", "a.webp": "WEBP"}
+    for name, kind in kinds.items():
+        source = coded(kind, exif=exif_block(), icc_profile=SRGB)
+        (tmp_path / name).write_bytes(again(source, name))
+        found = subprocess.run(
+            ["exiftool", "-validate", "-warning", "-make", "-orientation#", tmp_path / name],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert re.search(r"Make +: Maker", found)
+        assert re.search(r"Orientation +: 6", found)
+    subprocess.run(["pngcheck", "-q", tmp_path / "a.png"], check=True)
+    (tmp_path / "a.tif").write_bytes(again(tiff(picture(), compression="lzw"), "a.tif"))
+    done = subprocess.run(["tiffinfo", "-D", tmp_path / "a.tif"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
