@@ -252,7 +252,11 @@ def test_csv_as_spreadsheets_save_it(tmp_path: Path) -> None:
         preprocess("folder", str(tmp_path / "pairs.csv"), str(tmp_path / name))
         shards.add((tmp_path / name / "val" / "shard-00000.tar").read_bytes())
     assert len(shards) == 1
-    for text in ('split,blur\n"a', "split,blur\nval," + "x" * 200_000 + "\n"):
+    for text in (
+        "split,blur\nval,a\0.png\n",
+        'split,blur\n"a',
+        "split,blur\nval," + "x" * 200_000 + "\n",
+    ):
         (tmp_path / "pairs.csv").write_text(text)
         with pytest.raises(UserError, match=r"pairs\.csv(, line 2|: not valid CSV after line 1)"):
             preprocess("folder", str(tmp_path / "pairs.csv"), str(tmp_path / "out"))
@@ -472,6 +476,20 @@ def test_bit_depths_are_those_of_the_files(tmp_path: Path) -> None:
     picture(tmp_path / "in" / "blur" / "01.tif", 1, np.uint8)
     with pytest.raises(UserError, match="different bit depths"):
         preprocess("folder", str(tmp_path / "in"), str(tmp_path / "other"))
+
+
+def test_a_photograph_that_was_cut_is_refused(tmp_path: Path) -> None:
+    """A decoder fills the rest of a cut JPEG with grey and says nothing."""
+    soft_pairs(tmp_path / "in", 1, (200, 200))
+    image = cv2.imread(str(tmp_path / "in" / "blur" / "00.png"))
+    assert image is not None
+    for folder, length in (("blur", None), ("sharp", -2000)):
+        (tmp_path / "in" / folder / "00.png").unlink()
+        noisy = cv2.add(image, np.random.default_rng(len(folder)).integers(0, 9, image.shape, "u1"))
+        data = bytes(cv2.imencode(".jpg", noisy)[1])
+        (tmp_path / "in" / folder / "00.jpg").write_bytes(data[:length])
+    with pytest.raises(UserError, match=r"sharp/00\.jpg: not an image that can be read"):
+        preprocess("folder", str(tmp_path / "in"), str(tmp_path / "out"))
 
 
 def test_what_cannot_be_a_data_set(tiny_pairs: Path, tmp_path: Path) -> None:

@@ -176,7 +176,8 @@ def _add_row(found: Layout, source: str, line: int, row: dict[str, str | None]) 
     split, blur, sharp, radius = (
         (row.get(name) or "").strip() for name in ("split", "blur", "sharp", "radius")
     )
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", split) or not blur:
+    unusable = not blur or "\0" in blur + sharp + radius
+    if unusable or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", split):
         text = f"{source}, line {line}: a split's name and a blurred image are needed"
         found.refuse(split, text)
         return
