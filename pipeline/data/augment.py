@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.arrays import RADIUS_UNITS
 from pipeline.data.loader import Batch
 
 FULL = 65535.0
-RADIUS_UNITS = 256.0
 
 
 class Tensors(NamedTuple):

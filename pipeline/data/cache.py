@@ -9,16 +9,16 @@ import time
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
 
 from pipeline import storage
+from pipeline.arrays import Image
 from pipeline.data.manifest import Shard
 from pipeline.errors import DamagedError, UserError
 
-Image = np.ndarray[Any, Any]
 GB = 10**9
 log = logging.getLogger("era")
 

@@ -17,20 +17,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import storage
+from pipeline.arrays import Image
 from pipeline.data.order import Crop, Order, OrderPlan, Table, rank_slice, summed_area_table
 from pipeline.data.shards import BLUR, RADIUS, SHARP
 from pipeline.data.split import Split
 from pipeline.errors import DamagedError, UserError
 
 log = logging.getLogger("era")
-Image = np.ndarray[Any, Any]
 AGAIN = 60.0  # seconds after which the cache is told again what is in use
 
 

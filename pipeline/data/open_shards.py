@@ -6,17 +6,14 @@ import threading
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from pipeline import storage
+from pipeline.arrays import Image
 from pipeline.data.cache import Identity, ShardCache, identity_of, map_file, sha256_of
 from pipeline.data.manifest import Manifest, Shard
 from pipeline.data.shards import changed_members
 from pipeline.errors import DamagedError
 
-Image = np.ndarray[Any, Any]
 MOST = 1024  # shards open at once
 
 
