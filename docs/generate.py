@@ -50,6 +50,7 @@ output ([json.md](json.md)); logs and progress go to standard error.
 | 1 | an error of the program (one line that names a report file) or of a service it needs |
 | 2 | an error in the input; also `restore` and `preprocess` that finished all other inputs |
 | 130, 143 | stopped by Ctrl-C or SIGTERM; the same command continues |
+| 141 | the reader of standard output closed it early; a full standard output is 2 |
 
 """
 
