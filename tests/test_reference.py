@@ -63,3 +63,22 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
 
 def test_the_method_needs_torch_alone() -> None:
     assert imported("era") == {"torch"}
+
+
+def documented(verb: str) -> set[str]:
+    """The keys that docs/json.md promises of a verb."""
+    page = (ROOT / "docs" / "json.md").read_text()
+    (row,) = re.findall(rf"^\| `{verb}` \| (.+) \|$", page, re.MULTILINE)
+    return set(re.findall(r"`(\w+)`", row))
+
+
+def test_summaries_have_the_documented_keys(tmp_path: Path) -> None:
+    from pipeline.preprocess import preprocess
+    from pipeline.synthesize import synthesize
+    from pipeline.verify import verify
+
+    pairs, shards = str(tmp_path / "pairs"), str(tmp_path / "shards")
+    made = synthesize("bundled", pairs, pairs=3, seed=1, size=(48, 48), radius_max=2.0)
+    assert made.keys() == documented("synthesize")
+    assert preprocess("dpdd", pairs, shards).keys() == documented("preprocess")
+    assert verify(shards).keys() == documented("verify")

@@ -54,13 +54,14 @@ def submit(
         bool, typer.Option("--shared", help="Local paths name one file system on every node.")
     ] = False,
     stop_on_exit: Annotated[
-        bool, typer.Option("--stop-on-exit", help="Ctrl-C here stops the job; else it goes on.")
+        bool,
+        typer.Option("--stop-on-exit", help="Ctrl-C stops the job too; otherwise it continues."),
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Run another verb on a Ray cluster or on Kubernetes; ends with its exit code.
 
-    The same command again follows a job that still runs, and goes on with one that failed.
+    The same command again follows a job that still runs, and continues one that failed.
 
     Example: era submit train --config tiny run.root=s3://bucket/runs ... --address http://...
     """

@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 def train(
     overrides: Overrides = None, config: ConfigName = "tiny", as_json: JsonFlag = False
 ) -> None:
-    """Train a network, or go on where a run of that name stopped.
+    """Train a network, or continue the run of that name from its last checkpoint.
 
     Example: era train --config tiny data.train=URL data.val=URL run.name=first scaling.workers=2
     """
