@@ -166,6 +166,8 @@ def _described(error: Any) -> str:
 
 _PATTERNS = {
     "^[0-9a-f]{64}$": "64 hexadecimal digits",
+    r"^[\w-]+$": "letters, digits, _ and -",
+    "^((blur|sharp|radius)[.]npy|json)$": "blur.npy, sharp.npy, radius.npy or json",
     r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$": "a plain file name",
 }
 

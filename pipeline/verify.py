@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import tarfile
 from collections.abc import Iterator
@@ -14,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
-from pipeline.data.manifest import NAME, Manifest, SampleEntry, Shard, load_manifest
+from pipeline.data.manifest import NAME, SampleEntry, Shard, load_manifest
 from pipeline.data.shards import (
-    BLUR,
+    HEADER,
     META,
-    RADIUS,
-    SHARP,
+    array_start,
     changed_members,
+    damage,
     damaged_member,
+    read_meta,
     view_member,
 )
 from pipeline.errors import DamagedError, UserError
@@ -30,7 +30,7 @@ from pipeline.progress import track
 
 log = logging.getLogger("era")
 TAR_BLOCK = tarfile.BLOCKSIZE
-HEADER = 256  # bytes of a member that `--quick` looks at: numpy's header fits
+Image = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,13 @@ def verify(url: str, quick: bool = False) -> dict[str, Any]:
     """
     url = storage.absolute(url)
     manifests = {folder: load_manifest(folder)[0] for folder in _splits(url)}
-    problems = [text for folder, m in manifests.items() for text in _inconsistent(folder, m)]
     jobs = [
         _Job(storage.join(folder, shard.name), shard, quick)
         for folder, manifest in manifests.items()
         for shard in manifest.shards
     ]
     found = dict(track(parallel_map(_check, jobs), len(jobs), "verify"))
-    problems += [text for index in sorted(found) for text in found[index]]
+    problems = [text for index in sorted(found) for text in found[index]]
     for problem in problems:
         log.warning("damaged: %s", problem)
     if problems:
@@ -86,20 +85,6 @@ def _splits(url: str) -> list[str]:
     if not found:
         raise UserError(f"{url}: no {NAME} there nor one folder below; was it preprocessed?")
     return found
-
-
-def _inconsistent(folder: str, manifest: Manifest) -> Iterator[str]:
-    """What a manifest alone shows."""
-    keys: set[str] = set()
-    for shard in manifest.shards:
-        for entry in shard.samples:
-            where = f"{storage.join(folder, NAME)}: {shard.name}: sample {entry.key}"
-            if entry.key in keys:
-                yield f"{where} is there twice"
-            keys.add(entry.key)
-            wanted = {BLUR, META} | ({SHARP} if manifest.sharp else set())
-            if not wanted <= set(entry.members):
-                yield f"{where} lacks {', '.join(sorted(wanted - set(entry.members)))}"
 
 
 def _check(job: _Job) -> list[str]:
@@ -134,39 +119,37 @@ def _whole(job: _Job, path: Path) -> Iterator[str]:
 def _members(path: Path) -> dict[str, tuple[int, int]] | None:
     try:
         with tarfile.open(path) as tar:
-            return {member.name: (member.offset_data, member.size) for member in tar}
-    except tarfile.TarError:
+            return {m.name: (m.offset_data, m.size) for m in tar if m.isreg()}
+    except (tarfile.TarError, ValueError, OverflowError, EOFError):
         return None
 
 
-def _sample(url: str, shard: np.ndarray[Any, Any], entry: SampleEntry) -> Iterator[str]:
+def _sample(url: str, shard: Image, entry: SampleEntry) -> Iterator[str]:
     changed = changed_members(shard, entry)
     for member in entry.members:
         try:
             if member in changed:
                 raise damaged_member(url, entry, member)
             if member == META:
-                offset, length = entry.members[META]
-                json.loads(shard[offset : offset + length].tobytes())
+                read_meta(shard, entry, url)
             else:
                 view_member(shard, entry, member, url)
-        except (ValueError, DamagedError):
-            yield f"{url}: sample {entry.key}: {member} is damaged"
+        except DamagedError:
+            yield damage(url, entry, member)
 
 
 def _quick(url: str, entry: SampleEntry) -> Iterator[str]:
     for member, (offset, length) in entry.members.items():
-        start = offset - TAR_BLOCK
-        data = storage.read_bytes(url, start, offset + min(length, HEADER))
+        if offset < TAR_BLOCK:
+            yield damage(url, entry, member)
+            continue
+        data = storage.read_bytes(url, offset - TAR_BLOCK, offset + min(length, HEADER))
         try:
             info = tarfile.TarInfo.frombuf(data[:TAR_BLOCK], "utf-8", "strict")
-            sound = info.name == f"{entry.key}.{member}" and info.size == length
+            sound = info.isreg() and info.name == f"{entry.key}.{member}" and info.size == length
         except (tarfile.TarError, UnicodeDecodeError):
             sound = False
-        if sound and member != META:
-            channels = "" if member == RADIUS else ", 3"
-            shape = f"({entry.height}, {entry.width}{channels})"
-            head = data[TAR_BLOCK:]
-            sound = head[:6] == b"\x93NUMPY" and shape.encode() in head and b"'<u2'" in head
+        if member != META:
+            sound = sound and array_start(data[TAR_BLOCK:], entry, member) is not None
         if not sound:
-            yield f"{url}: sample {entry.key}: {member} is damaged"
+            yield damage(url, entry, member)

@@ -29,7 +29,7 @@ HOSTILE: list[tuple[str, Any, str]] = [
     ("sha256", "0" * 63, "64 hexadecimal digits"),
     ("sha256", "0" * 64 + "\n", "64 hexadecimal digits"),
     ("sha256", "A" * 64, "64 hexadecimal digits"),
-    ("bytes", -1, "at least 0"),
+    ("bytes", 0, "at least 1"),
     ("bytes", 10**18 * 9, "below"),
     ("bytes", 1.5, "whole number"),
     ("samples", {}, "a list"),

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -493,3 +494,44 @@ def test_batches_of_samples_without_radius_say_so() -> None:
     assert radius is not None
     assert radius[0].eq(2).all()
     assert radius[1].isnan().all()
+
+
+def scrambled(source: Path, target: Path, old: bytes, new: bytes) -> Path:
+    """A copy of a split whose first array describes itself differently; all digests fit."""
+    shutil.copytree(source, target)
+    values = json.loads((target / "manifest.json").read_text())
+    shard = values["shards"][0]
+    sample = shard["samples"][0]
+    path = target / shard["name"]
+    data = bytearray(path.read_bytes())
+    offset, length = sample["members"]["blur.npy"]
+    head = bytes(data[offset : offset + 128])
+    assert old in head
+    text = head[10:].replace(old, new).rstrip()
+    data[offset + 10 : offset + 128] = text.ljust(117) + b"\n"
+    sample["crc32"]["blur.npy"] = zlib.crc32(data[offset : offset + length])
+    shard["sha256"] = hashlib.sha256(data).hexdigest()
+    path.write_bytes(data)
+    (target / "manifest.json").write_text(json.dumps(values))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"False", b"True"),
+        (b"'<u2'", b"'>u2'"),
+        (b"'<u2'", b"'<i2'"),
+        (b"(48, 56, 3)", b"(56, 48, 3)"),
+        (b"(48, 56, 3)", b"(48, 168)"),
+        (b"'shape'", b"'<u2'"),
+    ],
+)
+def test_arrays_of_another_type_order_or_shape_are_refused(
+    old: bytes, new: bytes, tiny_data: Path, tmp_path: Path
+) -> None:
+    folder = str(scrambled(tiny_data / "train", tmp_path / "train", old, new))
+    said = r"blur\.npy is damaged \(expected uint16, little-endian, in C order, shape \(48, 56, 3\)"
+    for read in (verify, lambda url: verify(url, quick=True), lambda url: open_split(url).load(0)):
+        with pytest.raises(DamagedError, match=said):
+            read(folder)

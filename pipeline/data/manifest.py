@@ -27,8 +27,9 @@ from pipeline.errors import DamagedError, UserError
 
 FORMAT = "era-shards/1"
 NAME = "manifest.json"
-MAX_BYTES = 1 << 30
-REQUIRED = {"blur.npy", "json"}  # members of every sample
+MAX_BYTES = 256 << 20  # some 400,000 samples
+Member = Annotated[str, StringConstraints(pattern=r"^((blur|sharp|radius)[.]npy|json)$")]
+Size = Annotated[int, Field(strict=True, ge=1, lt=1 << 62)]  # bytes
 Side = Annotated[int, Field(strict=True, ge=1, le=1 << 20)]  # pixels
 Key = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^./\\\x00-\x20\x7f]+$")
@@ -42,8 +43,8 @@ class SampleEntry:
     key: Key
     height: Side
     width: Side
-    members: dict[FileName, tuple[Count, Count]]
-    crc32: dict[FileName, Crc32] = field(default_factory=dict)
+    members: dict[Member, tuple[Count, Count]]
+    crc32: dict[Member, Crc32] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Shard:
     """A tar file of the split and the samples in it."""
 
     name: FileName
-    bytes: Count
+    bytes: Size
     sha256: Sha256
     samples: list[SampleEntry]
 
@@ -105,17 +106,23 @@ def parse_manifest(data: bytes, url: str) -> Manifest:
 
 
 def _inconsistent(manifest: Manifest) -> Iterator[str]:
+    """What only the manifest as a whole shows."""
     names: set[str] = set()
+    keys: set[str] = set()
+    required = {"blur.npy", "json"} | ({"sharp.npy"} if manifest.sharp else set())
     for shard in manifest.shards:
         if shard.name in names:
             yield f"the shard {shard.name} is there twice"
         names.add(shard.name)
         for entry in shard.samples:
+            where = f"{shard.name}: sample {entry.key}"
+            if entry.key in keys:
+                yield f"{where} is there twice"
+            keys.add(entry.key)
             if any(offset + length > shard.bytes for offset, length in entry.members.values()):
-                yield f"{shard.name}: sample {entry.key} lies outside its shard"
-            if not entry.members.keys() >= REQUIRED:
-                missing = ", ".join(sorted(REQUIRED - entry.members.keys()))
-                yield f"{shard.name}: sample {entry.key} lacks {missing}"
+                yield f"{where} lies outside its shard"
+            if not entry.members.keys() >= required:
+                yield f"{where} lacks {', '.join(sorted(required - entry.members.keys()))}"
 
 
 def load_manifest(split_url: str) -> tuple[Manifest, str]:

@@ -9,21 +9,25 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import tarfile
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Annotated, Any, cast
 
 import imagecodecs
 import numpy as np
+from pydantic import Field
 
+from pipeline.border import BadInput, Number, parse_json, validated
 from pipeline.data.manifest import SampleEntry, Shard
 from pipeline.errors import DamagedError
 
 Image = np.ndarray[Any, Any]
 BLUR, SHARP, RADIUS, META = "blur.npy", "sharp.npy", "radius.npy", "json"
+HEADER = 256  # bytes; an array's header ends within them
 
 
 @dataclass(frozen=True)
@@ -84,17 +88,56 @@ def view_member(shard: Image, entry: SampleEntry, member: str, where: str) -> Im
     """An array of a memory-mapped shard (bytes), without a copy.
 
     Raises:
-        DamagedError: if what lies there is not the array that the manifest promises.
+        DamagedError: if the member is not the array that the manifest promises.
     """
     offset, length = entry.members[member]
-    channels = () if member == RADIUS else (3,)
-    shape = (entry.height, entry.width, *channels)
     raw = shard[offset : offset + length]
-    header = 10 + int.from_bytes(raw[8:10].tobytes(), "little") if len(raw) >= 10 else 0
-    whole = length - header == 2 * int(np.prod(shape)) and len(raw) == length
-    if raw[:6].tobytes() != b"\x93NUMPY" or not whole or b"'<u2'" not in raw[10:header].tobytes():
+    start = array_start(raw[:HEADER].tobytes(), entry, member)
+    if start is None or len(raw) != length:
         raise damaged_member(where, entry, member)
-    return raw[header:].view("<u2").reshape(shape)
+    return raw[start:].view("<u2").reshape(_shape(entry, member))
+
+
+def array_start(head: bytes, entry: SampleEntry, member: str) -> int | None:
+    """Where an array's values begin in a member; None if it is not the array promised.
+
+    Type, byte order, memory order and shape must be those that `ShardWriter` writes, and the
+    member's length must follow from them: otherwise the values would be read scrambled.
+
+    Args:
+        head: the first `HEADER` bytes of the member.
+    """
+    start = 10 + int.from_bytes(head[8:10], "little")
+    shape = _shape(entry, member)
+    described = f"{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    sound = (
+        head[:8] == b"\x93NUMPY\x01\x00"
+        and start <= len(head)
+        and head[10:start].rstrip(b" \n") == described
+        and entry.members[member][1] == start + 2 * math.prod(shape)
+    )
+    return start if sound else None
+
+
+def _shape(entry: SampleEntry, member: str) -> tuple[int, ...]:
+    return (entry.height, entry.width) if member == RADIUS else (entry.height, entry.width, 3)
+
+
+def read_meta(shard: Image, entry: SampleEntry, where: str) -> dict[str, Any]:
+    """The content of a sample's KEY.json.
+
+    Raises:
+        DamagedError: if it is not what `era preprocess` writes.
+    """
+    offset, length = entry.members[META]
+    try:
+        value: dict[str, Any] = parse_json(shard[offset : offset + length].tobytes(), META)
+        rows = validated(_Meta, value, META).sharpness
+    except BadInput:
+        raise damaged_member(where, entry, META) from None
+    if len({len(row) for row in rows}) > 1:
+        raise damaged_member(where, entry, META)
+    return value
 
 
 def changed_members(shard: Image, entry: SampleEntry) -> list[str]:
@@ -108,10 +151,25 @@ def changed_members(shard: Image, entry: SampleEntry) -> list[str]:
 
 
 def damaged_member(where: str, entry: SampleEntry, member: str) -> DamagedError:
-    """What to raise for a member that is not what was written; `where` is its shard."""
-    return DamagedError(
-        f"{where}: sample {entry.key}: {member} is damaged; run `era verify`, then preprocess again"
+    """What to raise for a member that is not what was written; `where` is its shard's URL."""
+    return DamagedError(f"{damage(where, entry, member)}; run `era verify`, then preprocess again")
+
+
+def damage(where: str, entry: SampleEntry, member: str) -> str:
+    """Names a member that is not what was written, and what was expected there."""
+    expected = (
+        "a description with a rectangular sharpness map"
+        if member == META
+        else f"uint16, little-endian, in C order, shape {_shape(entry, member)}"
     )
+    return f"{where}: sample {entry.key}: {member} is damaged (expected {expected})"
+
+
+@dataclass(frozen=True)
+class _Meta:
+    """The part of KEY.json that is used."""
+
+    sharpness: list[Annotated[list[Number], Field(min_length=1)]] = field(default_factory=list)
 
 
 class _Hashed:

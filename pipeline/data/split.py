@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from typing import Any
 
@@ -19,6 +18,7 @@ from pipeline.data.shards import (
     SHARP,
     Sample,
     damaged_member,
+    read_meta,
     view_member,
 )
 from pipeline.errors import UserError
@@ -102,16 +102,10 @@ class Split:
     def meta(self, index: int) -> dict[str, Any]:
         """The content of a sample's KEY.json."""
         shard, entry = self._entries[index]
-        offset, length = entry.members[META]
         opened = self._shards.get(shard)
-        raw = opened.data[offset : offset + length].tobytes()
-        try:
-            if (entry.key, META) in opened.broken:
-                raise ValueError("its crc32 is not the manifest's")
-            meta: dict[str, Any] = json.loads(raw)
-        except ValueError:
-            raise damaged_member(self._shards.where(shard), entry, META) from None
-        return meta
+        if (entry.key, META) in opened.broken:
+            raise damaged_member(self._shards.where(shard), entry, META)
+        return read_meta(opened.data, entry, self._shards.where(shard))
 
     def load(self, index: int) -> Sample:
         """A whole sample, copied into memory; waits for two minutes for a silent storage."""
