@@ -8,7 +8,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
+from urllib.parse import parse_qsl
 
 import pytest
 from conftest import SECRET_KEY, S3Server
@@ -343,3 +346,140 @@ def test_environment_is_read_each_time(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "other")
     _refusal(f"{s3_server.url}/x")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", os.environ["AWS_ACCESS_KEY_ID"])
+
+
+# What looks like a file or a URL, and is not
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("s3:", "names no bucket"),
+        ("s3:/x", "names no bucket"),
+        ("s3:///x", "names no bucket"),
+        ("s3://key:hidden-word@bucket/x", "with credentials"),
+        ("s3://key:hidden-word/with/slash@bucket/x", "with credentials"),
+        ("s3://b/x?X-Amz-Signature=hidden-word", "presigned"),
+        ("https://h/a.png?X-Amz-Signature=hidden-word", "https:// is not supported"),
+        ("ftp://u:hidden-word@h/a.png", "ftp:// is not supported"),
+        ("gs://b/x", "gs:// is not supported"),
+        ("a\0b", "NUL"),
+    ],
+)
+def test_urls_that_name_no_file_are_refused(url: str, said: str) -> None:
+    for use in (storage.absolute, storage.exists, storage.read_bytes, storage.check_writable):
+        with pytest.raises(UserError, match=said) as refused:
+            use(url)
+        assert "hidden-word" not in str(refused.value)
+    with pytest.raises(UserError, match=said):
+        storage.write_bytes(storage.join(url, "below"), b"x")
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["http://usr:hidden-word@127.0.0.1:99999", "http://usr:hidden-word@[::1", "hidden-word"],
+)
+def test_endpoints_that_are_no_address(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    message = _refusal("s3://b/x")
+    assert "AWS_ENDPOINT_URL is not an address" in message
+    assert "hidden-word" not in message
+
+
+def test_fifos_devices_and_folders_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for url in (str(tmp_path / "fifo"), "/dev/zero"):
+        for use in (storage.read_bytes, lambda u: storage.download(u, tmp_path / "copy")):
+            with pytest.raises(UserError, match="not a regular file"):
+                use(url)
+    with pytest.raises(UserError, match="this is a folder"):
+        storage.read_bytes(str(tmp_path))
+    (tmp_path / "sparse").touch()
+    os.truncate(tmp_path / "sparse", 5 << 30)
+    with pytest.raises(UserError, match="5368709120 bytes; at most 4294967296 are read"):
+        storage.read_bytes(str(tmp_path / "sparse"))
+
+
+def test_reads_are_bounded(place: str) -> None:
+    url = storage.join(place, "x")
+    storage.write_bytes(url, b"12345")
+    assert storage.read_bytes(url, most=5) == b"12345"
+    with pytest.raises(UserError, match="5 bytes; at most 4 are read"):
+        storage.read_bytes(url, most=4)
+    storage.write_bytes(url, b'{"a": NaN}')
+    with pytest.raises(UserError, match="not valid JSON"):
+        storage.read_json(url)
+
+
+def test_versions_are_read_only(s3_server: S3Server) -> None:
+    url = f"{s3_server.url}/x?versionId=abc"
+    for use in (lambda u: storage.write_bytes(u, b"x"), storage.delete):
+        with pytest.raises(UserError, match="a version can be read only"):
+            use(url)
+
+
+def test_a_name_with_a_tilde_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    storage.write_bytes("~no-such-user.png", b"x")
+    assert (tmp_path / "~no-such-user.png").read_bytes() == b"x"
+
+
+class _Objects(BaseHTTPRequestHandler):
+    """As much of S3 as it takes to hold objects whose keys end in a slash; rclone cannot."""
+
+    protocol_version = "HTTP/1.1"  # answers Expect: 100-continue
+    kept: ClassVar[dict[str, bytes]] = {}
+
+    def _answer(self, status: int, body: bytes = b"") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_HEAD(self) -> None:
+        key = self.path[1:].partition("?")[0]
+        self._answer(200 if key in self.kept or key == "bucket" else 404)
+
+    def do_PUT(self) -> None:
+        self.kept[self.path[1:]] = self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(200)
+
+    def do_DELETE(self) -> None:
+        del self.kept[self.path[1:]]
+        self._answer(204)
+
+    def do_GET(self) -> None:
+        query = dict(parse_qsl(self.path.partition("?")[2]))
+        prefix, cut = f"bucket/{query.get('prefix', '')}", query.get("delimiter", "")
+        inner = ""
+        for key in sorted(key for key in self.kept if key.startswith(prefix)):
+            rest, name = key[len(prefix) :], key.removeprefix("bucket/")
+            if cut and cut in rest:
+                above = name[: len(name) - len(rest) + rest.index(cut) + 1]
+                inner += f"<CommonPrefixes><Prefix>{above}</Prefix></CommonPrefixes>"
+            else:
+                size = len(self.kept[key])
+                inner += f"<Contents><Key>{name}</Key><Size>{size}</Size></Contents>"
+        self._answer(200, f"<ListBucketResult>{inner}</ListBucketResult>".encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_folders_made_in_a_web_console_are_no_content(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are empty objects whose key ends in a slash."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Objects) as server:
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        try:
+            _Objects.kept.update({"bucket/folder/": b"", "bucket/folder/sub/": b""})
+            assert storage.find("s3://bucket/folder") == []
+            storage.write_bytes("s3://bucket/folder/sub/x", b"1")
+            assert [entry.relative for entry in storage.find("s3://bucket/folder")] == ["sub/x"]
+            assert storage.list_names("s3://bucket/folder") == ["sub"]
+            storage.delete("s3://bucket/folder")
+            assert _Objects.kept == {}
+        finally:
+            server.shutdown()

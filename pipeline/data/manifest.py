@@ -134,7 +134,7 @@ def load_manifest(split_url: str) -> tuple[Manifest, str]:
     url = storage.join(split_url, NAME)
     if not storage.exists(url):
         raise UserError(f"{split_url}: no {NAME} there; make it with `era preprocess`")
-    data = storage.read_bytes(url)
+    data = storage.read_bytes(url, most=MAX_BYTES)
     return parse_manifest(data, url), hashlib.sha256(data).hexdigest()
 
 

@@ -1,12 +1,12 @@
-"""The one door to files, local or on S3.
+"""The single interface to files, local or on S3.
 
 A URL is a string: a local path, or ``s3://bucket/key``. The endpoint and the credentials of S3 come
 from the environment or the standard AWS chain (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ...),
-never from an argument or a file of ours.
+never from an argument or a file of this program.
 
-Whatever is written appears whole or not at all: locally beside its place, synced and renamed; on
-S3 by one PUT or one completed multipart upload. Transient faults are retried for a bounded time;
-what remains is a `UserError` of one line that names the URL and holds no credential.
+Writes are atomic: a local file is written next to its destination, synced and renamed; on S3 a file
+is one PUT or one completed multipart upload. Transient faults are retried for a bounded time; an
+error that remains is a `UserError` of one line that names the URL and contains no credential.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.border import MAX_JSON_BYTES, parse_json
 from pipeline.errors import UserError
 from pipeline.storage.entry import UNFINISHED, Entry, Kind
 from pipeline.storage.outage_retry import retry_outages
 from pipeline.storage.recheck import checked_before_retries
+from pipeline.storage.url import absolute, check_url, is_local, join, local_path, name_of
 
 __all__ = [
     "Entry",
@@ -55,6 +57,7 @@ __all__ = [
 ]
 
 DOWNLOAD_PART = 32 << 20  # bytes; each part is retried by itself
+MOST_BYTES = 4 << 30  # a larger file is not read into memory in one piece
 
 
 class _Files(Protocol):
@@ -63,7 +66,7 @@ class _Files(Protocol):
     def modified(self, url: str) -> datetime: ...
     def list_names(self, url: str) -> list[str]: ...
     def find(self, url: str) -> list[Entry]: ...
-    def read(self, url: str, start: int | None, end: int | None) -> bytes: ...
+    def read(self, url: str, start: int | None, end: int | None, most: int) -> bytes: ...
     def write(self, url: str, data: bytes) -> None: ...
     def write_from(self, path: Path, url: str) -> None: ...
     def delete(self, url: str) -> None: ...
@@ -71,48 +74,18 @@ class _Files(Protocol):
     def check_writable(self, url: str) -> None: ...
 
 
-def is_local(url: str) -> bool:
-    """Whether the URL is a path of this machine."""
-    return "://" not in url or url.startswith("file://")
-
-
-def local_path(url: str) -> Path:
-    """The path that a local URL names.
-
-    Raises:
-        UserError: for an empty URL, which would mean the current folder.
-    """
-    _refuse_empty(url)
-    return Path(url.removeprefix("file://")).expanduser()
-
-
-def absolute(url: str) -> str:
-    """The URL as other processes can use it: local paths made absolute, no trailing slash."""
-    return str(local_path(url).absolute()) if is_local(url) else url.rstrip("/")
-
-
-def join(url: str, *parts: str) -> str:
-    """Put names below a URL: ``join("s3://b/a/", "c", "d.png") == "s3://b/a/c/d.png"``."""
-    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
-
-
-def name_of(url: str) -> str:
-    """The last name of a URL: ``name_of("s3://b/a/c.png") == "c.png"``."""
-    return url.rstrip("/").rpartition("/")[2]
-
-
 def exists(url: str) -> bool:
-    """Whether a file or a folder is there."""
+    """Whether a file or a folder exists."""
     return _files(url).kind(url) != "missing"
 
 
 def is_dir(url: str) -> bool:
-    """Whether a folder is there; on S3, whether any key lies below."""
+    """Whether a folder exists; on S3, whether any object is below it."""
     return _files(url).kind(url) == "folder"
 
 
 def list_names(url: str) -> list[str]:
-    """Sorted names of the immediate children; none for a missing folder."""
+    """Sorted names of the immediate children; empty for a missing folder."""
     return _files(url).list_names(url)
 
 
@@ -131,53 +104,55 @@ def modified(url: str) -> datetime:
     return _files(url).modified(url)
 
 
-def read_bytes(url: str, start: int | None = None, end: int | None = None) -> bytes:
+def read_bytes(
+    url: str, start: int | None = None, end: int | None = None, most: int = MOST_BYTES
+) -> bytes:
     """Read a file, or its bytes [start, end).
 
+    Args:
+        most: size in bytes above which a whole file is refused instead of read.
+
     Raises:
-        UserError: also when the file ends before `end`.
+        UserError: also when the file ends before `end`, and for what is not a regular file.
     """
-    return _files(url).read(url, start, end)
+    return _files(url).read(url, start, end, most)
 
 
-def read_text(url: str) -> str:
-    """Read a UTF-8 file."""
+def read_text(url: str, most: int = MOST_BYTES) -> str:
+    """Read a UTF-8 file of at most `most` bytes."""
     try:
-        return read_bytes(url).decode("utf-8")
+        return read_bytes(url, most=most).decode("utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{url}: not a text file in UTF-8") from None
 
 
 def read_json(url: str) -> Any:
-    """Read a JSON file."""
-    try:
-        return json.loads(read_text(url))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{url}: not valid JSON ({error.msg} at line {error.lineno})") from None
+    """Read a JSON file: strict JSON of bounded size, see `pipeline.border.parse_json`."""
+    return parse_json(read_bytes(url, most=MAX_JSON_BYTES), url)
 
 
 def write_bytes(url: str, data: bytes) -> None:
-    """Write a file whole; folders are made."""
+    """Write a file atomically; missing folders are created."""
     _files(url).write(url, data)
 
 
 def write_text(url: str, text: str) -> None:
-    """Write a UTF-8 file whole."""
+    """Write a UTF-8 file atomically."""
     write_bytes(url, text.encode("utf-8"))
 
 
 def write_json(url: str, value: Any) -> None:
-    """Write a JSON file whole, with a line per item, keys in the order given."""
+    """Write a JSON file atomically, one item per line, keys in the order given."""
     write_text(url, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def upload(path: str | Path, url: str) -> None:
-    """Copy a local file to a URL, in pieces, so that it appears whole."""
+    """Copy a local file to a URL in parts; it appears atomically."""
     _files(url).write_from(Path(path), url)
 
 
 def download(url: str, path: str | Path) -> None:
-    """Copy a file to a local path, in pieces, so that it appears whole."""
+    """Copy a file to a local path in parts; it appears atomically."""
     target = Path(path)
     if is_local(url):
         _files(str(target)).write_from(local_path(url), str(target))
@@ -192,23 +167,23 @@ def download(url: str, path: str | Path) -> None:
 
 
 def delete(url: str) -> None:
-    """Remove a file, or a folder with all below; a missing one is no error."""
+    """Remove a file, or a folder and everything below it; a missing one is not an error."""
     _files(url).delete(url)
 
 
 def remove_unfinished(url: str) -> None:
-    """Remove what killed writers left directly in a folder; nobody may be writing there now."""
+    """Remove the temporary files of killed writers from a folder that nobody writes to now."""
     _files(url).remove_unfinished(url)
 
 
 def check_writable(url: str) -> None:
-    """Raise a `UserError` unless files can be written below this folder; leaves nothing there."""
+    """Raise a `UserError` unless files can be written below this folder; leaves no file."""
     _files(url).check_writable(url)
 
 
 @contextmanager
 def folder_beside(url: str) -> Iterator[Path]:
-    """A local folder for files that `move_in` will put below `url`: beside it where it is local."""
+    """A temporary local folder for files that `move_in` puts below `url`; inside `url` if local."""
     if not is_local(url):
         with scratch_folder() as name:
             yield Path(name)
@@ -224,7 +199,7 @@ def folder_beside(url: str) -> Iterator[Path]:
 
 
 def move_in(path: Path, url: str) -> None:
-    """Put a finished local file at a URL: renamed where both are on one disk, else copied."""
+    """Move a finished local file to a URL: renamed on one file system, else copied."""
     if is_local(url) and path.parent.parent == local_path(url).parent:
         from pipeline.storage.local import explained
 
@@ -235,24 +210,16 @@ def move_in(path: Path, url: str) -> None:
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:
-    """A temporary local folder, for what is built before an upload."""
+    """A temporary local folder for files that are uploaded later."""
     return tempfile.TemporaryDirectory(prefix="era-")
 
 
 def _files(url: str) -> _Files:
-    _refuse_empty(url)
+    check_url(url)
     if is_local(url):
         from pipeline.storage.local import LocalFiles
 
         return LocalFiles()
-    if url.startswith("s3://"):
-        from pipeline.storage.bucket import bucket_files
+    from pipeline.storage.bucket import bucket_files
 
-        return bucket_files()
-    scheme = url.partition("://")[0]
-    raise UserError(f"{url}: {scheme}:// is not supported; use a local path or s3://bucket/key")
-
-
-def _refuse_empty(url: str) -> None:
-    if not url.removeprefix("file://").strip():
-        raise UserError("an empty URL: give a local path or s3://bucket/key")
+    return bucket_files()

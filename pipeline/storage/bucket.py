@@ -10,23 +10,25 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fsspec.asyn import sync
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from pipeline.errors import StorageDown, UserError
 from pipeline.storage.entry import Entry, Kind
-from pipeline.storage.faults import ShortBody, explain, is_transient
+from pipeline.storage.faults import ShortBody, endpoint, explain, is_transient
 from pipeline.storage.recheck import recheck
+from pipeline.storage.url import require_unversioned
 
 T = TypeVar("T")
 
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 8  # seconds without an answer
-RETRY_FOR, LEAST_TRIES = 18.0, 3  # seconds; a long transfer has these tries whatever it takes
+RETRY_FOR, LEAST_TRIES = 18.0, 3  # seconds; a long transfer gets the tries however long it takes
 UPLOAD_PART = 32 << 20  # bytes; smaller files are one PUT
 CONCURRENCY = 4
 
 
 def bucket_files() -> BucketFiles:
-    """The door's S3 side for this process and its present environment."""
+    """S3 operations with the present environment of this process."""
     settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
     return _bucket_files(os.getpid(), settings)
 
@@ -35,6 +37,7 @@ def bucket_files() -> BucketFiles:
 def _bucket_files(pid: int, settings: tuple[tuple[str, str], ...]) -> BucketFiles:
     import s3fs
 
+    endpoint()  # refused here if it is not an address
     filesystem = s3fs.S3FileSystem(
         skip_instance_cache=True,
         use_listings_cache=False,
@@ -58,7 +61,7 @@ def _checksum_settings() -> dict[str, str]:
 
 
 class BucketFiles:
-    """The door's S3 side."""
+    """Storage operations on S3."""
 
     def __init__(self, filesystem: Any) -> None:
         self.fs = filesystem
@@ -86,23 +89,49 @@ class BucketFiles:
         except FileNotFoundError:
             self._require_bucket(url)
             return []
-        return sorted({path.rstrip("/").rpartition("/")[2] for path in paths if path != key})
+        below = (path.rstrip("/") for path in paths)
+        return sorted({path.rpartition("/")[2] for path in below if path != key})
 
     def find(self, url: str) -> list[Entry]:
-        key = _key(url)
+        key, found = _key(url), self._below(url)
+        names = [path[len(key) + 1 :] for path in found if path != key]
+        files = sorted(name for name in names if name and not name.endswith("/"))
+        return [Entry(f"s3://{key}/{name}", name, found[f"{key}/{name}"]) for name in files]
+
+    def _below(self, url: str) -> dict[str, int]:
+        """Sizes of all objects below a folder by key, with the empty `name/` of web consoles."""
         try:
-            found = self._try(url, self.fs.find, key, detail=True)
+            found = self._try(url, self.fs.find, _key(url), detail=True)
         except FileNotFoundError:
             found = {}
         if not found:
             self._require_bucket(url)
-        below = {p[len(key) + 1 :]: int(i["size"] or 0) for p, i in found.items() if p != key}
-        return [Entry(f"s3://{key}/{name}", name, below[name]) for name in sorted(below)]
+        return {path: int(info["size"] or 0) for path, info in found.items()}
 
-    def read(self, url: str, start: int | None, end: int | None) -> bytes:
+    def read(self, url: str, start: int | None, end: int | None, most: int) -> bytes:
+        if start is None and end is None:
+            return self._required(url, self._read_whole, _key(url), most)
         if start is not None and end is not None and end <= start:
             return b""
         return self._required(url, self._read_once, _key(url), start, end)
+
+    def _read_whole(self, key: str, most: int) -> bytes:
+        """An object whose size is known before its content is read."""
+
+        async def get() -> bytes:
+            bucket, name, version = self.fs.split_path(key)
+            which = {"VersionId": version} if version else {}
+            answer = await self.fs._call_s3("get_object", Bucket=bucket, Key=name, **which)
+            async with answer["Body"] as body:
+                if answer["ContentLength"] > most:
+                    raise UserError(
+                        f"s3://{key}: {answer['ContentLength']} bytes; at most {most} are read"
+                    )
+                data: bytes = await body.read()
+                return data
+
+        found: bytes = sync(self.fs.loop, get)
+        return found
 
     def _read_once(self, key: str, start: int | None, end: int | None) -> bytes:
         data: bytes = self.fs.cat_file(key, start=start, end=end)
@@ -111,33 +140,41 @@ class BucketFiles:
         return data
 
     def write(self, url: str, data: bytes) -> None:
+        require_unversioned(url)
         self._required(url, self.fs.pipe_file, _key(url), data, chunksize=UPLOAD_PART)
 
     def write_from(self, path: Path, url: str) -> None:
-        from pipeline.storage.local import explained
+        from pipeline.storage.local import explained, require_file
 
+        require_unversioned(url)
         with explained(path):
-            path.stat()
+            require_file(path)
         self._required(url, self.fs.put_file, str(path), _key(url), chunksize=UPLOAD_PART)
 
     def delete(self, url: str) -> None:
+        require_unversioned(url)
         kind = self.kind(url)
         if kind == "file":
-            self._required(url, self.fs.rm_file, _key(url))
+            self._remove(url, _key(url))
         elif kind == "folder":
-            for entry in self.find(url):
-                self._required(entry.url, self.fs.rm_file, _key(entry.url))
+            for key in self._below(url):
+                self._remove(f"s3://{key}", key)
+
+    def _remove(self, url: str, key: str) -> None:
+        """Remove an object; s3fs's own way cannot name `folder/`, a web console's empty object."""
+        bucket, _, name = key.partition("/")
+        self._required(url, self.fs.call_s3, "delete_object", Bucket=bucket, Key=name)
 
     def remove_unfinished(self, url: str) -> None:
-        """Nothing to do: what is not whole is no object."""
+        """Nothing to do: an upload that was not completed is not an object."""
 
     def check_writable(self, url: str) -> None:
         probe = f"{url.rstrip('/')}/.era-probe-{secrets.token_hex(4)}"
         self.write(probe, b"era")
-        self._required(probe, self.fs.rm_file, _key(probe))
+        self._remove(probe, _key(probe))
 
     def _require_bucket(self, url: str) -> None:
-        """Tell a missing bucket from a missing key."""
+        """Raise an error of its own if the bucket is missing, not only the key."""
         bucket = _key(url).partition("/")[0]
         if bucket in self.known_buckets:
             return
@@ -148,7 +185,7 @@ class BucketFiles:
         self.known_buckets.add(bucket)
 
     def _required(self, url: str, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call with retries; what is not there is the user's error."""
+        """Call with retries; a missing object is a UserError."""
         try:
             return self._try(url, call, *args, **kwargs)
         except FileNotFoundError:
@@ -156,7 +193,7 @@ class BucketFiles:
             raise UserError(f"{url}: no such object; check the URL") from None
 
     def _try(self, url: str, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call with retries; FileNotFoundError passes, all else is explained."""
+        """Call with retries; raises FileNotFoundError, or a UserError that explains the fault."""
         retrying = Retrying(
             retry=retry_if_exception(is_transient),
             wait=wait_random_exponential(multiplier=0.2, max=2.0),
@@ -185,7 +222,4 @@ def _no_bucket(bucket: str) -> UserError:
 
 
 def _key(url: str) -> str:
-    key = url.removeprefix("s3://").strip("/")
-    if not key:
-        raise UserError(f"{url}: names no bucket; give s3://bucket/key")
-    return key
+    return url.removeprefix("s3://").strip("/")

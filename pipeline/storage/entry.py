@@ -7,7 +7,7 @@ from typing import Literal
 
 Kind = Literal["file", "folder", "missing"]
 
-UNFINISHED = ".era-part"  # suffix of files still being written; listings pass over them
+UNFINISHED = ".era-part"  # suffix of files still being written; listings omit them
 
 
 @dataclass(frozen=True)

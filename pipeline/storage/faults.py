@@ -1,6 +1,6 @@
-"""Which faults of S3 pass by themselves, and what the others mean to a user.
+"""Which S3 faults are transient, and what the others mean to a user.
 
-The server's own words are never shown: only its error code, since messages may quote a request.
+Only the server's error code is shown, never its message, which may quote the request.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from urllib.parse import urlsplit
+
+from pipeline.errors import UserError
 
 _PASSING_CODES = {
     "SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "OperationAborted",
@@ -31,7 +33,7 @@ _CURES = {
 
 
 class ShortBody(OSError):
-    """The server sent fewer bytes than it was asked for."""
+    """The server sent fewer bytes than requested."""
 
 
 def is_transient(error: BaseException) -> bool:
@@ -51,7 +53,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def explain(url: str, error: BaseException) -> str:
-    """One line for a fault that did not pass: what, where and what to do."""
+    """One line about a fault that persisted: what, where and what to do."""
     from botocore.exceptions import NoCredentialsError, PartialCredentialsError
 
     code, status = _code_and_status(error)
@@ -60,17 +62,17 @@ def explain(url: str, error: BaseException) -> str:
     if code in _CURES:
         return f"{url}: {_CURES[code]} [{code}]"
     if status in (401, 403) or isinstance(error, PermissionError):
-        return f"{url}: access denied by {_endpoint()}; {_KEYS}, and the rights on the bucket"
+        return f"{url}: access denied by {endpoint()}; {_KEYS}, and the rights on the bucket"
     if status in (301, 307, 400):
         return (
-            f"{url}: {_endpoint()} refused the request [{code or status}]; check the region, "
+            f"{url}: {endpoint()} refused the request [{code or status}]; check the region, "
             "the endpoint, and that the credentials have not expired"
         )
     if code or status:
-        return f"{url}: {_endpoint()} keeps answering {code or status}; try again later"
+        return f"{url}: {endpoint()} keeps answering {code or status}; try again later"
     reason = type(error).__name__
     return (
-        f"{url}: no good answer from {_endpoint()} ({reason}); check AWS_ENDPOINT_URL "
+        f"{url}: no good answer from {endpoint()} ({reason}); check AWS_ENDPOINT_URL "
         "and the network"
     )
 
@@ -97,11 +99,22 @@ def _is_aiohttp(error: BaseException) -> bool:
     return isinstance(error, aiohttp.ClientError)
 
 
-def _endpoint() -> str:
-    """The server's address, without anything that may be secret in a URL."""
-    given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    parts = urlsplit(given)
-    if not parts.hostname:
+def endpoint() -> str:
+    """The server's address, without anything that may be secret in a URL.
+
+    Raises:
+        UserError: if it is set, and is not an address.
+    """
+    name = "AWS_ENDPOINT_URL_S3" if os.environ.get("AWS_ENDPOINT_URL_S3") else "AWS_ENDPOINT_URL"
+    given = os.environ.get(name, "").strip()
+    if not given:
         return "AWS S3"
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname}{port}"
+    try:
+        parts = urlsplit(given)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or parts.scheme not in ("http", "https"):
+        raise UserError(f"{name} is not an address; give http(s)://host:port")
+    shown = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{shown}{f':{port}' if port else ''}"

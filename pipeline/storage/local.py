@@ -1,4 +1,4 @@
-"""Files of this machine."""
+"""Files on this machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from typing import IO
 
 from pipeline.errors import UserError
 from pipeline.storage.entry import UNFINISHED, Entry, Kind
+from pipeline.storage.url import local_path
 
 COPY_PART = 8 << 20  # bytes
 
@@ -35,17 +37,19 @@ _CURES = {
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn an OSError into a UserError that names the path and a cure."""
+    """Turn an OSError into a UserError that names the path and a remedy."""
     try:
         yield
     except OSError as error:
         reason = _CURES.get(error.errno or 0, error.strerror or type(error).__name__)
         raise UserError(f"{path}: {reason}") from None
+    except MemoryError:
+        raise UserError(f"{path}: does not fit into memory") from None
 
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside `path`; on success sync it and rename it into place, else remove it."""
+    """Open a file next to `path`; on success sync and rename it to `path`, else remove it."""
     beside = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}{UNFINISHED}")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,32 +74,32 @@ def write_all(stream: IO[bytes], data: bytes, path: Path) -> None:
 
 
 class LocalFiles:
-    """The door's local side."""
+    """Storage operations on local files."""
 
     def kind(self, url: str) -> Kind:
-        path = _path(url)
+        path = local_path(url)
         with explained(path):
             if path.is_dir():
                 return "folder"
             return "file" if path.exists() else "missing"
 
     def size(self, url: str) -> int:
-        with explained(_path(url)):
-            return _path(url).stat().st_size
+        with explained(local_path(url)):
+            return local_path(url).stat().st_size
 
     def modified(self, url: str) -> datetime:
-        with explained(_path(url)):
-            return datetime.fromtimestamp(_path(url).stat().st_mtime, UTC)
+        with explained(local_path(url)):
+            return datetime.fromtimestamp(local_path(url).stat().st_mtime, UTC)
 
     def list_names(self, url: str) -> list[str]:
-        path = _path(url)
+        path = local_path(url)
         with explained(path):
             if not path.is_dir():
                 return []
             return sorted(x.name for x in path.iterdir() if not x.name.endswith(UNFINISHED))
 
     def find(self, url: str) -> list[Entry]:
-        root = _path(url)
+        root = local_path(url)
         found = []
         with explained(root):
             for folder, below, names in os.walk(root):
@@ -107,30 +111,35 @@ class LocalFiles:
                         found.append(Entry(str(path), relative, path.stat().st_size))
         return sorted(found, key=lambda entry: entry.relative)
 
-    def read(self, url: str, start: int | None, end: int | None) -> bytes:
-        path = _path(url)
-        with explained(path), path.open("rb") as stream:
-            stream.seek(start or 0)
-            data = stream.read() if end is None else stream.read(end - (start or 0))
+    def read(self, url: str, start: int | None, end: int | None, most: int) -> bytes:
+        path = local_path(url)
+        with explained(path):
+            size = require_file(path)
+            if start is None and end is None and size > most:
+                raise UserError(f"{path}: {size} bytes; at most {most} are read")
+            with path.open("rb") as stream:
+                stream.seek(start or 0)
+                data = stream.read() if end is None else stream.read(end - (start or 0))
         if end is not None and len(data) != end - (start or 0):
             raise UserError(f"{path}: ends before byte {end}; the file is cut short")
         return data
 
     def write(self, url: str, data: bytes) -> None:
-        path = _path(url)
+        path = local_path(url)
         with written_beside(path) as stream:
             write_all(stream, data, path)
 
     def write_from(self, path: Path, url: str) -> None:
-        target = _path(url)
+        target = local_path(url)
         with explained(path):
+            require_file(path)
             source = path.open("rb")
         with source, written_beside(target) as stream:
             while data := source.read(COPY_PART):
                 write_all(stream, data, target)
 
     def delete(self, url: str) -> None:
-        path = _path(url)
+        path = local_path(url)
         with explained(path):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -138,13 +147,13 @@ class LocalFiles:
                 path.unlink(missing_ok=True)
 
     def remove_unfinished(self, url: str) -> None:
-        path = _path(url)
+        path = local_path(url)
         with explained(path):
             for left in path.glob(f".*{UNFINISHED}"):
                 self.delete(str(left))
 
     def check_writable(self, url: str) -> None:
-        path = _path(url)
+        path = local_path(url)
         with explained(path):
             nearest = path.absolute()
             while not nearest.exists():
@@ -158,12 +167,24 @@ class LocalFiles:
                 probe.unlink(missing_ok=True)
 
 
-def _path(url: str) -> Path:
-    return Path(url.removeprefix("file://")).expanduser()
+def require_file(path: Path) -> int:
+    """The size in bytes of a regular file, looked up before the file is opened.
+
+    Opening a FIFO blocks, and a device may be endless.
+
+    Raises:
+        OSError, UserError: if it is missing, or is something else.
+    """
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "a folder")
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{path}: not a regular file but a FIFO, socket or device")
+    return found.st_size
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; some file systems cannot sync a folder, which is no error."""
+    """Make a rename durable; file systems that cannot sync a folder are accepted."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

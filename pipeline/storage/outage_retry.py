@@ -1,4 +1,4 @@
-"""Patience: what a storage refuses now it may do in a minute."""
+"""Retries of storage operations through outages of up to two minutes."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pipeline.errors import StorageDown
 
 T = TypeVar("T")
 log = logging.getLogger("era")
-WAITS = (5.0, 10.0, 20.0, 40.0, 60.0)  # seconds between tries: a bucket may fail for a minute
+WAITS = (5.0, 10.0, 20.0, 40.0, 60.0)  # seconds between tries
 
 
 def retry_outages(work: Callable[[], T], what: str, giving_up: threading.Event | None = None) -> T:
-    """Do storage work, again and again for over two minutes: an outage of a minute loses nothing.
+    """Retry a storage operation through outages of up to two minutes.
 
     Args:
-        work: may be done again.
-        what: it is, for the log.
-        giving_up: once set, nothing is waited for any more.
+        work: the operation; must be safe to repeat.
+        what: its name, for the log.
+        giving_up: when set, the operation is not retried any more.
 
     Raises:
-        StorageDown: if the outage lasts. UserError: at once, for what no patience cures.
+        StorageDown: if the outage lasts longer. UserError: at once, for any other fault.
     """
-    end = giving_up or threading.Event()  # a plain loop: this is asked for with every crop
+    end = giving_up or threading.Event()  # called for every crop, hence a plain loop
     for number, pause in enumerate(WAITS, start=1):
         try:
             return work()
