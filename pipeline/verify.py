@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
+from pipeline.arrays import Image
 from pipeline.data.manifest import NAME, SampleEntry, Shard, load_manifest
 from pipeline.data.shards import (
     HEADER,
@@ -30,7 +31,6 @@ from pipeline.progress import track
 
 log = logging.getLogger("era")
 TAR_BLOCK = tarfile.BLOCKSIZE
-Image = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
