@@ -42,6 +42,8 @@ class Api:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.asked: list[str] = []
         self.down = 0
+        self.head: dict[str, Any] = {"phase": "Running"}  # the head pod's status
+        self.events: list[dict[str, Any]] = []
         self.log = log  # the job's log, as the head has it
 
     def put(self, name: str, **status: Any) -> None:
@@ -51,11 +53,11 @@ class Api:
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         """The answer to one request."""
         pod = {"kind": "Pod", "apiVersion": "v1", "metadata": {"name": HEAD, "namespace": "era"}}
-        pod |= {"spec": {"containers": [{"name": "ray-head"}]}, "status": {"phase": "Running"}}
+        pod |= {"spec": {"containers": [{"name": "ray-head"}]}, "status": self.head}
         fixed = {
             "/api": {"kind": "APIVersions", "versions": ["v1"]},
             "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": [GROUP]},
-            "/api/v1": _resources("v1", "pods", "Pod"),
+            "/api/v1": _resources("v1", "pods", "Pod", "events", "Event"),
             "/apis/ray.io/v1": _resources("ray.io/v1", "rayjobs", "RayJob"),
             "/openapi/v3": {"paths": {"apis/ray.io/v1": {"serverRelativeURL": OPENAPI}}},
             OPENAPI: {
@@ -65,6 +67,11 @@ class Api:
             },
             "/api/v1/namespaces/era/pods": {"kind": "PodList", "apiVersion": "v1", "items": [pod]},
             f"/api/v1/namespaces/era/pods/{HEAD}": pod,
+            "/api/v1/namespaces/era/events": {
+                "kind": "EventList",
+                "apiVersion": "v1",
+                "items": self.events,
+            },
         }
         if path in fixed:
             return 200, fixed[path]
@@ -162,12 +169,15 @@ def _handler(api: Api) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _resources(version: str, plural: str, kind: str) -> dict[str, Any]:
-    resource = {"name": plural, "singularName": kind.lower(), "namespaced": True, "kind": kind}
+def _resources(version: str, *names: str) -> dict[str, Any]:
+    resources = [
+        {"name": plural, "singularName": kind.lower(), "namespaced": True, "kind": kind}
+        for plural, kind in zip(names[::2], names[1::2], strict=True)
+    ]
     return {
         "kind": "APIResourceList",
         "groupVersion": version,
-        "resources": [{**resource, "verbs": VERBS}],
+        "resources": [{**resource, "verbs": VERBS} for resource in resources],
     }
 
 

@@ -209,6 +209,23 @@ def test_grace_outlasts_the_drain() -> None:
     subprocess.run(["sh", "-n", *command[1:]], check=True)
 
 
+def test_pods_wait_for_their_credentials() -> None:
+    for overlay in OVERLAYS:
+        for pod in pods(cluster(overlay)):
+            references = [source["secretRef"] for source in pod["containers"][0]["envFrom"]]
+            sources = {one["name"]: one for one in references}
+            assert not sources["era-s3"].get("optional")
+            assert sources["era-wandb"]["optional"] is True
+
+
+def test_the_head_is_not_evicted_to_save_a_node_and_may_have_a_gpu_beside_it() -> None:
+    head = cluster("gpu")["spec"]["headGroupSpec"]["template"]
+    assert head["metadata"]["annotations"]["karpenter.sh/do-not-disrupt"] == "true"
+    affinity = head["spec"]["affinity"]["nodeAffinity"]
+    required = affinity["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert "nvidia.com/gpu.present" not in json.dumps(required)
+
+
 def test_spot_workers_and_a_safe_head() -> None:
     head, worker = pods(cluster("spot"))
     (label,) = worker["nodeSelector"].items()

@@ -114,7 +114,9 @@ def test_a_verb_without_configuration_keeps_the_template() -> None:
     values = {"source": "s3://b/raw", "dest": "s3://b/dpdd"}
     made = render(urls_command("preprocess", ["--x"], values, False), KubernetesOptions())
     assert made["spec"]["rayClusterSpec"] == cluster("base")["spec"]
-    assert made["metadata"]["name"] == "era-preprocess-dpdd"
+    assert made["metadata"]["name"] == "era-preprocess-dpdd-4e3c3f"
+    other = urls_command("preprocess", ["--x"], {"dest": "s3://c/dpdd"}, False)
+    assert render(other, KubernetesOptions())["metadata"]["name"] != made["metadata"]["name"]
     with pytest.raises(UserError, match="dest=/data is a path of one machine"):
         render(urls_command("preprocess", [], {"dest": "/data"}, False), KubernetesOptions())
 
@@ -259,6 +261,103 @@ def test_deadlines_and_stops_have_exit_codes(api: Api) -> None:
     api.jobs["era-tiny"]["status"] = dict(RUNNING)
     Operator(api, {**DONE, "jobStatus": "STOPPED"}, new=False)
     assert run(job("base"))[0].exit_code == 143
+
+
+def test_a_refused_or_suspended_rayjob_ends(api: Api) -> None:
+    api.jobs["era-tiny"] = {**job("base"), "status": dict(RUNNING)}
+    refused = {"jobDeploymentStatus": "ValidationFailed", "message": "not allowed to be suspended"}
+    Operator(api, refused, new=False)
+    outcome, _ = run(job("base"))
+    assert (outcome.exit_code, outcome.state) == (2, "INVALID")
+    assert "not allowed to be suspended; its pods may still run" in outcome.message
+    Operator(api, {**RUNNING, **DONE})  # the same command starts it again
+    assert run(job("base"))[0].exit_code == 0
+    api.jobs["era-tiny"] = {**job("base"), "status": {"jobDeploymentStatus": "Suspended"}}
+    outcome, _ = run(job("base"))
+    assert (outcome.exit_code, outcome.state) == (143, "SUSPENDED")
+
+
+def test_a_queued_rayjob_is_waited_for(api: Api) -> None:
+    api.jobs["era-tiny"] = {**job("kueue"), "status": {"jobDeploymentStatus": "Suspended"}}
+    Operator(api, {"jobDeploymentStatus": "Initializing"}, {**RUNNING, **DONE}, new=False)
+    assert run(job("kueue"))[0].exit_code == 0
+
+
+def test_what_keeps_pods_from_running_is_shown(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    starting = {"jobDeploymentStatus": "Initializing", "rayClusterName": "era-tiny-x7k2p"}
+    api.jobs["era-tiny"] = {**job("base"), "status": starting}
+    wrong = {"reason": "ErrImageNeverPull", "message": 'image "er" is not present'}
+    room = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    api.head = {
+        "conditions": [{**room, "message": "0/2 nodes are available"}],
+        "containerStatuses": [
+            {"state": {"waiting": wrong}},
+            {"state": {"waiting": {"reason": "ContainerCreating"}}},
+        ],
+    }
+    account = {"reason": "AutoscalerServiceAccountNotFound", "message": "no era-head"}
+    cluster_of_job = {"kind": "RayCluster", "name": "era-tiny-x7k2p"}
+    other = {"kind": "Pod", "name": "era-tiny2-head"}
+    api.events = [
+        {
+            "kind": "Event",
+            "apiVersion": "v1",
+            "metadata": {"name": "a"},
+            "involvedObject": cluster_of_job,
+            **account,
+        },
+        {
+            "kind": "Event",
+            "apiVersion": "v1",
+            "metadata": {"name": "b"},
+            "involvedObject": other,
+            "reason": "Alien",
+        },
+    ]
+    Operator(api, {}, {}, {**RUNNING, **DONE}, new=False)
+    with caplog.at_level("WARNING", "era"):
+        assert run(job("base"))[0].exit_code == 0
+    for line in (
+        "pod head-pod: Unschedulable: 0/2 nodes are available",
+        'pod head-pod: ErrImageNeverPull: image "er" is not present',
+        "raycluster era-tiny-x7k2p: AutoscalerServiceAccountNotFound: no era-head",
+    ):
+        assert caplog.text.count(line) == 1
+    assert "Alien" not in caplog.text
+    assert "ContainerCreating" not in caplog.text
+
+
+def test_another_image_or_overlay_is_another_job(api: Api) -> None:
+    api.jobs["era-tiny"] = {**job("base", image="registry/era:1"), "status": dict(RUNNING)}
+    with pytest.raises(UserError, match="image registry/era:1 instead of registry/era:2; delete"):
+        run(job("base", image="registry/era:2"))
+    wanted = job("local", image="registry/era:1")
+    with pytest.raises(UserError, match="overlay base instead of local; delete it first"):
+        run(wanted)
+
+
+def test_a_rayjob_that_is_being_deleted_is_not_followed(api: Api) -> None:
+    dying = {**job("base"), "status": dict(RUNNING)}
+    dying["metadata"] = {**dying["metadata"], "deletionTimestamp": "2026-01-01T00:00:00Z"}
+    api.jobs["era-tiny"] = dying
+    threading.Timer(1, lambda: api.jobs.pop("era-tiny")).start()
+    Operator(api, {**RUNNING, **DONE})
+    assert run(job("base"))[0].exit_code == 0
+    assert [line for line in api.asked if line.startswith("POST")]
+
+
+def test_a_lost_head_is_started_again(api: Api) -> None:
+    api.jobs["era-tiny"] = {**job("base"), "status": dict(RUNNING)}
+    lost = {"jobDeploymentStatus": "Failed", "reason": "JobStatusCheckTimeoutExceeded"}
+    Operator(api, lost, new=False)
+    Operator(api, {**RUNNING, **DONE})
+    assert run(job("base"))[0].exit_code == 0
+    assert len([line for line in api.asked if line.startswith("POST")]) == 1
+
+
+def test_errors_of_the_user_are_not_retried() -> None:
+    for overlay in OVERLAYS:
+        assert job(overlay)["spec"]["backoffLimit"] == 0
 
 
 @pytest.mark.full

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -49,9 +50,10 @@ def job_client(address: str) -> Any:
         with no_address():
             return Client(address)
     except AuthenticationError:
+        wrong = "wants another token" if _has_token() else "requires a token"
         raise UserError(
-            f"{address}: the cluster wants another token; set RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN_PATH, or RAY_AUTH_TOKEN"
+            f"{address}: the cluster {wrong}; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file "
+            "with it (on Kubernetes: key auth_token of the secret named as the RayCluster)"
         ) from None
     except (ConnectionError, RuntimeError, requests.RequestException) as error:
         raise UserError(
@@ -66,7 +68,11 @@ def no_address() -> AbstractContextManager[None]:
 
 
 def _check_address(address: str) -> None:
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+        _ = parts.port  # checked when it is read
+    except ValueError:
+        raise UserError("--address: not a URL; expected such as http://127.0.0.1:8265") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError("--address: expected the job server's URL, such as http://127.0.0.1:8265")
     if parts.username or parts.password or parts.query:
@@ -74,14 +80,24 @@ def _check_address(address: str) -> None:
 
 
 def _send_token() -> None:
-    """Let Ray send the token that the environment holds: it does so only in this mode."""
+    """Let Ray send the token that it finds, which it does only in this mode."""
     if os.environ.get("RAY_AUTH_MODE"):
         return
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+    if _has_token():
         with environment(RAY_AUTH_MODE="token"):
             from ray._raylet import Config  # type: ignore[attr-defined]
 
             Config.initialize("")
+
+
+def _has_token() -> bool:
+    """Whether Ray finds a token: in the environment, or in the file that `ray` itself writes."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return True
+    try:
+        return (Path.home() / ".ray" / "auth_token").is_file()
+    except (OSError, RuntimeError):  # no home
+        return False
 
 
 def _reason(error: BaseException) -> str:

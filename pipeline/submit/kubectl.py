@@ -1,7 +1,7 @@
 """A RayJob through `kubectl`: applied, followed to its end, with the job's own exit code.
 
-Everything is asked for again and again, so that no lost connection matters: the state, and the log
-from the first line that was not shown yet.
+The state and the log, from the first line that was not shown yet, are polled, so that a lost
+connection does not matter.
 """
 
 from __future__ import annotations
@@ -18,11 +18,19 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.submit.command import STOPPED, Outcome
 from pipeline.submit.follow import KEPT, exit_code
+from pipeline.submit.rayjob import OVERLAY
+from pipeline.submit.troubles import Troubles
 
 log = logging.getLogger("era")
 POLL = 5.0  # seconds
 PATIENCE = 600.0  # seconds without an answer, after which the job counts as lost
 OVER = ("Complete", "Failed")
+INVALID = "ValidationFailed"
+# KubeRay's reasons for a head that was lost, which it does not retry itself (backoffLimit).
+LOST_HEAD = ("JobStatusCheckTimeoutExceeded",)
+DELETION_SECONDS = 300.0  # pods save for up to 150 s when they are stopped
+TRIES = 3  # RayJobs that one command starts after lost heads
+QUEUE = "kueue.x-k8s.io/queue-name"
 LOG = "/tmp/ray/session_latest/logs/job-driver-{job}.log"
 
 
@@ -39,7 +47,7 @@ def submit_to_kubernetes(
         rayjob: as `render` made it.
         write: receives the job's log as it comes.
         stop_on_exit: Ctrl-C or SIGTERM here deletes the RayJob, instead of leaving it alone.
-        poll: seconds between two looks.
+        poll: seconds between two polls.
         patience: seconds without an answer, after which the job counts as lost.
 
     Raises:
@@ -48,14 +56,21 @@ def submit_to_kubernetes(
     job = _RayJob(rayjob["metadata"]["name"], rayjob["metadata"]["namespace"])
     _start(job, rayjob)
     try:
-        return _follow(job, write, poll, patience)
+        outcome = _follow(job, write, poll, patience)
+        for _ in range(TRIES - 1):
+            if not outcome.message.startswith(LOST_HEAD):
+                break
+            log.warning("RayJob %s lost its head (%s)", job.name, outcome.message)
+            _start(job, rayjob)
+            outcome = _follow(job, write, poll, patience)
+        return outcome
     except Exception:
         raise
     except BaseException:  # Ctrl-C or SIGTERM of this process
         delete = f"kubectl -n {job.namespace} delete rayjob {job.name}"
         if stop_on_exit:
             job.kubectl("delete", "rayjob", job.name, "--wait=false")
-            log.warning("RayJob %s is being deleted; the same command goes on later", job.name)
+            log.warning("RayJob %s is being deleted; the same command continues later", job.name)
         else:
             log.warning(
                 "RayJob %s goes on: the same command follows it, `%s` ends it", job.name, delete
@@ -99,14 +114,22 @@ class _RayJob:
         text = self.kubectl("get", "rayjob", self.name, "--ignore-not-found", "-o", "json")
         return json.loads(text) if text.strip() else None
 
-    def log_from(self, line: int, status: dict[str, Any]) -> str:
-        """The job's log from a line on; empty while there is none, or the head can't be reached."""
-        cluster, ray_job = status.get("rayClusterName"), status.get("jobId")
-        chosen = f"ray.io/cluster={cluster},ray.io/node-type=head"
+    def head(self, status: dict[str, Any]) -> tuple[str, str]:
+        """Name and UID of the newest head pod of the job's cluster; empty if there is none."""
+        chosen = f"ray.io/cluster={status.get('rayClusterName')},ray.io/node-type=head"
         try:
-            pod = self.kubectl("get", "pods", "-l", chosen, "-o", "name").strip()
-            file = LOG.format(job=ray_job)
-            tail = ["tail", "-n", f"+{line + 1}", file]
+            pods = json.loads(self.kubectl("get", "pods", "-l", chosen, "-o", "json"))["items"]
+        except UserError:
+            return "", ""
+        newest = max(pods, key=lambda p: p["metadata"].get("creationTimestamp", ""), default=None)
+        return (
+            (newest["metadata"]["name"], newest["metadata"].get("uid", "")) if newest else ("", "")
+        )
+
+    def log_from(self, line: int, pod: str, ray_job: str) -> str:
+        """The job's log from a line on; empty while there is none, or the head can't be reached."""
+        tail = ["tail", "-n", f"+{line + 1}", LOG.format(job=ray_job)]
+        try:
             return self.kubectl("exec", pod, "-c", "ray-head", "--", *tail) if pod else ""
         except UserError:
             return ""
@@ -115,23 +138,58 @@ class _RayJob:
 def _start(job: _RayJob, rayjob: dict[str, Any]) -> None:
     """Apply it; a finished one of that name is removed first, a running one is only followed."""
     before = job.read()
-    if before and before.get("status", {}).get("jobDeploymentStatus") not in OVER:
-        if before["spec"].get("entrypoint") != rayjob["spec"]["entrypoint"]:
+    if before and before["metadata"].get("deletionTimestamp"):
+        log.info("RayJob %s of an earlier try is being deleted; waiting until it is gone", job.name)
+        deadline = time.monotonic() + DELETION_SECONDS
+        while before and before["metadata"].get("deletionTimestamp"):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"RayJob {job.name}: its deletion has not ended in {DELETION_SECONDS:.0f} s; "
+                    f"see `kubectl -n {job.namespace} describe rayjob {job.name}`"
+                )
+            time.sleep(1)
+            before = job.read()
+    if before and before.get("status", {}).get("jobDeploymentStatus") not in (*OVER, INVALID):
+        if others := _differences(before, rayjob):
             raise UserError(
-                f"RayJob {job.name} runs with other arguments; delete it first, or give --name"
+                f"RayJob {job.name} runs with {', '.join(others)}; delete it first, or give --name"
             )
         log.info("RayJob %s runs already; following it", job.name)
         return
     if before:
-        log.info("RayJob %s of an earlier try has ended; starting it anew", job.name)
+        log.info("RayJob %s of an earlier try has ended; starting it again", job.name)
         job.kubectl("delete", "rayjob", job.name, "--wait=true", "--timeout=110s")
     job.kubectl("apply", "-f", "-", given=json.dumps(rayjob))
     log.info("RayJob %s applied in namespace %s", job.name, job.namespace)
 
 
+def _differences(running: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """What a running RayJob has other than the command asks for."""
+    found = []
+    if running["spec"].get("entrypoint") != wanted["spec"]["entrypoint"]:
+        found.append("other arguments")
+    theirs, ours = _images(running), _images(wanted)
+    if theirs != ours:
+        found.append(f"image {', '.join(sorted(theirs))} instead of {', '.join(sorted(ours))}")
+    before, now = (one["metadata"].get("annotations", {}).get(OVERLAY) for one in (running, wanted))
+    if before and before != now:
+        found.append(f"overlay {before} instead of {now}")
+    return found
+
+
+def _images(rayjob: dict[str, Any]) -> set[str]:
+    spec = rayjob["spec"].get("rayClusterSpec", {})
+    groups = [spec.get("headGroupSpec", {}), *spec.get("workerGroupSpecs", [])]
+    return {
+        container.get("image", "")
+        for group in groups
+        for container in group.get("template", {}).get("spec", {}).get("containers", [])[:1]
+    }
+
+
 def _follow(job: _RayJob, write: Callable[[str], None], poll: float, patience: float) -> Outcome:
-    shown, attempt, state, kept = 0, "", "", ""
-    heard = time.monotonic()
+    shown, attempt, state, kept = 0, ("", ""), "", ""
+    heard, troubles = time.monotonic(), Troubles(job.kubectl, job.name)
     while True:
         try:
             found = job.read()
@@ -148,10 +206,16 @@ def _follow(job: _RayJob, write: Callable[[str], None], poll: float, patience: f
         if status.get("jobDeploymentStatus", "") != state:
             state = status.get("jobDeploymentStatus", "")
             log.info("RayJob %s: %s", job.name, state or "new")
-        if status.get("jobId", "") != attempt:  # KubeRay's retry: another cluster, another log
-            shown, attempt = 0, status.get("jobId", "")
+        if ended := _not_running(job, found):
+            return ended
+        if state not in OVER:
+            troubles.look(status)
         if state in ("Running", *OVER):
-            text = job.log_from(shown, status)
+            pod, uid = job.head(status)
+            life = (status.get("jobId", ""), uid)
+            if pod and life != attempt:  # another cluster, or another head: another log
+                shown, attempt = 0, life
+            text = job.log_from(shown, pod, life[0])
             whole = text if state in OVER else text[: text.rfind("\n") + 1]
             shown += whole.count("\n")
             kept = (kept + whole)[-KEPT:]
@@ -160,6 +224,26 @@ def _follow(job: _RayJob, write: Callable[[str], None], poll: float, patience: f
         if state in OVER:
             return _ended(job.name, status, kept)
         time.sleep(poll)
+
+
+def _not_running(job: _RayJob, found: dict[str, Any]) -> Outcome | None:
+    """The end of a job that KubeRay no longer manages or runs, though it is not over."""
+    status = found.get("status", {})
+    state, queue = status.get("jobDeploymentStatus"), found["metadata"].get("labels", {}).get(QUEUE)
+    if state == INVALID:
+        message = (
+            f"{status.get('message') or 'KubeRay refuses its settings'}; its pods may still run: "
+            f"`kubectl -n {job.namespace} delete rayjob {job.name}` ends them"
+        )
+        return Outcome(job.name, "INVALID", 2, message)
+    if state == "Suspended" and not queue:
+        return Outcome(
+            job.name,
+            "SUSPENDED",
+            STOPPED,
+            "somebody suspended it; delete the RayJob, then the same command continues",
+        )
+    return None
 
 
 def _ended(name: str, status: dict[str, Any], kept: str) -> Outcome:

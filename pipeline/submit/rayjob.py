@@ -6,6 +6,7 @@ image, the name and the namespace; a test holds everything else equal to `k8s/`.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pipeline.submit.template import cluster_of, job_of
 
 log = logging.getLogger("era")
 GPU = "nvidia.com/gpu"
-QUEUE = "kueue.x-k8s.io/queue-name"
+OVERLAY = "era/overlay"  # annotation: a running job on another overlay is another job
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,16 @@ def render(command: Command, options: KubernetesOptions) -> dict[str, Any]:
     job = job_of(overlay)
     name = options.name or _name(command)
     labels = job["metadata"]["labels"]
+    annotations = {OVERLAY: overlay}
     made = {
         "apiVersion": job["apiVersion"],
         "kind": job["kind"],
-        "metadata": {"name": name, "namespace": options.namespace, "labels": labels},
+        "metadata": {
+            "name": name,
+            "namespace": options.namespace,
+            "labels": labels,
+            "annotations": annotations,
+        },
         "spec": {"entrypoint": command.entrypoint(), **job["spec"], "rayClusterSpec": spec},
     }
     _refuse(overlay, name, rules.problems(made))
@@ -108,9 +115,14 @@ def _size(spec: dict[str, Any], command: Command, config: TrainConfig, overlay: 
 
 
 def _name(command: Command) -> str:
-    of = command.config.run.name if command.config else storage.name_of(command.target)
+    """A name from the run's, or from the target's last part and a digest of its URL."""
     verb = "" if command.verb == "train" else f"{command.verb}-"
-    return re.sub(r"[^a-z0-9]+", "-", f"era-{verb}{of}".lower()).strip("-")
+    if command.config:
+        name = f"era-{verb}{command.config.run.name}"
+    else:
+        digest = hashlib.sha256(command.target.rstrip("/").encode()).hexdigest()[:6]
+        name = f"era-{verb}{storage.name_of(command.target)}-{digest}"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _refuse(overlay: str, name: str, found: list[str]) -> None:

@@ -20,9 +20,9 @@ def problems(one: dict[str, Any]) -> list[str]:
 def _name(one: dict[str, Any], longest: int) -> Iterator[str]:
     name = one["metadata"]["name"]
     if len(name) > longest:
-        yield f"the name {name} has {len(name)} characters; {one['kind']} takes {longest}"
+        yield f"the name {name} has {len(name)} characters; {one['kind']} takes {longest} (--name)"
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
-        yield f"the name {name!r} must be small letters, digits and '-', from a letter on"
+        yield f"the name {name!r} must be small letters, digits and '-', a letter first (--name)"
 
 
 def _job(spec: dict[str, Any]) -> Iterator[str]:
