@@ -22,9 +22,10 @@ from pipeline.images import from_float, write_png
 from pipeline.preprocess import preprocess
 from pipeline.report import DemoReport, write_demo_report
 from pipeline.restore import restore
+from pipeline.runfolder import RunFolder
+from pipeline.runfolder.names import METRICS
 from pipeline.synthesize import synthesize
 from pipeline.train import train
-from pipeline.train.attempts import read_lines
 
 PAIRS, SEED = 100, 0
 PACKAGES = ("torch", "ray", "numpy", "scikit-image", "opencv-python-headless", "webdataset")
@@ -133,7 +134,7 @@ def _report(
         summary=summary,
         prediction=found.summary["prediction"],
         cases=found.cases,
-        metrics=read_lines(storage.join(run, "metrics.jsonl")),
+        metrics=RunFolder(run).lines(METRICS),
         settings=settings,
         versions={"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         seconds=clock.seconds,

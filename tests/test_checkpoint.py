@@ -27,6 +27,7 @@ from pipeline.checkpoint import (
     load_model,
     open_checkpoint,
     ranked,
+    resolve,
 )
 from pipeline.errors import UserError
 
@@ -69,16 +70,16 @@ def run_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_what_is_saved_comes_back_to_the_bit(run_url: str) -> None:
     store = CheckpointStore(run_url)
     save(store, 200, 20.0)
-    latest = CheckpointStore(run_url).latest()
-    assert latest is not None
+    loaded = CheckpointStore(run_url).load_latest()
+    assert loaded is not None
+    latest, state, training = loaded.checkpoint, loaded.weights, loaded.training
     assert (latest.name, latest.step, latest.metrics) == ("step-00000200", 200, {"val/psnr": 20.0})
     torch.manual_seed(200)
     expected = ErA(CONFIG).state_dict()
-    state = latest.load_model_state()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in expected)
-    training = latest.load_training()
     assert training["lists"] == [1, [2.0]] and training["rng"].dtype == torch.uint8
+    assert loaded.run_files == {"metrics.jsonl": b'{"step": 200}\n'}
     assert storage.read_text(storage.join(run_url, "metrics.jsonl")) == '{"step": 200}\n'
 
 
@@ -86,7 +87,8 @@ def test_damaged_and_unfinished_ones_are_passed_over_aloud(
     run_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("era"), "propagate", True)
-    store = CheckpointStore(run_url)
+    told: list[str] = []
+    store = CheckpointStore(run_url, warn=told.append)
     for step in (100, 200, 300, 400):
         save(store, step, float(step), keep_best=9)
     storage.delete(storage.join(store.url_of(400), COMMIT))
@@ -96,13 +98,15 @@ def test_damaged_and_unfinished_ones_are_passed_over_aloud(
     data[-1] ^= 1
     storage.write_bytes(weights, bytes(data))
 
-    latest = store.latest()
-    assert latest is not None and latest.step == 100
+    loaded = store.load_latest()
+    assert loaded is not None and loaded.checkpoint.step == 100
     for step, reason in ((400, "no COMMIT"), (300, "training.pt: missing"), (200, "sha256")):
-        lines = [r.getMessage() for r in caplog.records if checkpoint_in(r.getMessage(), step)]
+        lines = [line for line in told if checkpoint_in(line, step)]
         assert len(lines) == 1 and reason in lines[0] and "passed over" in lines[0]
     best = store.best()
-    assert best is not None and best.step == 100
+    assert best is not None and best.step == 200  # by COMMIT and sizes: its content is unread
+    assert load_model(run_url).url == resolve(run_url).url == store.url_of(100)
+    assert any("sha256" in r.getMessage() for r in caplog.records)
     with pytest.raises(DamagedError, match="sha256"):
         load_model(store.url_of(200))
 
@@ -149,8 +153,8 @@ def test_pruning_leaves_what_this_attempt_does_not_know_to_be_its_own(run_url: s
     training = storage.join(older.url_of(500), TRAINING)
     told = storage.read_bytes(training)
     storage.write_bytes(training, b"cut")
-    latest = older.latest()
-    assert latest is not None and latest.step == 400
+    loaded = older.load_latest()
+    assert loaded is not None and loaded.checkpoint.step == 400
     storage.write_bytes(training, told)
     save(older, 600, 1.0, keep_best=1)
     assert older.steps() == [100, 500, 600]
@@ -183,7 +187,7 @@ def test_an_attempt_that_was_overtaken_deletes_and_commits_nothing(run_url: str)
     assert found["attempt"] == "0001-old"
 
 
-PUTS = 6  # guarded requests that save a checkpoint: COMMIT's removal, three files, metrics, COMMIT
+PUTS = 8  # guarded requests that save: COMMIT's removal, five files, COMMIT, newest.json
 
 
 def older_files(run_url: str) -> set[str]:
@@ -243,7 +247,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     commit = json.loads((folder / COMMIT).read_text())
     commit["files"][TRAINING] = fingerprint(evil)
     (folder / COMMIT).write_text(json.dumps(commit))
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(DamagedError, match="not a training state"):
         open_checkpoint(str(folder)).load_training()
     assert not (tmp_path / "pwned").exists()
 
@@ -288,7 +292,7 @@ def test_an_outage_is_no_reason_to_pass_a_checkpoint_over(
     with faulty_proxy(s3_server.endpoint, refuse_weights) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         with pytest.raises(UserError, match="access denied"):
-            store.latest()
+            store.load_latest()
 
 
 def test_a_bucket_that_stays_away_stops_the_run_with_one_line(

@@ -206,7 +206,7 @@ def test_output_that_is_full_or_gone_is_told_by_the_exit_code(
 @pytest.fixture
 def small_runs(tmp_path: Path) -> Path:
     """A run whose name looks like markup."""
-    from pipeline.checkpoint.folder import META, fingerprint, write_commit
+    from pipeline.checkpoint import META, fingerprint, write_commit
 
     folder = tmp_path / "runs" / "[red]x"
     step = folder / "checkpoints" / "step-00000001"

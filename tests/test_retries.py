@@ -15,8 +15,8 @@ import pytest
 from pipeline.checkpoint import CheckpointStore
 from pipeline.config import load_train_config
 from pipeline.errors import Stopped, StorageDown, UserError
+from pipeline.runfolder import RunFolder
 from pipeline.train import driver
-from pipeline.train.attempts import Attempts, require_owner
 from pipeline.train.failures import find_user_error
 
 
@@ -84,15 +84,15 @@ def test_a_bucket_that_is_down_is_tried_again_but_not_for_ever(
 def test_the_newest_attempt_owns_the_run(tmp_path: Path) -> None:
     url = str(tmp_path)
     config = load_train_config("tiny")
-    older = Attempts(url).begin(config, None)
-    store = CheckpointStore(url, lambda: require_owner(url, older))
+    older = RunFolder(url).begin_attempt(config, None)
+    store = CheckpointStore(url, lambda: RunFolder(url).require_owner(older))
     store.save(step=1, meta={"step": 1}, model={}, training={}, files={}, metrics={})
     store.wait()
-    newer = Attempts(url).begin(config, 1)
+    newer = RunFolder(url).begin_attempt(config, 1)
     with pytest.raises(UserError, match="attempt 2 has taken it over"):
         store.save(step=2, meta={"step": 2}, model={}, training={}, files={}, metrics={})
         store.wait()
-    require_owner(url, newer)
+    RunFolder(url).require_owner(newer)
     assert CheckpointStore(url).steps() == [1]
 
 

@@ -1,27 +1,20 @@
-"""Checkpoints: saved in the background, whole or not at all, verified when loaded.
+"""Checkpoints: saved in the background, whole or not at all, verified when they are loaded.
 
-<run>/checkpoints/step-00000200/
-    model.safetensors   averaged weights under plain names
-    training.pt         everything else that resuming needs (loaded with weights_only=True)
-    meta.json           step, network, hashes, versions
-    COMMIT              written last: bytes and sha256 of the files, and the metrics
+Their layout is in `pipeline.runfolder`.
 """
 
-from pipeline.checkpoint.folder import (
-    COMMIT,
-    META,
-    MODEL,
-    TRAINING,
+from pipeline.checkpoint.loading import LoadedModel, load_model, resolve, shipped_models
+from pipeline.checkpoint.store import CheckpointStore, LoadedCheckpoint
+from pipeline.errors import DamagedError
+from pipeline.runfolder import (
     Checkpoint,
-    checkpoint_name,
     fingerprint,
+    higher_is_better,
     open_checkpoint,
+    ranked,
     write_commit,
 )
-from pipeline.checkpoint.loading import LoadedModel, load_model, resolve, shipped_models
-from pipeline.checkpoint.ranking import higher_is_better, ranked
-from pipeline.checkpoint.store import CheckpointStore
-from pipeline.errors import DamagedError
+from pipeline.runfolder.names import COMMIT, META, MODEL, TRAINING, checkpoint_name
 
 __all__ = [
     "COMMIT",
@@ -31,6 +24,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointStore",
     "DamagedError",
+    "LoadedCheckpoint",
     "LoadedModel",
     "checkpoint_name",
     "fingerprint",

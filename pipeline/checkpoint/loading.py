@@ -1,7 +1,8 @@
-"""From what a user calls a checkpoint to a network that is ready to use."""
+"""From a user's name for a checkpoint to a network that is ready to use."""
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ import torch
 
 from era import ErA, ErAConfig
 from pipeline import storage
-from pipeline.checkpoint.folder import COMMIT, Checkpoint, open_checkpoint
-from pipeline.checkpoint.store import CheckpointStore
-from pipeline.errors import UserError
+from pipeline.errors import DamagedError, UserError
+from pipeline.runfolder import BEST_BY, Checkpoint, RunFolder, open_checkpoint
+from pipeline.runfolder.names import COMMIT, MODEL
 
+log = logging.getLogger("era")
 SHIPPED = Path(__file__).parents[1] / "models"  # one bundle per folder
 
 
@@ -28,48 +30,75 @@ class LoadedModel:
     url: str
 
 
-def load_model(url: str, metric: str = "val/psnr") -> LoadedModel:
+def load_model(url: str, metric: str = BEST_BY) -> LoadedModel:
     """Load the network of a run (its best, else last), a checkpoint, a bundle or a shipped name.
+
+    Of a run, a checkpoint that proves to be damaged is passed over with a warning, and the next
+    best is loaded.
 
     Raises:
         UserError: if there is none, or it is damaged, or of a version that does not fit.
     """
-    checkpoint = resolve(url, metric)
-    try:
-        config = ErAConfig.from_dict(checkpoint.meta["model"])
-        model = ErA(config)
-        model.load_state_dict(checkpoint.load_model_state())
-    except (ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{checkpoint.url}: its network is not one that this version knows ({reason})"
-        ) from None
-    # Convolutions take a third less time on a CPU when a pixel's channels lie side by side.
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return LoadedModel(model.eval(), config, checkpoint.meta, checkpoint.url)
+    candidates = _candidates(url, metric)
+    for checkpoint in candidates[:-1]:
+        try:
+            return _load(checkpoint)
+        except DamagedError as error:
+            log.warning("checkpoint passed over: %s", error)
+    return _load(candidates[-1])
 
 
-def resolve(url: str, metric: str = "val/psnr") -> Checkpoint:
+def resolve(url: str, metric: str = BEST_BY) -> Checkpoint:
     """Find the checkpoint that a URL, or the name of a shipped model, means.
+
+    Of a run, one whose weights prove to be damaged is passed over with a warning.
 
     Raises:
         UserError: if there is none.
     """
+    candidates = _candidates(url, metric)
+    for checkpoint in candidates[:-1]:
+        try:
+            checkpoint.read(MODEL)
+            return checkpoint
+        except DamagedError as error:
+            log.warning("checkpoint passed over: %s", error)
+    return candidates[-1]
+
+
+def _candidates(url: str, metric: str) -> list[Checkpoint]:
+    """What a URL may mean, in order of preference; never empty."""
     if url in shipped_models():
-        return open_checkpoint(str(SHIPPED / url))
+        return [open_checkpoint(str(SHIPPED / url))]
     url = storage.absolute(url)
     if storage.exists(storage.join(url, COMMIT)):
-        return open_checkpoint(url)
+        return [open_checkpoint(url)]
     if not storage.exists(url):
         known = f" (shipped models: {', '.join(shipped_models())})" if shipped_models() else ""
         raise UserError(f"{url}: no such run, checkpoint or model{known}")
-    store = CheckpointStore(url)
-    checkpoint = store.best(metric) or store.latest()
-    if checkpoint is None:
+    found = RunFolder(url).best_then_latest(metric)
+    if not found:
         raise UserError(
             f"{url}: no finished checkpoint there; give a run, a checkpoint or a bundle"
         )
-    return checkpoint
+    return found
+
+
+def _load(checkpoint: Checkpoint) -> LoadedModel:
+    state = checkpoint.load_model_state()
+    try:
+        config = ErAConfig.from_dict(checkpoint.meta["model"])
+        model = ErA(config)
+        model.load_state_dict(state)
+    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = " ".join(line.strip() for line in lines[:2])[:200]
+        raise UserError(
+            f"{checkpoint.url}: its network is not one that this version knows ({reason})"
+        ) from None
+    # Convolutions take a third less time on a CPU when a pixel's channels are adjacent in memory.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return LoadedModel(model.eval(), config, checkpoint.meta, checkpoint.url)
 
 
 def shipped_models() -> list[str]:

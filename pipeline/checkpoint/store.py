@@ -1,4 +1,4 @@
-"""The checkpoints of one run: one thread writes them, in order, while training goes on."""
+"""The checkpoints of one run: a thread writes them, in order, while training continues."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,23 +16,37 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.checkpoint.folder import (
-    COMMIT,
+from pipeline.checkpoint.prune import Pruner
+from pipeline.errors import DamagedError
+from pipeline.runfolder import (
+    BEST_BY,
     FORMAT,
-    META,
-    MODEL,
-    PREFIX,
-    TRAINING,
     Checkpoint,
-    checkpoint_name,
+    RunFolder,
     fingerprint,
     open_checkpoint,
     write_commit,
 )
-from pipeline.checkpoint.ranking import ranked
-from pipeline.errors import DamagedError
+from pipeline.runfolder.names import COMMIT, META, MODEL, RUN_FILES, TRAINING
 
 log = logging.getLogger("era")
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A checkpoint's verified content.
+
+    Attributes:
+        weights: the averaged weights.
+        training: the training state.
+        run_files: metrics.jsonl and samples.jsonl as they were at its step; empty where the
+            checkpoint keeps no copy of them, or they were not asked for.
+    """
+
+    checkpoint: Checkpoint
+    weights: dict[str, Tensor]
+    training: dict[str, Any]
+    run_files: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,25 +64,29 @@ class CheckpointStore:
     """The checkpoints of one run. `save` returns at once; one thread writes, in order.
 
     Args:
-        run_url: the run's folder, local or s3://.
+        run_url: the run's folder.
         guard: called before every write, retry and deletion; raises where the run is not ours.
         attempt: the id of the attempt that writes, kept in COMMIT.
+        warn: receives a line for each checkpoint that is passed over.
     """
 
     def __init__(
-        self, run_url: str, guard: Callable[[], None] = lambda: None, attempt: str = ""
+        self,
+        run_url: str,
+        guard: Callable[[], None] = lambda: None,
+        attempt: str = "",
+        warn: Callable[[str], None] = log.warning,
     ) -> None:
-        self.run_url, self.guard, self.attempt = run_url, guard, attempt
-        self.folder = storage.join(run_url, "checkpoints")
+        self.run_url, self.guard, self.attempt, self.warn = run_url, guard, attempt, warn
+        self.folder = RunFolder(run_url, warn)
+        self._pruner = Pruner(self.folder, guard)
         self._queue: queue.Queue[_Job] = queue.Queue(maxsize=1)
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        self._passed_over: set[int] = set()
-        self._unfinished: set[int] = set()  # without a COMMIT at the last prune
 
     def url_of(self, step: int) -> str:
-        """Where a step's checkpoint lies."""
-        return storage.join(self.folder, checkpoint_name(step))
+        """URL of a step's checkpoint."""
+        return self.folder.checkpoint_url(step)
 
     def save(
         self,
@@ -88,7 +106,8 @@ class CheckpointStore:
         Args:
             model, training: CPU copies that nobody changes any more.
             meta: `step`, `model` (fields of `era.ErAConfig`) and whatever else is worth keeping.
-            files: the run's own files (metrics.jsonl, ...), put whole at its root before COMMIT.
+            files: the run's own files (metrics.jsonl, ...); written into the checkpoint and, whole,
+                into the run's folder before COMMIT.
             metrics: of the validation at this step; the best `keep_best` by val/psnr are kept.
 
         Raises:
@@ -110,99 +129,80 @@ class CheckpointStore:
             self._queue.join()
         self._raise()
 
-    def open(self, name: str) -> Checkpoint:
-        """Open a checkpoint by its folder name."""
-        return open_checkpoint(storage.join(self.folder, name))
+    def load_latest(self) -> LoadedCheckpoint | None:
+        """Load the newest checkpoint whose contents are sound.
 
-    def steps(self) -> list[int]:
-        """Steps of the checkpoints that have a COMMIT, oldest first."""
-        return [s for s in self._all_steps() if storage.exists(self._commit_url(s))]
-
-    def latest_step(self) -> int | None:
-        """Step of the newest committed checkpoint, its content unread."""
-        for step in reversed(self._all_steps()):
-            if storage.exists(self._commit_url(step)):
-                return step
-        return None
-
-    def latest(self) -> Checkpoint | None:
-        """The newest checkpoint whose every checksum holds.
-
-        One that is unfinished or damaged is passed over, and a warning says so.
+        One that is unfinished or damaged is passed over, which `warn` reports, and is never deleted
+        by this store.
 
         Raises:
             UserError: if the storage does not answer: that is no reason to pass anything over.
         """
-        for step in reversed(self._all_steps()):
-            checkpoint = self._sound(step)
-            if checkpoint is not None:
-                return checkpoint
+        committed = self.folder.steps()
+        for checkpoint in self.folder.newest_first():
+            try:
+                loaded = LoadedCheckpoint(*_load(checkpoint), self._run_files(checkpoint))
+            except DamagedError as error:
+                self.warn(f"checkpoint passed over: {error}")
+                continue
+            self._pruner.spared = {step for step in committed if step > checkpoint.step}
+            return loaded
+        self._pruner.spared = set(committed)
         return None
 
-    def best(self, metric: str = "val/psnr") -> Checkpoint | None:
-        """The sound checkpoint with the best value of a metric; None where none was validated."""
-        opened = filter(None, map(self._opened, self.steps()))
-        for checkpoint in ranked(opened, metric, lambda c: c.metrics):
-            if self._sound(checkpoint.step) is not None:
-                return checkpoint
-        return None
+    def load(self, name: str) -> LoadedCheckpoint:
+        """Load the checkpoint of a folder name, without the run's files.
 
-    def all(self) -> list[Checkpoint]:
-        """Every committed checkpoint, oldest first, its weights unread."""
-        return list(filter(None, map(self._opened, self.steps())))
-
-    def prune(self, keep_best: int, last: int, metric: str = "val/psnr") -> None:
-        """Delete all but the best `keep_best` by a metric and the one of step `last`.
-
-        Where fewer have the metric the newest others take the free places. COMMIT goes first.
-
-        What this attempt did not write or see to be whole stays: steps above `last`, which belong
-        to a newer attempt or were passed over; checkpoints whose COMMIT cannot be read now; and
-        folders without a COMMIT, unless the prune before this one found them without it too.
+        Raises:
+            DamagedError: if it is not sound.
         """
-        steps = [s for s in self._all_steps() if s <= last and s not in self._passed_over]
-        opened = list(filter(None, map(self._opened, steps)))
-        best = [c.step for c in ranked(opened, metric, lambda c: c.metrics)][:keep_best]
-        others = [c.step for c in reversed(opened) if c.step not in (*best, last)]
-        keep = {last, *best, *others[: keep_best - len(best)]}
-        unfinished = {s for s in steps if s != last and not storage.exists(self._commit_url(s))}
-        for step in [c.step for c in opened if c.step not in keep]:
-            self._delete(step)
-        for step in sorted(unfinished & self._unfinished):
-            self._delete(step)
-        self._unfinished = unfinished
+        url = storage.join(self.folder.checkpoints_url, name)
+        return LoadedCheckpoint(*_load(open_checkpoint(url)))
 
-    def _delete(self, step: int) -> None:
-        self.guard()
-        storage.delete(self._commit_url(step))
-        for entry in storage.find(self.url_of(step)):
-            self.guard()
-            storage.delete(entry.url)
-        storage.delete(self.url_of(step))  # the empty folder of a local run
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that have a COMMIT, oldest first."""
+        return self.folder.steps()
 
-    def _all_steps(self) -> list[int]:
-        names = storage.list_names(self.folder)
-        digits = [n.removeprefix(PREFIX) for n in names if n.startswith(PREFIX)]
-        return sorted(int(step) for step in digits if step.isdecimal())
+    def latest_step(self) -> int | None:
+        """Step of the newest committed checkpoint, its content unread."""
+        return max(self.folder.steps(), default=None)
 
-    def _commit_url(self, step: int) -> str:
-        return storage.join(self.url_of(step), COMMIT)
+    def latest(self) -> Checkpoint | None:
+        """The newest committed checkpoint with files of the right sizes, their contents unread."""
+        return self.folder.latest()
 
-    def _opened(self, step: int) -> Checkpoint | None:
+    def best(self, metric: str = BEST_BY) -> Checkpoint | None:
+        """The best such checkpoint by a metric; None where none was validated."""
+        return self.folder.best(metric)
+
+    def restore_run_files(self, checkpoint: Checkpoint) -> None:
+        """Write metrics.jsonl and samples.jsonl again where they differ from a checkpoint's copy.
+
+        A request of an earlier attempt that arrives late can put back an older file.
+        """
+        for name in RUN_FILES:
+            url = self.folder.file(name)
+            if name in checkpoint.files and not _is(url, checkpoint.files[name]):
+                storage.write_bytes(url, checkpoint.read(name))
+
+    def prune(self, keep_best: int, last: int, metric: str = BEST_BY) -> None:
+        """Delete all but the best `keep_best` by a metric and the one of step `last`."""
+        self._pruner.prune(keep_best, last, metric)
+
+    def _run_files(self, checkpoint: Checkpoint) -> dict[str, bytes]:
+        return {n: self._run_file(checkpoint, n) for n in RUN_FILES if n in checkpoint.files}
+
+    def _run_file(self, checkpoint: Checkpoint, name: str) -> bytes:
+        """The checkpoint's copy, else the beginning of the run's file where it is the same."""
         try:
-            return open_checkpoint(self.url_of(step))
+            return checkpoint.read(name)
         except DamagedError:
-            return None
-
-    def _sound(self, step: int) -> Checkpoint | None:
-        try:
-            checkpoint = open_checkpoint(self.url_of(step))
-            checkpoint.verify()
-            return checkpoint
-        except DamagedError as error:
-            log.warning("checkpoint passed over: %s", error)
-            self._passed_over.add(step)
-            return None
+            url, expected = self.folder.file(name), checkpoint.files[name]
+            if storage.exists(url) and storage.size(url) >= expected["bytes"]:
+                data = storage.read_bytes(url, 0, expected["bytes"])
+                if fingerprint(data) == expected:
+                    return data
+            raise
 
     def _work(self) -> None:
         while True:
@@ -220,7 +220,7 @@ class CheckpointStore:
             raise self._error
 
     def _write(self, job: _Job) -> None:
-        files = serialised(job.model, job.training, job.meta)
+        files = {**serialised(job.model, job.training, job.meta), **job.files}
         with storage.checked_before_retries(self.guard):
             storage.retry_outages(lambda: self._put(job, files), f"checkpoint of step {job.step}")
             storage.retry_outages(
@@ -228,25 +228,32 @@ class CheckpointStore:
             )
 
     def _put(self, job: _Job, files: dict[str, bytes]) -> None:
-        self.guard()
         url = self.url_of(job.step)
+        self.guard()
         storage.delete(storage.join(url, COMMIT))  # what was there is not whole any more
         for name, data in files.items():
             self.guard()
             storage.write_bytes(storage.join(url, name), data)
         for name, data in job.files.items():
             self.guard()
-            storage.write_bytes(storage.join(self.run_url, name), data)
+            storage.write_bytes(self.folder.file(name), data)
         prints = {name: fingerprint(data) for name, data in files.items()}
         self.guard()
         write_commit(url, job.step, job.metrics, prints, self.attempt)
-        self._passed_over.discard(job.step)
+        self.guard()
+        self.folder.note_newest(job.step, self.attempt)
+        self._pruner.spared.discard(job.step)
+
+
+def _load(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, Tensor], dict[str, Any]]:
+    _ = checkpoint.meta  # verified before the large files
+    return checkpoint, checkpoint.load_model_state(), checkpoint.load_training()
 
 
 def serialised(
     model: dict[str, Tensor], training: dict[str, Any], meta: dict[str, Any]
 ) -> dict[str, bytes]:
-    """The bytes of a checkpoint's files."""
+    """The bytes of a checkpoint's own files."""
     stream = io.BytesIO()
     torch.save(training, stream)
     return {
@@ -254,3 +261,9 @@ def serialised(
         TRAINING: stream.getvalue(),
         META: (json.dumps({"format": FORMAT, **meta}, indent=1) + "\n").encode(),
     }
+
+
+def _is(url: str, expected: dict[str, Any]) -> bool:
+    if not storage.exists(url) or storage.size(url) != expected["bytes"]:
+        return False
+    return fingerprint(storage.read_bytes(url)) == expected

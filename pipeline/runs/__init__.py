@@ -1,4 +1,4 @@
-"""`era runs`: looking at runs, trials and checkpoints, and taking the best home. No cluster."""
+"""`era runs`: lists runs, trials and checkpoints, and downloads the best; needs no cluster."""
 
 from pipeline.runs.browse import best_run, compare_runs, list_runs, show_run
 from pipeline.runs.pull import pull

@@ -1,13 +1,17 @@
-"""What `era runs list`, `show`, `best` and `compare` answer: plain, JSON-able values."""
+"""Results of `era runs list`, `show`, `best` and `compare`: plain values that JSON can hold."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from pipeline import storage
-from pipeline.checkpoint import COMMIT, Checkpoint, ranked
-from pipeline.errors import UserError
+from pipeline.errors import DamagedError, UserError
+from pipeline.runfolder import Checkpoint, ranked
+from pipeline.runfolder.names import COMMIT
 from pipeline.runs.search import Run, find_runs
+
+log = logging.getLogger("era")
 
 
 def list_runs(url: str, metric: str = "val/psnr") -> dict[str, Any]:
@@ -72,15 +76,23 @@ def compare_runs(urls: list[str], metric: str = "val/psnr") -> dict[str, Any]:
 
 
 def lineage(run: Run) -> dict[str, Any]:
-    """What a run comes from: data, hashes, versions."""
-    meta = run.checkpoints[-1].meta if run.checkpoints else {}
-    data = run.config.get("data", {})
+    """A run's origin: data, hashes, versions."""
+    meta = _meta(run.checkpoints[-1]) if run.checkpoints else {}
+    data = run.section("data")
     left_out = ("format", "step", "model")
     return {
         "train": data.get("train", ""),
         "val": data.get("val", ""),
         **{k: v for k, v in meta.items() if k not in left_out},
     }
+
+
+def _meta(checkpoint: Checkpoint) -> dict[str, Any]:
+    try:
+        return checkpoint.meta
+    except DamagedError as error:
+        log.warning("%s; it is left out", error)
+        return {}
 
 
 def _scores(run: Run, metric: str) -> dict[str, float]:
@@ -107,8 +119,8 @@ def _row(run: Run, metric: str) -> dict[str, Any]:
         "attempts": len(run.attempts),
         "checkpoints": len(run.checkpoints),
         "bytes": sum(checkpoint.size for checkpoint in run.checkpoints),
-        "data": run.config.get("data", {}).get("train", ""),
-        "model": run.config.get("model", {}).get("size", ""),
+        "data": str(run.section("data").get("train", "")),
+        "model": str(run.section("model").get("size", "")),
     }
 
 

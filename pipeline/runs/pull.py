@@ -23,9 +23,10 @@ from pipeline.checkpoint import (
 )
 from pipeline.errors import UserError
 from pipeline.progress import track
+from pipeline.runfolder.names import CONFIG
 from pipeline.runs.browse import best_checkpoint
 from pipeline.runs.card import model_card
-from pipeline.runs.search import CONFIG, find_runs
+from pipeline.runs.search import find_runs
 
 log = logging.getLogger("era")
 PART = 8 << 20  # bytes of one request

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,18 +11,27 @@ from typing import Any
 import yaml
 
 from pipeline import storage
-from pipeline.checkpoint import COMMIT, Checkpoint, CheckpointStore, open_checkpoint, ranked
-from pipeline.errors import UserError
+from pipeline.errors import StorageDown, UserError
+from pipeline.runfolder import (
+    Checkpoint,
+    RunFolder,
+    best_first,
+    is_run,
+    open_checkpoint,
+    run_of_checkpoint,
+)
+from pipeline.runfolder.lines import Line, is_number
+from pipeline.runfolder.names import ATTEMPTS, CHECKPOINTS, COMMIT, METRICS, WANDB
+from pipeline.runfolder.names import CONFIG as CONFIG
 
 log = logging.getLogger("era")
 DEPTH = 3  # folders searched below a URL: root / sweep / trial
-CONFIG = "config.yaml"
-PASSED_OVER = {"checkpoints", "wandb"}
+NOT_SEARCHED = {CHECKPOINTS, WANDB}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, read lazily.
+    """A run's folder, read lazily. What is damaged is left out with a warning.
 
     Args:
         url: the folder.
@@ -40,62 +48,76 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.yaml; empty where it cannot be read, which a warning says."""
+        """config.yaml; empty where it is damaged."""
+        url = storage.join(self.url, CONFIG)
         try:
-            values = yaml.safe_load(storage.read_text(storage.join(self.url, CONFIG)))
-        except yaml.YAMLError:
+            values = yaml.safe_load(storage.read_text(url))
+        except StorageDown:
+            raise
+        except (UserError, yaml.YAMLError, ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
-            log.warning("%s: %s is not valid YAML", self.url, CONFIG)
+            log.warning("%s: not the configuration of a run; it is left out", url)
             return {}
         return values
 
-    @cached_property
-    def attempts(self) -> list[dict[str, Any]]:
-        """Lines of attempts.jsonl."""
-        return self._lines("attempts.jsonl")
+    def section(self, name: str) -> dict[str, Any]:
+        """A section of config.yaml; empty where it is missing or no section."""
+        found = self.config.get(name)
+        return found if isinstance(found, dict) else {}
 
     @cached_property
-    def metrics(self) -> list[dict[str, Any]]:
+    def attempts(self) -> list[Line]:
+        """Lines of attempts.jsonl."""
+        return self._lines(ATTEMPTS)
+
+    @cached_property
+    def metrics(self) -> list[Line]:
         """Lines of metrics.jsonl, up to the newest checkpoint."""
-        return self._lines("metrics.jsonl")
+        return self._lines(METRICS)
 
     @cached_property
     def checkpoints(self) -> list[Checkpoint]:
         """Committed checkpoints, oldest first, their weights unread."""
-        found = CheckpointStore(self.url).all()
+        try:
+            found = RunFolder(self.url).checkpoints()
+        except StorageDown:
+            raise
+        except UserError as error:
+            log.warning("%s; the checkpoints of this run are left out", error)
+            return []
         return [c for c in found if not self.only or c.name == self.only]
 
     @property
     def step(self) -> int:
-        """Steps that the newest checkpoint knows."""
+        """Step of the newest checkpoint; 0 without any."""
         return self.checkpoints[-1].step if self.checkpoints else 0
 
     @property
     def steps(self) -> int:
-        """Steps wanted."""
-        return int(self.config.get("train", {}).get("steps", 0))
+        """Steps wanted; 0 where config.yaml does not say."""
+        steps = self.section("train").get("steps")
+        return int(steps) if is_number(steps) else 0
 
     def best(self, metric: str) -> Checkpoint | None:
         """The best checkpoint by a metric; None where none has it."""
-        return next(iter(ranked(self.checkpoints, metric, lambda c: c.metrics)), None)
+        return next(iter(best_first(self.checkpoints, metric)), None)
 
     def value(self, metric: str) -> float | None:
         """The best checkpoint's metric, else the last one in metrics.jsonl."""
         best = self.best(metric)
         if best is not None:
             return best.metrics[metric]
-        rows = [row[metric] for row in self.metrics if row.get(metric) is not None]
-        return float(rows[-1]) if rows and not self.only else None
+        values = [row[metric] for row in self.metrics if is_number(row.get(metric))]
+        return float(values[-1]) if values and not self.only else None
 
-    def _lines(self, name: str) -> list[dict[str, Any]]:
-        url = storage.join(self.url, name)
-        if not storage.exists(url):
-            return []
+    def _lines(self, name: str) -> list[Line]:
         try:
-            return [json.loads(line) for line in storage.read_text(url).splitlines() if line]
-        except ValueError:
-            log.warning("%s: damaged; its lines are left out", url)
+            return RunFolder(self.url).lines(name)
+        except StorageDown:
+            raise
+        except UserError as error:
+            log.warning("%s; its lines are left out", error)
             return []
 
 
@@ -107,7 +129,8 @@ def find_runs(url: str) -> list[Run]:
     """
     url = storage.absolute(url)
     if storage.exists(storage.join(url, COMMIT)):
-        return [_run_of_checkpoint(url)]
+        open_checkpoint(url)  # raises an error that says what is wrong with it
+        return [Run(run_of_checkpoint(url), only=storage.name_of(url))]
     if not storage.is_dir(url):
         raise UserError(
             f"{url}: no such folder; give a root of runs, a sweep, a run or a checkpoint"
@@ -118,25 +141,11 @@ def find_runs(url: str) -> list[Run]:
     return runs
 
 
-def _run_of_checkpoint(url: str) -> Run:
-    open_checkpoint(url)  # says what is wrong with it
-    parent = url.rpartition("/")[0]
-    run_url = parent.rpartition("/")[0]
-    if storage.name_of(parent) != "checkpoints" or not _is_run(run_url):
-        raise UserError(f"{url}: a checkpoint outside of a run; `era runs pull` takes it as it is")
-    return Run(run_url, only=storage.name_of(url))
-
-
 def _search(url: str, depth: int) -> Iterator[Run]:
-    if _is_run(url):
+    if is_run(url):
         yield Run(url)
     elif depth:
         for name in storage.list_names(url):
             below = storage.join(url, name)
-            if not name.startswith(".") and name not in PASSED_OVER and storage.is_dir(below):
+            if not name.startswith(".") and name not in NOT_SEARCHED and storage.is_dir(below):
                 yield from _search(below, depth - 1)
-
-
-def _is_run(url: str) -> bool:
-    names = storage.list_names(url)
-    return CONFIG in names and COMMIT not in names  # a bundle has both

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline import storage
 from pipeline.case import Case
 from pipeline.config.schema import TrackingSection
+from pipeline.runfolder.names import METRICS, RUN_FILES, SAMPLES
 from pipeline.tracking.mirror import WandbMirror
 from pipeline.tracking.spool import Spool
 
@@ -24,6 +25,8 @@ class Tracker:
         settings: how W&B mirrors.
         resume_step: optimiser steps done; 0 for a new run.
         lineage: the run's origin (hashes, versions), shown in W&B with the configuration.
+        earlier: metrics.jsonl and samples.jsonl as the checkpoint has them; the run's own files are
+            read only where it has none.
 
     Raises:
         UserError: if a file of the run to be continued is damaged.
@@ -38,12 +41,14 @@ class Tracker:
         settings: TrackingSection,
         resume_step: int,
         lineage: dict[str, Any] | None = None,
+        earlier: Mapping[str, bytes] | None = None,
     ) -> None:
         # metrics.jsonl counts steps done, samples.jsonl counts steps from 0.
         last = resume_step if resume_step > 0 else -1
-        remote = [storage.join(run_url, name) for name in ("metrics.jsonl", "samples.jsonl")]
-        self._metrics = Spool(folder / "metrics.jsonl", remote[0], last)
-        self._samples = Spool(folder / "samples.jsonl", remote[1], resume_step - 1)
+        metrics, samples = (storage.join(run_url, name) for name in RUN_FILES)
+        copies = earlier or {}
+        self._metrics = Spool(folder / METRICS, metrics, last, copies.get(METRICS), True)
+        self._samples = Spool(folder / SAMPLES, samples, resume_step - 1, copies.get(SAMPLES))
         self._step = resume_step
         shown = {**config, "lineage": lineage} if lineage else config
         self._mirror = WandbMirror(run_url, self._metrics, shown, settings)
@@ -70,9 +75,9 @@ class Tracker:
         Called after a step: no more of its rows may follow.
         """
         self._mirror.seal(self._step)
-        files = {"metrics.jsonl": self._metrics.content()}
+        files = {METRICS: self._metrics.content()}
         samples = self._samples.content()
-        return {**files, "samples.jsonl": samples} if samples else files
+        return {**files, SAMPLES: samples} if samples else files
 
     def close(self) -> None:
         """Let W&B finish, for a bounded time; its failures are no error of the run."""

@@ -16,15 +16,14 @@ from types import FrameType
 from typing import Any
 
 from pipeline import storage
-from pipeline.checkpoint import CheckpointStore
+from pipeline.checkpoint import Checkpoint, CheckpointStore
 from pipeline.cluster import Growth, connected, require_resources
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
-from pipeline.errors import Stopped, StorageDown, UserError
-from pipeline.train.attempts import Attempts
+from pipeline.errors import DamagedError, Stopped, StorageDown, UserError
+from pipeline.runfolder.names import CHAOS
 from pipeline.train.driver_channel import POLL_SECONDS, start_channel
 from pipeline.train.failures import find_user_error, root_cause, was_preempted
-from pipeline.train.freeze import freeze
 from pipeline.train.show import Display, OnEvent
 from pipeline.train.worker import train_worker
 
@@ -56,10 +55,10 @@ def train(
     revision = config.run.revision or git_revision()
     config = replace(config, run=replace(config.run, revision=revision))
     run_url = storage.absolute(storage.join(config.run.root, config.run.name))
-    freeze(run_url, config)
     store = CheckpointStore(run_url)
+    store.folder.freeze(config)
     latest = store.latest()
-    if latest is not None and latest.step >= config.train.steps:
+    if latest is not None and latest.step >= config.train.steps and _is_sound(latest):
         log.info("run %s is finished: step %d of %d", run_url, latest.step, config.train.steps)
         return _summary(run_url, store)
     # Logical processors as the run needs them: more workers than cores is slow, not wrong.
@@ -97,17 +96,20 @@ def _retry(
     gated: bool,
 ) -> None:
     """Fit until done: a failure is retried while new checkpoints appear."""
-    attempts = Attempts(run_url)
-    failures = 0
+    folder = store.folder
+    failures, kills = 0, len(folder.lines(CHAOS))
     while True:
         before = storage.retry_outages(store.latest_step, "look for checkpoints")
-        owner = storage.retry_outages(partial(attempts.begin, config, before), "attempts.jsonl")
+        owner = storage.retry_outages(
+            partial(folder.begin_attempt, config, before), "beginning of an attempt"
+        )
         try:
             return _fit(config, run_url, owner, on_event, gated)
         except Exception as error:
             if isinstance(error, (Stopped, UserError)) and not isinstance(error, StorageDown):
                 raise  # trying again would end the same way
-            chaos = storage.retry_outages(attempts.chaos_struck, "chaos.jsonl")
+            struck = len(storage.retry_outages(partial(folder.lines, CHAOS), CHAOS))
+            chaos, kills = struck > kills, struck
             after = storage.retry_outages(store.latest_step, "look for checkpoints")
             progress = (after or 0) > (before or 0)
             failures = 0 if progress or chaos or was_preempted(error) else failures + 1
@@ -198,10 +200,21 @@ def _deliver(channel: Any, display: Display) -> bool:
     return display.asked_to_stop
 
 
+def _is_sound(checkpoint: Checkpoint) -> bool:
+    """Read a finished run's last checkpoint, which nobody loads."""
+    try:
+        checkpoint.verify()
+        return True
+    except DamagedError as error:
+        log.warning("checkpoint passed over: %s", error)
+        return False
+
+
 def _summary(run_url: str, store: CheckpointStore) -> dict[str, Any]:
     latest, best = store.latest(), store.best()
     if latest is None:
         raise RuntimeError(f"run {run_url}: ended without a checkpoint")
+    store.restore_run_files(latest)
     return {
         "run": run_url,
         "step": latest.step,

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipeline import __version__, storage
+from pipeline import __version__
 from pipeline.checkpoint import CheckpointStore
 from pipeline.cluster import work_in
 from pipeline.config import TrainConfig, to_plain
 from pipeline.data.loader import Batch, TrainLoader
 from pipeline.data.split import Split
 from pipeline.errors import UserError
+from pipeline.runfolder import frozen_hash
+from pipeline.runfolder.names import CHAOS, NONFINITE, SKIPPED
 from pipeline.tracking import Tracker
-from pipeline.train.attempts import note_once, require_owner
 from pipeline.train.driver_channel import DriverChannel, Event
-from pipeline.train.freeze import frozen_hash
 from pipeline.train.loop import Loop, any_rank, gather_lists
 from pipeline.train.setup import imitated, open_splits, order_plan, prepare_torch
 from pipeline.train.state import TrainState
@@ -80,7 +80,8 @@ class Worker:
         self.device = prepare_torch(config)
         self.train_split, self.val_split = open_splits(config)
         self.state = TrainState(config, self.device)
-        self.store = CheckpointStore(run_url, lambda: require_owner(run_url, owner), owner)
+        self.store = CheckpointStore(run_url, self._require_owner, owner, self._warn)
+        self.owner = owner
         self.spool = tempfile.TemporaryDirectory(prefix="era-spool-")
         self.tracker: Tracker | None = None
         self.draining_nodes: set[str] = set()
@@ -123,15 +124,23 @@ class Worker:
             self.tracker.close()
         self.spool.cleanup()
 
+    def _require_owner(self) -> None:
+        self.store.folder.require_owner(self.owner)
+
+    def _warn(self, text: str) -> None:
+        """A warning that the user is to see, whatever machine this is."""
+        if self.rank == 0:
+            self.channel.tell(Event(self.state.step, line=text))
+
     def _resume(self) -> None:
-        latest = self.store.latest() if self.rank == 0 else None
-        found: list[Any] = [None if latest is None else latest.name]
+        loaded = self.store.load_latest() if self.rank == 0 else None
+        found: list[Any] = [None if loaded is None else loaded.checkpoint.name]
         if self.world_size > 1:
             dist.broadcast_object_list(found)
         if found[0] is not None:
-            checkpoint = latest or self.store.open(found[0])
-            self._refuse_other_data(checkpoint.meta)
-            self.state.restore(checkpoint.load_model_state(), checkpoint.load_training())
+            loaded = loaded or self.store.load(found[0])
+            self._refuse_other_data(loaded.checkpoint.meta)
+            self.state.restore(loaded.weights, loaded.training)
             self.saved_step = self.state.step
         if self.rank == 0:
             self.tracker = Tracker(
@@ -141,6 +150,7 @@ class Worker:
                 settings=self.config.tracking,
                 resume_step=self.state.step,
                 lineage=self._meta(),
+                earlier=loaded.run_files if loaded else {},
             )
 
     def _refuse_other_data(self, meta: dict[str, Any]) -> None:
@@ -286,7 +296,7 @@ class Worker:
 
     def _note_skipped(self, step: int, ids: list[str]) -> None:
         if self.rank == 0:
-            note_once(storage.join(self.run_url, "nonfinite.jsonl"), {"step": step, "ids": ids})
+            self.store.folder.note_once(NONFINITE, {"step": step, "ids": ids})
             self.channel.tell(Event(step, line=f"step {step} skipped: not finite"))
 
     def _tell_damaged(self) -> None:
@@ -297,7 +307,7 @@ class Worker:
         found = sorted(set(gather_lists(new)))
         if self.rank == 0 and found:
             line = {"step": self.state.step, "damaged": found}
-            note_once(storage.join(self.run_url, "skipped.jsonl"), line)
+            self.store.folder.note_once(SKIPPED, line)
             for text in found:
                 self.channel.tell(Event(self.state.step, line=f"sample left out: {text}"))
 
@@ -307,8 +317,7 @@ class Worker:
             return
         if (step // every) % self.world_size != self.rank:
             return
-        url = storage.join(self.run_url, "chaos.jsonl")
-        if note_once(url, {"step": step, "rank": self.rank}):
+        if self.store.folder.note_once(CHAOS, {"step": step, "rank": self.rank}):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _opening(self) -> str:

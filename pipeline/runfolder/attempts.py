@@ -1,0 +1,104 @@
+"""The attempts of a run: one object for each, `attempts/NNNN-ID.json`; the newest owns the run.
+
+`attempts.jsonl` is a view of these objects, rewritten when an attempt begins. Nothing depends on
+it, so that two writers at a time, or a read that fails, cannot lose an attempt.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import TrainConfig
+from pipeline.errors import UserError
+from pipeline.runfolder.frozen import free_part
+from pipeline.runfolder.lines import Line, format_line, parse_lines, read_lines
+from pipeline.runfolder.names import ATTEMPT_FOLDER, ATTEMPTS
+
+_NAME = re.compile(r"([0-9]{4,9})-([0-9a-f]{16})\.json")
+Key = tuple[int, str]  # number and id; the greatest owns the run
+
+
+def begin_attempt(run_url: str, config: TrainConfig, resumed_from: int | None) -> str:
+    """Record that an attempt begins.
+
+    Args:
+        resumed_from: step of the checkpoint that it starts from.
+
+    Returns:
+        Its id, `NNNN-ID`, which makes it the run's owner.
+    """
+    identity = secrets.token_hex(8)
+    earlier = read_lines(storage.join(run_url, ATTEMPTS))
+    values = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "workers": config.scaling.workers.to_plain(),
+        "resumed_from": resumed_from,
+        "free": free_part(config),
+    }
+    number = 0
+    while True:  # until no other attempt that began at the same time has this number
+        replaced, number = number, max([number, len(earlier), *(n for n, _ in _keys(run_url))]) + 1
+        key = number, identity
+        line = {"attempt": number, "id": identity, **values}
+        storage.write_json(_url(run_url, key), line)
+        if replaced:
+            storage.delete(_url(run_url, (replaced, identity)))
+        if max([*_keys(run_url), key]) == key:
+            break
+    _publish(run_url, earlier, line)
+    return f"{number:04d}-{identity}"
+
+
+def require_owner(run_url: str, owner: str) -> None:
+    """Refuse to continue where a newer attempt has begun.
+
+    Args:
+        owner: what `begin_attempt` returned.
+
+    Raises:
+        UserError: if the run has been taken over, by the same command on another machine say.
+    """
+    number, _, identity = owner.partition("-")
+    newest = max(_keys(run_url), default=(0, ""))
+    if newest > (int(number), identity):
+        raise UserError(
+            f"run {run_url}: attempt {newest[0]} has taken it over since; this one "
+            "stops. Train under another run.name to have two runs"
+        )
+
+
+def _keys(run_url: str) -> list[Key]:
+    names = storage.list_names(storage.join(run_url, ATTEMPT_FOLDER))
+    matches = filter(None, map(_NAME.fullmatch, names))
+    return sorted((int(match[1]), match[2]) for match in matches)
+
+
+def _url(run_url: str, key: Key) -> str:
+    return storage.join(run_url, ATTEMPT_FOLDER, f"{key[0]:04d}-{key[1]}.json")
+
+
+def _objects(run_url: str) -> list[Line]:
+    urls = [_url(run_url, key) for key in _keys(run_url)]
+    texts = [(url, storage.read_text(url).replace("\n", " ")) for url in urls]
+    return [line for url, text in texts for line in parse_lines(text, url)]
+
+
+def _merged(*sources: list[Line]) -> list[Line]:
+    """Each attempt once, by number; those of earlier versions are only in attempts.jsonl."""
+    known: dict[Any, Line] = {}
+    for place, line in enumerate(line for source in sources for line in source):
+        known[str(line.get("id", place))] = line
+    return sorted(known.values(), key=lambda line: _number(line.get("attempt")))
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _publish(run_url: str, earlier: list[Line], line: Line) -> None:
+    lines = _merged(earlier, _objects(run_url), [line])
+    storage.write_text(storage.join(run_url, ATTEMPTS), "".join(map(format_line, lines)))
