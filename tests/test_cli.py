@@ -113,7 +113,7 @@ def test_json_is_the_last_line_and_the_only_one(tmp_path: Path) -> None:
         (["verify", "ftp://host/x"], "not supported"),
         (["restore", "", "--out", "{tmp}/x"], "an empty URL"),
         (["restore", "{tmp}/photo.png", "--out", ""], "an empty URL"),
-        (["train", "run.name=${foo}"], "run.name: Interpolation key 'foo' not found"),
+        (["train", "run.name=${foo}"], "run.name '${foo}' must be letters"),
         (["train", "--confg", "tiny"], "No such option: --confg"),
         (["synthesize", "--dest", "{tmp}/x", "--pairs", "abc"], "--pairs"),
     ],
