@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import cv2
@@ -19,12 +18,17 @@ from pipeline.checkpoint import CheckpointStore, load_model
 from pipeline.config import load_train_config
 from pipeline.errors import UserError
 from pipeline.restore import restore
+from pipeline.runfolder import freeze, frozen_hash
 from pipeline.runs import best_run, compare_runs, list_runs, pull, show_run
-from pipeline.train.freeze import freeze, frozen_hash
 
 SMALL = (
     "model.overrides={stages: 1, kernels: 2, kernel_size: 5, radius_max: 2.0,"
     " prior_channels: [4], error_channels: [4], estimator_channels: [4]}"
+)
+
+COMMIT_OF = (
+    '{{"format": "era-checkpoint/1", "step": 10, "metrics": {metrics},'
+    ' "files": {{"{name}": {{"bytes": {size}, "sha256": "' + "0" * 64 + '"}}}}}}'
 )
 
 
@@ -108,34 +112,30 @@ def test_pulled_bundle_restores_a_photograph(root: str, tmp_path: Path) -> None:
     assert restore([str(tmp_path / "a.png")], str(tmp_path / "out"), str(bundle))["restored"] == 1
 
 
-def test_broken_download_goes_on(
+def test_an_interrupted_pull_is_completed_by_the_same_command(
     tmp_path: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bucket's answers end in the middle; the next try asks only for what is missing."""
+    """The weights arrive, then access ends; the next try does not fetch them again."""
     run = make_run(storage.join(s3_server.url, "runs"), "one", [25.0], 1e-3)
-    (weights,) = (e for e in storage.find(run) if e.relative.endswith("model.safetensors"))
-    monkeypatch.setattr(sys.modules["pipeline.runs.pull"], "PART", 1000)
-    broken, asked, pieces = [True], [], -(-weights.size // 1000)
+    broken, asked = [True], []
 
     def plan(method: str, path: str) -> str:
-        if method != "GET" or not path.partition("?")[0].endswith("model.safetensors"):
+        if method != "GET":
             return ""
-        asked.append(path)
-        return "ExpiredToken" if broken[0] and len(asked) > pieces // 2 else ""
+        asked.append(path.partition("?")[0])
+        weights_are_there = (bundle / "model.safetensors").exists()
+        return "ExpiredToken" if broken[0] and weights_are_there else ""
 
     bundle = tmp_path / "bundle"
     with faulty_proxy(s3_server.endpoint, plan) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        with pytest.raises(UserError, match=r"model\.safetensors"):
+        with pytest.raises(UserError, match="credentials have expired"):
             pull(run, str(bundle))
-        (part,) = bundle.glob("*.part")
-        there = part.stat().st_size // 1000
-        assert 0 < there <= pieces // 2
-        assert not (bundle / "COMMIT").exists()
+        assert [path.name for path in bundle.iterdir()] == ["model.safetensors"]
         broken[0] = False
         asked.clear()
-        pull(run, str(bundle))
-    assert pieces - there <= len(asked) < pieces
+        pull(storage.join(run, "checkpoints", "step-00000010"), str(bundle))
+    assert not [path for path in asked if path.endswith("model.safetensors")]
     load_model(str(bundle))
 
 
@@ -155,7 +155,46 @@ def test_what_pull_refuses(tmp_path: Path) -> None:
     (tmp_path / "full" / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match=r"holds thesis\.txt"):
         pull(run, str(tmp_path / "full"))
+    with pytest.raises(UserError, match="this is a file; give a folder"):
+        pull(run, str(tmp_path / "full" / "thesis.txt"))
+    with pytest.raises(UserError, match=r"thesis\.txt.*not a folder"):
+        pull(run, str(tmp_path / "full" / "thesis.txt" / "below"))
     with pytest.raises(UserError, match="local folder"):
         pull(run, "s3://bucket/x")
     with pytest.raises(UserError, match="no run there"):
         pull(str(tmp_path / "full"), str(tmp_path / "bundle"))
+
+
+DAMAGE = {
+    "config.yaml": ["train: 5", "train: {steps: abc}", "a: 2001-99-99", "data: [1]", "- x", "{"],
+    "attempts.jsonl": ["[1]", '{"attempt": 1, "id', "\x00", '{"attempt": ' + "[" * 5000],
+    "metrics.jsonl": ["5", '{"step": "x"}', '{"step": 1, "val/psnr": 1e999}'],
+    "checkpoints/newest.json": ["7", '{"step": -1}', '{"step": true}'],
+    "checkpoints/step-00000010/COMMIT": [
+        "5",
+        '{"format": 7}',
+        '{"format": "era-checkpoint/9"}',
+        COMMIT_OF.format(metrics='{"val/psnr": "x"}', name="meta.json", size=1),
+        COMMIT_OF.format(metrics="{}", name="../meta.json", size=1),
+        COMMIT_OF.format(metrics="[]", name="meta.json", size=1),
+        COMMIT_OF.format(metrics="{}", name="meta.json", size="1" * 400),
+        COMMIT_OF.format(metrics="{}", name="meta.json", size=10**17),
+    ],
+    "checkpoints/step-00000010/meta.json": ["5", "[" * 5000],
+}
+
+
+def test_one_damaged_run_hides_no_other(tmp_path: Path) -> None:
+    make_run(str(tmp_path), "good", [25.0], 1e-3)
+    bad = Path(make_run(str(tmp_path), "bad", [24.0], 1e-3))
+    for name, contents in DAMAGE.items():
+        sound = (bad / name).read_bytes() if (bad / name).exists() else b""
+        for content in contents:
+            (bad / name).write_text(content)
+            rows = {row["name"]: row for row in list_runs(str(tmp_path))["runs"]}
+            assert set(rows) == {"good", "bad"}, content
+            assert rows["good"]["value"] == 25.0
+            assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+            show_run(str(bad))
+            assert best_run(str(tmp_path))["run"].endswith("good")
+        (bad / name).write_bytes(sound)

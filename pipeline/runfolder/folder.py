@@ -191,5 +191,5 @@ def run_of_checkpoint(url: str) -> str:
     parent = url.rpartition("/")[0]
     run_url = parent.rpartition("/")[0]
     if storage.name_of(parent) != CHECKPOINTS or not run_url or not is_run(run_url):
-        raise UserError(f"{url}: a checkpoint outside of a run; `era runs pull` takes it as it is")
+        raise UserError(f"{url}: a checkpoint outside of a run; name one that is within its run")
     return run_url

@@ -19,8 +19,17 @@ TRAIN_KEYS = (
 
 
 def model_card(checkpoint: Checkpoint, config: dict[str, Any], name: str) -> str:
-    """Return README.md: what the model is, what it learned from, how good it is, where it fails."""
-    model = ErAConfig.from_dict(checkpoint.meta["model"])
+    """Return README.md: the model, its training data, scores and limits.
+
+    Raises:
+        UserError: if its network is not one that this version knows.
+    """
+    try:
+        model = ErAConfig.from_dict(checkpoint.meta["model"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{checkpoint.url}: its network is not one that this version knows ({error})"
+        ) from None
     parts = [
         _head(name),
         _section("Model", _model(model, config)),
@@ -47,7 +56,7 @@ def _section(title: str, lines: list[str]) -> str:
 
 
 def _model(model: ErAConfig, config: dict[str, Any]) -> list[str]:
-    size = config.get("model", {}).get("size", "unknown")
+    size = _table(config, "model").get("size", "unknown")
     count = parameter_count(ErA(model))
     return [
         f"- size `{size}`, {count:,} parameters: {model.stages} stages, {model.kernels} kernels of "
@@ -60,8 +69,8 @@ def _data(checkpoint: Checkpoint, config: dict[str, Any]) -> list[str]:
     lines = []
     known = checkpoint.meta.get("data_manifest_sha256", "unknown")
     for use in ("train", "val"):
-        url = config.get("data", {}).get(use, "")
-        if url:
+        url = _table(config, "data").get(use, "")
+        if url and isinstance(url, str):
             lines.append(f"- {use}: {_described(url)}")
     return [*lines, f"- sha256 of the training split's manifest: `{known}`"]
 
@@ -78,14 +87,20 @@ def _described(url: str) -> str:
     )
 
 
+def _table(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """A section; empty where it is missing or no section."""
+    found = values.get(name)
+    return found if isinstance(found, dict) else {}
+
+
 def _training(checkpoint: Checkpoint, config: dict[str, Any]) -> list[str]:
-    train = config.get("train", {})
+    train = _table(config, "train")
     meta = checkpoint.meta
-    versions = ", ".join(f"{k} {v}" for k, v in meta.get("versions", {}).items())
+    versions = ", ".join(f"{k} {v}" for k, v in _table(meta, "versions").items())
     return [
         f"- step {checkpoint.step} of {train.get('steps', '?')}; weights are the moving average",
         *(f"- {key}: {train[key]}" for key in TRAIN_KEYS[1:] if key in train),
-        f"- loss: {config.get('loss', {})}",
+        f"- loss: {_table(config, 'loss')}",
         f"- sha256 of what defines the result: `{meta.get('frozen_sha256', 'unknown')}`",
         f"- {versions or 'versions unknown'}; code `{meta.get('git') or 'unknown'}`",
     ]
