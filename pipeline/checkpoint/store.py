@@ -230,7 +230,8 @@ class CheckpointStore:
     def _put(self, job: _Job, files: dict[str, bytes]) -> None:
         url = self.url_of(job.step)
         self.guard()
-        storage.delete(storage.join(url, COMMIT))  # what was there is not whole any more
+        if storage.exists(storage.join(url, COMMIT)):
+            storage.delete(storage.join(url, COMMIT))  # what was there is not whole any more
         for name, data in files.items():
             self.guard()
             storage.write_bytes(storage.join(url, name), data)
