@@ -655,6 +655,43 @@ def test_heif_and_jpeg_xl_are_read_by_the_extra() -> None:
         assert (after.format, after.getexif()[271]) == ("PNG", "Maker")
 
 
+def test_raw_photographs_are_developed() -> None:
+    """A DNG of a colour filter array that holds the picture in linear light."""
+    pytest.importorskip("rawpy", reason="the extra photos is not installed")
+    sharp = np.repeat(np.repeat(picture(96, 128), 2, axis=0), 2, axis=1) / 255
+    light = np.where(sharp <= 0.04045, sharp / 12.92, ((sharp + 0.055) / 1.055) ** 2.4)
+    filters = np.tile([[0, 1], [1, 2]], (96, 128))
+    sensor = np.take_along_axis(light, filters[..., None], axis=2)[..., 0]
+    # Of XYZ (D65) to linear sRGB: this camera sees as sRGB does.
+    matrix = [32406, -15372, -4986, -9689, 18758, 415, 557, -2040, 10570]
+    tags = [
+        (50706, "B", 4, b"\1\4\0\0", True),
+        (33421, "H", 2, (2, 2), True),
+        (33422, "B", 4, b"\0\1\1\2", True),
+        (50721, "2i", 9, [n for value in matrix for n in (value, 10000)], True),
+        (50728, "2I", 3, [1] * 6, True),
+        (50778, "H", 1, 21, True),
+        (50717, "I", 1, 65535, True),
+        (271, "s", 0, "Maker", True),
+        (272, "s", 0, "Model", True),
+    ]
+    source = tiff((sensor * 65535).astype(np.uint16), photometric=32803, extratags=tags)
+    photo = decode_photo(source, "a.tif")  # its content says that it is a DNG
+    assert (photo.rgb.dtype, photo.rgb.shape) == (np.uint16, sharp.shape)
+    assert np.corrcoef(photo.rgb.ravel(), sharp.ravel())[0, 1] > 0.98
+    assert "RAW" in photo.notes[0]
+    assert output_name("a.dng", source)[0] == "a.png"
+    assert opened(encode_photo(photo, photo.rgb)).getexif()[271] == "Maker"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 3), (13, 17)])
+def test_tiny_pictures_of_every_kind(size: tuple[int, int]) -> None:
+    small = picture()[: size[0], : size[1]]
+    for kind, suffix in (("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"), ("TIFF", "tif")):
+        name = f"a.{suffix}"
+        assert decode_any(again(coded(kind, small), name), name).shape == small.shape
+
+
 @pytest.mark.full
 def test_other_readers_agree(tmp_path: Path) -> None:
     """exiftool, pngcheck and tiffinfo read what is written, and find what was there."""

@@ -241,7 +241,7 @@ def test_this_checkpoint_is_one_more_row(tiny_data: Path) -> None:
     assert published(replace(manifest, split="val"), summary) == []
 
 
-def test_published_table_stands_beside_a_whole_test_set_only() -> None:
+def test_published_table_is_for_a_whole_test_set_only() -> None:
     from pipeline.evaluate.published import published_rows
 
     assert [row["psnr"] for row in published_rows("dpdd", 76)][-1] == 26.687

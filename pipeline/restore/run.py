@@ -158,11 +158,19 @@ def _restore_one(job: RestoreJob) -> _Done:
             storage.write_bytes(beside_url(job.output, ending), encode_png(image))
     except (UserError, MemoryError) as error:
         return _Done(problem=_problem(job, error))
+    except RuntimeError as error:  # how torch says that there is no memory
+        if "allocate" not in str(error):
+            raise
+        return _Done(problem=_problem(job, MemoryError()))
     return _Done(warnings=[warning] if warning else [])
 
 
 def _problem(job: RestoreJob, error: BaseException) -> str:
-    reason = "does not fit into this machine's memory" if isinstance(error, MemoryError) else error
+    reason = (
+        "does not fit into this machine's memory; lower --memory"
+        if isinstance(error, MemoryError)
+        else error
+    )
     return str(reason) if job.input in str(reason) else f"{job.input}: {reason}"
 
 
