@@ -25,6 +25,7 @@ SMALLER = {
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 def test_every_command_of_the_tutorial(tmp_path: Path) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", LOCAL, re.DOTALL)
     assert len(blocks) == LOCAL.count("```") // 2

@@ -75,6 +75,7 @@ class Day:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 def test_the_users_day(
     ray_cluster: str, s3_server: S3Server, tiny_pairs: Path, tmp_path: Path
 ) -> None:
