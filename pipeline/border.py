@@ -137,6 +137,7 @@ EXPECTED = {
     "dict_type": "a table of names and values",
     "dataclass_type": "a table of names and values",
     "model_type": "a table of names and values",
+    "invalid-json-value": "a number, text, true, false, null, or a list of these",
 }
 
 

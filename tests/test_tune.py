@@ -32,6 +32,7 @@ from pipeline.tracking.mirror import run_id
 from pipeline.tracking.segments import history, offline_runs, records
 from pipeline.train import train
 from pipeline.tune import tune
+from pipeline.tune.begin import begin
 from pipeline.tune.config import load_sweep
 from pipeline.tune.ledger import Ledger
 from pipeline.tune.plan import Plan, Planner
@@ -100,14 +101,14 @@ def test_grid_has_every_combination_once() -> None:
         ({"search": "bayes"}, "expected one of grid, random, tpe"),
         ({"scheduler": "pbt"}, "cannot exchange weights"),
         ({"trials": 0}, "trials must be between 1 and"),
-        ({"trials": "4"}, "trials: expected a whole number, got '4'"),
-        ({"seed": 1.5}, "seed: expected a whole number"),
+        ({"trials": "4"}, "trials is .* expected a whole number"),
+        ({"seed": 1.5}, "seed is 1.5; expected a whole number"),
         ({"metric": "val/PSNR"}, "metric 'val/PSNR': expected one of val/psnr, val/ssim"),
-        ({"overrides": 5}, "overrides: expected a list"),
-        ({"space": [1]}, "space: expected a mapping"),
-        ({"space": {"train.seed": {"choice": 5}}}, "space.train.seed.choice: expected a list"),
+        ({"overrides": 5}, "overrides is 5; expected a list"),
+        ({"space": [1]}, "space is .* expected a table"),
+        ({"space": {"train.seed": {"choice": 5}}}, "space.train.seed.choice is 5; expected a list"),
         ({"space": {"train.seed": {"int": [True, 5]}}}, "two whole numbers"),
-        ({"space": {"train.ema": {"choice": [date(2001, 1, 1)]}}}, "expected a number, text"),
+        ({"space": {"train.ema": {"choice": [date(2001, 1, 1)]}}}, "expected a number"),
         ({"trails": 3}, "did you mean trials"),
     ],
 )
@@ -230,6 +231,29 @@ def test_tpe_learns(tmp_path: Path) -> None:
         distances.append(abs(math.log(rate / 3e-3)))
         ledger.add_result(index, 8, -distances[-1])
     assert sum(distances[20:]) / 20 < 0.8 * sum(distances[:10]) / 10
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "a: *b", "x: &x [1, 1]\ny: *x", "[" * 100_000, "trials: []", "training: 5"]
+)
+def test_a_foreign_sweep_file_is_refused(text: str, tmp_path: Path) -> None:
+    sweep = load_sweep(sweep_file(tmp_path, "data", str(tmp_path)), [])
+    place = tmp_path / "sweep" / "sweep.yaml"
+    place.parent.mkdir()
+    place.write_text(text)
+    with pytest.raises(UserError, match=str(place)) as caught:
+        begin(str(place.parent), sweep, resumed=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_trials_can_be_added(tmp_path: Path) -> None:
+    few, more = (load_sweep(sweep_file(tmp_path, "d", "r", trials=n), []) for n in (3, 5))
+    url = str(tmp_path / "sweep")
+    begin(url, few, resumed=False)
+    begin(url, few, resumed=True)
+    begin(url, more, resumed=True)
+    with pytest.raises(UserError, match="another trials"):
+        begin(url, few, resumed=True)
 
 
 @pytest.mark.parametrize(

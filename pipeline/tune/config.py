@@ -6,10 +6,11 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
+from pydantic import JsonValue
 
+from pipeline.border import Count, Text, validated
 from pipeline.config import TrainConfig, load_train_config
 from pipeline.config.load import read_plain
 from pipeline.errors import UserError
@@ -20,13 +21,6 @@ SCHEDULERS = ("none", "asha", "median")
 MOST = 100_000  # of any count
 METRICS = ("val/psnr", "val/ssim")
 POPULATION = "population-based training is not supported: trials cannot exchange weights"
-EXPECTED = {  # pydantic's error types, in the words of a user
-    "string_type": "text",
-    "int_type": "a whole number",
-    "list_type": "a list",
-    "dict_type": "a mapping of keys",
-    "invalid-json-value": "a number, text, true, false, null, or a list of these",
-}
 
 
 @dataclass(frozen=True)
@@ -48,17 +42,17 @@ class SweepConfig:
             {int: [a, b]}, both ends included.
     """
 
-    config: str = "tiny"
-    overrides: list[str] = field(default_factory=list)
-    search: str = "random"
-    trials: int = 8
-    seed: int = 0
-    metric: str = "val/psnr"
-    scheduler: str = "none"
-    reduction: int = 3
-    concurrent: int = 0
-    retries: int = 1
-    space: dict[str, dict[str, list[JsonValue]]] = field(default_factory=dict)
+    config: Text = "tiny"
+    overrides: list[Text] = field(default_factory=list)
+    search: Text = "random"
+    trials: Count = 8
+    seed: Count = 0
+    metric: Text = "val/psnr"
+    scheduler: Text = "none"
+    reduction: Count = 3
+    concurrent: Count = 0
+    retries: Count = 1
+    space: dict[Text, dict[str, list[JsonValue]]] = field(default_factory=dict)
 
     def training(self, overrides: Sequence[str] = ()) -> TrainConfig:
         """Return the checked training configuration of all trials."""
@@ -93,24 +87,7 @@ def sweep_of(values: dict[str, Any], where: Path | str) -> SweepConfig:
             close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
             raise UserError(f"{where}: unknown key {key}{hint}")
-    hints = get_type_hints(SweepConfig)
-    problems = [text for key in values for text in _type_problems(key, hints[key], values[key])]
-    if problems:
-        raise UserError(f"{where}: {'; '.join(problems[:5])}")
-    return SweepConfig(**values)
-
-
-def _type_problems(key: str, hint: Any, value: Any) -> list[str]:
-    try:
-        TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(value)
-    except ValidationError as error:
-        return [
-            f"{'.'.join([key, *map(str, problem['loc'])])}: "
-            f"expected {EXPECTED.get(problem['type'], 'another value')}, "
-            f"got {str(problem['input'])[:80]!r}"
-            for problem in error.errors(include_url=False)
-        ]
-    return []
+    return validated(SweepConfig, values, str(where))
 
 
 def _problems(sweep: SweepConfig) -> list[str]:

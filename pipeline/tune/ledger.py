@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pipeline import storage
 from pipeline.checkpoint import CheckpointStore, higher_is_better
@@ -13,7 +13,7 @@ from pipeline.tune.config import SweepConfig
 from pipeline.tune.record import TrialRecord, read_record, write_record
 from pipeline.tune.search import suggest_point
 from pipeline.tune.space import Point, in_space, value_at
-from pipeline.tune.trial import points_of, trial_count, trial_name
+from pipeline.tune.trial import points_of, results_of, trial_count, trial_name
 
 
 class Ledger:
@@ -112,13 +112,11 @@ class Ledger:
         point = self._known_point(index, run, record)
         if point is not None:
             record = record or TrialRecord(point=point)
-            self.records[index] = record.model_copy(update={"point": point})
+            self.records[index] = replace(record, point=point)
             if retry_failed and record.failed:
                 self.fail(index, 0, False, "")
-        for row in run.metrics:
-            step, value = row.get("step"), row.get(self.sweep.metric)
-            if isinstance(step, int) and isinstance(value, float) and math.isfinite(value):
-                self.add_result(index, step, value)
+        for step, value in results_of(run, self.sweep.metric).items():
+            self.add_result(index, step, value)
 
     def _known_point(self, index: int, run: Run, record: TrialRecord | None) -> Point | None:
         """The point of a trial that has started; one outside of the space counts as damaged."""

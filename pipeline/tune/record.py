@@ -6,19 +6,21 @@ takes effect, so that it survives whatever is killed next.
 
 from __future__ import annotations
 
+import json
 import logging
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from pipeline import storage
+from pipeline.border import BadInput, Bool, Count, Text, parse_json, validated
 
 log = logging.getLogger("era")
 FILE = ".trial.json"
 MAX_BYTES = 1 << 16
 
 
-class TrialRecord(BaseModel):
+@dataclass
+class TrialRecord:
     """A trial's state.
 
     Attributes:
@@ -29,14 +31,12 @@ class TrialRecord(BaseModel):
         failed: no retries are left. error: the last failure, in one line.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-    point: dict[str, Any]
-    judged: int = Field(default=0, ge=0)
-    stopped_at: int = Field(default=0, ge=0)
-    failures: int = Field(default=0, ge=0)
-    failed: bool = False
-    error: str = Field(default="", max_length=2000)
+    point: dict[Text, Any]
+    judged: Count = 0
+    stopped_at: Count = 0
+    failures: Count = 0
+    failed: Bool = False
+    error: Text = ""
 
 
 def read_record(trial_url: str) -> TrialRecord | None:
@@ -46,15 +46,15 @@ def read_record(trial_url: str) -> TrialRecord | None:
         return None
     try:
         if storage.size(url) > MAX_BYTES:
-            raise ValueError("too large")
-        return TrialRecord.model_validate_json(storage.read_bytes(url))
-    except (ValidationError, ValueError):
-        log.warning("%s: damaged; the trial's state is rebuilt from its run alone", url)
+            raise BadInput(f"{url}: larger than {MAX_BYTES} bytes")
+        return validated(TrialRecord, parse_json(storage.read_bytes(url), url, MAX_BYTES), url)
+    except BadInput as error:
+        log.warning("%s; the trial's state is rebuilt from its run alone", error)
         return None
 
 
 def write_record(trial_url: str, record: TrialRecord) -> None:
     """Write a trial's record, retrying through outages of the storage."""
     url = storage.join(trial_url, FILE)
-    text = record.model_dump_json(indent=1) + "\n"
+    text = json.dumps(asdict(record), indent=1) + "\n"
     storage.retry_outages(lambda: storage.write_text(url, text), url)

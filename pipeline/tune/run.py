@@ -29,6 +29,7 @@ log = logging.getLogger("era")
 TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trials' runs write their own metrics
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # trials report lines of text too
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output can be silent
 }
 
@@ -123,7 +124,8 @@ def _tuner(
     """
     from ray import tune
 
-    from pipeline.tune.schedule import Decisions, Reporter, Unfinished, rule_of
+    from pipeline.tune.reporter import Reporter
+    from pipeline.tune.schedule import Decisions, Unfinished, rule_of
 
     _forward_no_credentials()
     work = partial(run_trial, sweep=sweep, url=ledger.url, folder=str(Path.cwd()))

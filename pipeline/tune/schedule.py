@@ -1,4 +1,4 @@
-"""The sweep's face towards Tune: trials in order, early stopping, failures, progress lines.
+"""What Tune asks a sweep: which trial comes next, and whether one is to stop early.
 
 Tune keeps nothing between two starts. Its schedulers get the results of earlier starts again, and
 what they decide is recorded in the trial's folder before the trial learns of it.
@@ -7,13 +7,10 @@ what they decide is recorded in the trial's folder before the trial learns of it
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
@@ -23,13 +20,11 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
-from pipeline.cluster import release_orphans
 from pipeline.tune.config import SweepConfig
 from pipeline.tune.ledger import Ledger
-from pipeline.tune.trial import FAILED, INDEX, trial_name
+from pipeline.tune.trial import INDEX, trial_name
 
 log = logging.getLogger("era")
-CLEAN_SECONDS = 10.0
 
 
 class Unfinished(Searcher):
@@ -155,66 +150,3 @@ def rule_of(sweep: SweepConfig) -> Any | None:
             min_time_slice=never,
         )
     return None
-
-
-class Reporter(Callback):
-    """Writes progress lines to the program's log, and failures to the ledger."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
-        self.before: dict[int, int] = {}
-        self.shown: dict[int, int] = {}  # the last step of each trial: a trial repeats its end
-        self.cleaned = time.monotonic()
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A driver was placed."""
-        index = trial.config[INDEX]
-        self.before.setdefault(index, self.ledger.start(index).failures)
-        log.info("%s starts or resumes", trial_name(index))
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """A validation was reported."""
-        index, metric = trial.config[INDEX], self.ledger.sweep.metric
-        if metric in result:
-            self.ledger.add_result(index, result["step"], result[metric])
-            log.info(
-                "%s step %d  %s %.4f", trial_name(index), result["step"], metric, result[metric]
-            )
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Free what trials that were killed still hold, every few seconds."""
-        if time.monotonic() - self.cleaned >= CLEAN_SECONDS:
-            self.cleaned = time.monotonic()
-            release_orphans()
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has finished, or was stopped early."""
-        index = trial.config[INDEX]
-        self.ledger.refresh(index)
-        left = len(self.ledger.unfinished())
-        log.info("%s ends; %d of %d trials are left", trial_name(index), left, len(self.ledger))
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial failed and is tried again."""
-        self._record(trial, failed=False)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial failed, its retries included."""
-        self._record(trial, failed=True)
-
-    def _record(self, trial: Any, failed: bool) -> None:
-        index = trial.config[INDEX]
-        failures = self.before.get(index, 0) + trial.num_failures
-        reason = _last_reason(trial.error_file)
-        self.ledger.fail(index, failures, failed, reason)
-        log.warning("%s failed%s: %s", trial_name(index), "" if failed else ", tried again", reason)
-
-
-def _last_reason(error_file: str | None) -> str:
-    """The last failure that Tune has noted in its own text file, in one line."""
-    text = Path(error_file).read_text(encoding="utf-8") if error_file else ""
-    lines = [line.strip() for line in text.split("Failure # ")[-1].splitlines()[1:] if line.strip()]
-    reasons = [line.partition(FAILED)[2] for line in lines if FAILED in line]
-    return (reasons or lines or ["unknown"])[-1 if reasons else 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipeline.tune.record import read_record
 from pipeline.tune.space import Point, grid, overrides_of, random_points, sizes
 
 INDEX = "index"  # Tune's parameter: the trial's number
+LINE = "line"  # in a report: a line of the run, for the log
 FAILED = "trial failed: "  # in front of the reason, which `era tune` reads from Tune's text
 
 
@@ -50,6 +52,16 @@ def trial_config(sweep: SweepConfig, index: int, point: Point) -> TrainConfig:
         run=replace(config.run, root=root, name=trial_name(index)),
         tracking=replace(config.tracking, group=group),
     )
+
+
+def results_of(run: Run, metric: str) -> dict[int, float]:
+    """A run's finite values of a metric, by step."""
+    rows = ((row.get("step"), row.get(metric)) for row in run.metrics)
+    return {
+        step: value
+        for step, value in rows
+        if isinstance(step, int) and isinstance(value, float) and math.isfinite(value)
+    }
 
 
 def run_trial(parameters: dict[str, Any], sweep: SweepConfig, url: str, folder: str) -> None:
@@ -95,25 +107,28 @@ class _Trial:
 
     def _stopped_by_past_results(self) -> bool:
         """Report validations that the command was killed before it could decide about."""
-        for row in Run(self.url).metrics:
-            if row.get(self.metric) is not None and row["step"] > self.judged:
-                self._report(row["step"], row)
+        for step, value in results_of(Run(self.url), self.metric).items():
+            if step > self.judged:
+                self._report(step, {self.metric: value})
                 if self._is_stopped():
                     return True
         return False
 
     def _on_event(self, event: Event) -> bool:
-        """Report a validation; returns whether the trial is to save a checkpoint and stop."""
+        """Report a validation or a line; returns whether to save a checkpoint and stop."""
+        if event.line:
+            self._report(event.step, {LINE: event.line})
         if not event.checkpoint or self.metric not in event.metrics:
             return False
         self._report(event.step, event.metrics)
         return self.stoppable and self._is_stopped()
 
-    def _report(self, step: int, metrics: dict[str, Any]) -> None:
-        """Hand a result to Tune; returns when the scheduler has decided about it."""
+    def _report(self, step: int, values: dict[str, Any]) -> None:
+        """Hand values to Tune; returns when the scheduler has decided about them."""
         from ray import tune
 
-        tune.report({self.metric: metrics[self.metric], "step": step})
+        wanted = {key: values[key] for key in (self.metric, LINE) if key in values}
+        tune.report({**wanted, "step": step})
 
     def _is_stopped(self) -> bool:
         record = storage.retry_outages(lambda: read_record(self.url), self.url)
