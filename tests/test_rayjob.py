@@ -130,6 +130,7 @@ def test_a_verb_without_configuration_keeps_the_template() -> None:
         ("gpu", [], {"name": "Big_Name"}, "must be small letters"),
         ("gpu", ["run.root=/runs"], {}, "run.root=/runs is a path of one machine"),
         ("cloud", [], {}, "expected one of base, gpu, kueue, local, spot"),
+        ("../base", [], {}, "expected one of base, gpu, kueue, local, spot"),
     ],
 )
 def test_contradictions_are_refused_with_the_reason(

@@ -130,7 +130,11 @@ def test_working_directory_too_large_is_refused(
     ("address", "message"),
     [
         ("127.0.0.1:8265", "such as http://127.0.0.1:8265"),
+        ("http://[::1", "not a URL"),
+        ("http://127.0.0.1:99999", "not a URL"),
         ("http://me:secret@host:8265", "no credential belongs there"),
+        ("http://host:8265/?token=secret", "no credential belongs there"),
+        ("me:secret@host", "expected the job server's URL"),
         ("http://127.0.0.1:1", "no Ray job server answers"),
     ],
 )

@@ -45,7 +45,7 @@ class _Follower:
                 info = self.client.get_job_info(self.job)
             except (RuntimeError, OSError) as error:
                 if "does not exist" in str(error):
-                    return self._lost("the cluster was started anew and knows it no longer")
+                    return self._lost("the cluster has been restarted and no longer has it")
                 reason = reason or type(error).__name__
             else:
                 self.heard = time.monotonic()

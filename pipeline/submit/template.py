@@ -1,4 +1,4 @@
-"""The manifests of `k8s/`, read as they are: one cluster, what an overlay patches, a job's rest."""
+"""The manifests of `k8s/`: the cluster, an overlay's patches to it, and a RayJob's settings."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def overlays() -> list[str]:
 
 def cluster_of(overlay: str) -> dict[str, Any]:
     """The RayCluster that `kubectl kustomize` would make of an overlay."""
-    folder = _folder() / ("base" if overlay == "base" else f"overlays/{overlay}")
-    if not (folder / "kustomization.yaml").is_file():
+    if overlay not in overlays():
         raise UserError(f"--overlay {overlay}: expected one of {', '.join(overlays())}")
+    folder = _folder() / ("base" if overlay == "base" else f"overlays/{overlay}")
     return next(_clusters(folder))
 
 
