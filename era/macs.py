@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from era.config import ErAConfig
 from era.model import ErA
@@ -53,6 +52,8 @@ class _FftCounter(torch.overrides.TorchFunctionMode):
 
 def macs_of(model: nn.Module, height: int, width: int) -> tuple[int, int]:
     """Multiply-accumulates of convolutions and of FFTs for one image, of any network."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton: a second, or more
+
     image = torch.empty(1, 3, height, width, device=next(model.parameters()).device)
     with FlopCounterMode(display=False) as flops, _FftCounter() as ffts, torch.no_grad():
         model(image)

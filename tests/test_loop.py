@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_run import config_of
 
+from era import named_config
 from pipeline.config.schema import LossSection
 from pipeline.data.loader import TrainLoader
 from pipeline.data.split import open_split
 from pipeline.errors import UserError
+from pipeline.train.lineage import Lineage
 from pipeline.train.loop import Loop
 from pipeline.train.objective import JOINT as JOINT_PHASE
 from pipeline.train.objective import PRIOR, Objective
@@ -21,19 +24,19 @@ from pipeline.train.state import TrainState
 JOINT = "train.estimator_share=0", "train.prior_share=0"
 
 
-def loop_of(data: Path, *overrides: str, steps: int = 4) -> Loop:
+def loop_of(data: Path, *overrides: str, steps: int = 4, **callbacks: Any) -> Loop:
     """A loop over the first steps of a small run, in this process."""
     config = config_of(data, Path("unused"), "loop", *JOINT, *overrides)
     split = open_split(str(data / "train"), "", 1.0)
     loader = TrainLoader(split, order_plan(config), rank=0, world_size=1, start_step=0, steps=steps)
     cpu = torch.device("cpu")
-    return Loop(config, TrainState(config, cpu), loader, cpu, split.has_radius)
+    return Loop(config, TrainState(config, cpu), loader, cpu, split.has_radius, **callbacks)
 
 
 def losses(loop: Loop) -> list[float]:
     """The losses of all steps of a loop."""
     found: list[float] = []
-    loop.run(lambda _, values: found.append(values["train/loss"]))
+    loop.run(lambda result: found.append(result.values["train/loss"]))
     loop.loader.close()
     return found
 
@@ -83,6 +86,21 @@ def test_a_half_type_that_the_processor_only_imitates_is_told(
     assert not imitated("fp16", cpu)
 
 
+def test_a_resume_under_other_conditions_is_said(tiny_data: Path) -> None:
+    config = config_of(tiny_data, Path("unused"), "lineage", "run.revision=abc")
+    split = open_split(str(tiny_data / "train"), "", 1.0)
+    lineage = Lineage(config, named_config("tiny"), (split, None), world_size=2)
+    meta = lineage.meta(7)
+    assert not lineage.changes(meta)
+    assert not lineage.changes({**meta, "world_size": 3, "step": 9, "git": None})
+    older = {**meta, "threads": 4, "git": "def", "versions": {**meta["versions"], "torch": "2.0"}}
+    line = lineage.changes(older)
+    assert "scaling.threads 4 -> 1, revision def -> abc, torch 2.0 -> " in line
+    assert "results may differ in the last digits" in line
+    with pytest.raises(UserError, match=r"not what run x began with"):
+        lineage.refuse_other_data({**meta, "data_manifest_sha256": "other"}, "x")
+
+
 def test_a_checkpoint_of_another_network_is_refused(tiny_data: Path) -> None:
     state = loop_of(tiny_data, steps=1).state
     weights = state.weights()
@@ -103,11 +121,27 @@ def test_fp16_lowers_its_scale_instead_of_blaming_samples(tiny_data: Path) -> No
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_loss_that_is_not_finite_uses_up_the_budget(precision: str, tiny_data: Path) -> None:
-    loop = loop_of(tiny_data, f"train.precision={precision}", "train.nonfinite_budget=1")
-    next(loop.state.model.priors.parameters()).data.fill_(float("nan"))
     noted: list[list[str]] = []
-    loop.loader_note = lambda step, ids: noted.append(ids)  # type: ignore[method-assign]
+    options = f"train.precision={precision}", "train.nonfinite_budget=1"
+    loop = loop_of(tiny_data, *options, on_skip=lambda step, ids: noted.append(ids))
+    next(loop.state.model.priors.parameters()).data.fill_(float("nan"))
     with pytest.raises(UserError, match=r"more than train\.nonfinite_budget=1"):
         losses(loop)
     loop.loader.close()
     assert [len(ids) for ids in noted] == [5, 5]  # of the fatal step too
+
+
+@pytest.mark.parametrize("mode", ["auto", "strict"])
+def test_votes_travel_with_each_step(mode: str, tiny_data: Path) -> None:
+    asked: list[int] = []
+
+    def votes(step: int) -> list[bool]:
+        asked.append(step)
+        return [step == 2, step == 3]
+
+    found: list[list[bool]] = []
+    loop = loop_of(tiny_data, f"train.deterministic={mode}", steps=3, votes=votes)
+    loop.run(lambda result: found.append(result.agreed))
+    loop.loader.close()
+    assert asked == [1, 2, 3]
+    assert found == [[False, False], [True, False], [False, True]]

@@ -11,12 +11,14 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+import ray
 
 from pipeline.checkpoint import CheckpointStore
 from pipeline.config import load_train_config
 from pipeline.errors import Stopped, StorageDown, UserError
 from pipeline.runfolder import RunFolder
-from pipeline.train import driver
+from pipeline.train import attempt, driver
+from pipeline.train.driver_channel import Report
 from pipeline.train.failures import find_user_error
 
 
@@ -42,7 +44,7 @@ class Fits:
 def attempts(monkeypatch: pytest.MonkeyPatch, folder: Path, ends: list[object]) -> Fits:
     store = CheckpointStore(str(folder))
     fits = Fits(store, ends)
-    monkeypatch.setattr(driver, "_fit", fits)
+    monkeypatch.setattr(driver, "run_attempt", fits)
     driver._retry(load_train_config("tiny"), str(folder), store, None)
     return fits
 
@@ -96,28 +98,26 @@ def test_the_newest_attempt_owns_the_run(tmp_path: Path) -> None:
     assert CheckpointStore(url).steps() == [1]
 
 
-def fit(monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., None], heard: bool) -> None:
-    """One attempt whose trainer and workers are replaced."""
-
-    def deliver(channel: Any, display: Any) -> bool:
-        display.heard = heard
-        return False
-
-    monkeypatch.setattr(driver, "LISTEN_SECONDS", 0.2)
-    monkeypatch.setattr(driver, "start_channel", MagicMock)
-    monkeypatch.setattr(driver, "_deliver", deliver)
-    monkeypatch.setattr(driver, "_run_trainer", trainer)
-    driver._fit(load_train_config("tiny"), "run", "owner", None)
+def run(monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., None], contacts: int) -> None:
+    """One attempt whose trainer, workers and cluster are replaced."""
+    report = Report([], contacts)
+    monkeypatch.setattr(ray, "wait", lambda refs, timeout: (refs, []))
+    monkeypatch.setattr(ray, "get", lambda ref: report)
+    monkeypatch.setattr(attempt, "LISTEN_SECONDS", 0.2)
+    monkeypatch.setattr(attempt, "start_channel", MagicMock)
+    monkeypatch.setattr(attempt, "on_loopback", lambda: True)
+    monkeypatch.setattr(attempt, "run_trainer", trainer)
+    attempt.run_attempt(load_train_config("tiny"), "run", "owner")
 
 
 def test_sigterm_wins_over_a_worker_that_dies_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dies(config: Any, payload: Any, scratch: str, outcome: list[Any]) -> None:
+    def dies(config: Any, payload: Any, scratch: str, outcome: attempt.Outcome) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.3)
-        outcome.append(lost())
+        outcome.error = lost()
 
     with pytest.raises(Stopped, match="SIGTERM"):
-        fit(monkeypatch, dies, heard=True)
+        run(monkeypatch, dies, contacts=1)
 
 
 def test_sigterm_is_answered_while_workers_are_only_waited_for(
@@ -128,7 +128,7 @@ def test_sigterm_is_answered_while_workers_are_only_waited_for(
         time.sleep(60)
 
     with pytest.raises(Stopped, match="SIGTERM"):
-        fit(monkeypatch, waits, heard=False)
+        run(monkeypatch, waits, contacts=0)
 
 
 def test_user_errors_are_found_inside_what_ray_raises() -> None:

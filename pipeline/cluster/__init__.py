@@ -6,9 +6,10 @@ environment is set while a cluster starts, and restored afterwards.
 
 from pipeline.cluster.capacity import Growth, per_worker, require_resources, room
 from pipeline.cluster.jobs import job_client, no_address
-from pipeline.cluster.join import address_of, has_cluster, join, work_in
+from pipeline.cluster.joining import address_of, has_cluster, join, work_in
 from pipeline.cluster.local import connected, local_cluster, on_loopback
 from pipeline.cluster.orphans import release_orphans
+from pipeline.cluster.process_state import environment
 from pipeline.cluster.waiting import Wait, wait_for
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Wait",
     "address_of",
     "connected",
+    "environment",
     "has_cluster",
     "job_client",
     "join",

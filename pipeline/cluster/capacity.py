@@ -22,7 +22,7 @@ def per_worker(config: TrainConfig) -> dict[str, int]:
 
 
 def room(config: TrainConfig) -> int:
-    """How many of a run's workers fit on the nodes that the cluster has now, were they empty."""
+    """How many of a run's workers fit on the cluster's present nodes, other work disregarded."""
     import ray
 
     needs = per_worker(config).items()
@@ -31,7 +31,7 @@ def room(config: TrainConfig) -> int:
 
 
 def require_resources(config: TrainConfig) -> None:
-    """Refuse a request that the cluster cannot meet and has no autoscaler to grow for.
+    """Refuse what the cluster cannot provide, unless an autoscaler may add nodes.
 
     Raises:
         UserError: at once, where Ray would wait for ever.
@@ -53,18 +53,19 @@ class Growth:
         self.next = time.monotonic() + GROWTH_CHECK_SECONDS
         self.refusals = 0
 
-    def check(self) -> None:
-        """Ask the autoscaler now and then.
+    def check(self) -> bool:
+        """Ask the autoscaler now and then; return whether it was asked this time.
 
         Raises:
             UserError: when it says twice in a row that it can never bring what the run needs.
         """
         if time.monotonic() < self.next:
-            return
+            return False
         self.next = time.monotonic() + GROWTH_CHECK_SECONDS
         self.refusals = self.refusals + 1 if self._refused() else 0
         if self.refusals >= 2:
             raise UserError(_too_much(self.config, "the autoscaler says that it can never have it"))
+        return True
 
     def _refused(self) -> bool:
         state = autoscaling_state()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.cluster.environment import environment
+from pipeline.cluster.process_state import environment
 from pipeline.errors import UserError
 
 CONNECT_SECONDS, ANSWER_SECONDS = 10, 60  # of one request

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.cluster.environment import environment, own_signal_handlers
-from pipeline.cluster.join import has_cluster, join, usage_statistics
+from pipeline.cluster.joining import has_cluster, join, usage_statistics
+from pipeline.cluster.process_state import environment, own_signal_handlers
 from pipeline.errors import UserError
 
 SOCKET_PATH = 103 if sys.platform == "darwin" else 107  # bytes of a Unix socket's path

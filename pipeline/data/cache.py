@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import tempfile
 import time
 from contextlib import suppress
 from functools import lru_cache
@@ -24,9 +25,17 @@ log = logging.getLogger("era")
 
 
 def cache_folder(configured: str) -> Path:
-    """The cache's folder: as configured, else $ERA_CACHE_DIR, else ~/.cache/era."""
-    chosen = configured or os.environ.get("ERA_CACHE_DIR") or str(Path.home() / ".cache" / "era")
-    return Path(chosen).expanduser() / "shards"
+    """The cache's folder: as configured, else $ERA_CACHE_DIR, else ~/.cache/era.
+
+    A user without a home folder gets one below the folder for temporary files.
+    """
+    chosen = configured or os.environ.get("ERA_CACHE_DIR")
+    if chosen:
+        return storage.local_path(chosen) / "shards"
+    try:
+        return Path.home() / ".cache" / "era" / "shards"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"era-cache-{os.getuid()}" / "shards"
 
 
 class Identity(NamedTuple):

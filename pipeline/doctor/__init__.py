@@ -1,4 +1,4 @@
-"""`era doctor`: what stands in the way of a run, each finding with its cure."""
+"""`era doctor`: checks for obstacles to a run; each finding comes with its cure."""
 
 from pipeline.doctor.finding import Finding
 from pipeline.doctor.run import diagnose

@@ -1,4 +1,4 @@
-"""The sum of all ranks' gradients, timed: what every training step waits for."""
+"""Times the all-reduce of gradients, for which every training step waits."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipeline.doctor.finding import FAILURE, OK, WARNING, Finding
 MOST = 8  # ranks, unless asked for
 ROUNDS = 7
 SLOW = 0.125  # GB/s and worker: a link of 1 Gbit/s
-PATIENCE = 180  # seconds, for workers to start and to find each other
+LONGEST_SECONDS = 180  # seconds, for workers to start and to find each other
 
 
 def check_all_reduce(cpus: float, gpus: int, nodes: int, workers: int) -> Iterator[Finding]:
-    """All-reduce the gradients of size base as training would: same backend, same placement."""
+    """All-reduce gradients of the size `base` as training does: same backend, same placement."""
     workers = workers or min(gpus or min(nodes, int(cpus)), MOST)
     if workers < 2:
         cure = "give --workers 2 or more, which also makes an autoscaler start nodes"
@@ -52,12 +52,12 @@ def _judge(workers: int, size: int, seconds: float, places: int, right: bool) ->
 
 
 def _measured(workers: int, gpu: bool) -> dict[str, Any] | str:
-    """What rank 0 measured, or why there is nothing."""
+    """What rank 0 measured, or why it measured nothing."""
     outcome: list[dict[str, Any] | str] = []
     thread = threading.Thread(target=_fit, args=(workers, gpu, outcome), daemon=True)
     thread.start()
-    thread.join(PATIENCE)
-    return outcome[0] if outcome else f"no answer within {PATIENCE} s"
+    thread.join(LONGEST_SECONDS)
+    return outcome[0] if outcome else f"no answer within {LONGEST_SECONDS} s"
 
 
 def _fit(workers: int, gpu: bool, outcome: list[dict[str, Any] | str]) -> None:
@@ -82,7 +82,7 @@ def _fit(workers: int, gpu: bool, outcome: list[dict[str, Any] | str]) -> None:
 
 
 def _measure() -> dict[str, Any]:
-    """On every rank; sums are checked, times are the median's."""
+    """Run on every rank: check the sums and take the median of the times."""
     import torch
     import torch.distributed as dist
 
@@ -109,7 +109,7 @@ def _measure() -> dict[str, Any]:
 
 
 def _nodes() -> int:
-    """How many nodes the ranks are on."""
+    """The number of nodes that hold ranks."""
     import ray
     import torch.distributed as dist
 

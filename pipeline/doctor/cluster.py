@@ -1,4 +1,4 @@
-"""A Ray cluster: does it answer, are its nodes alike and well, do its workers reach each other?"""
+"""Checks of a Ray cluster: its nodes' versions, clocks, disks and GPUs, and its network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Node = dict[str, Any]
 
 
 def check_cluster(address: str, workers: int) -> Iterator[Finding]:
-    """Join it and look at every node.
+    """Join the cluster and check every node.
 
     Raises:
         UserError: if it does not answer, or runs other versions than this process.
@@ -53,7 +53,7 @@ def _versions(nodes: list[Node]) -> Iterator[Finding]:
 
 
 def version_text() -> str:
-    """What must be the same on all nodes."""
+    """The versions that must be equal on all nodes."""
     import ray
 
     from pipeline import __version__
@@ -75,7 +75,7 @@ def _now() -> float:
 
 
 def _well(nodes: list[Node]) -> Iterator[Finding]:
-    """What `era doctor` would say of each node by itself."""
+    """Run the machine's checks on each node."""
     found = on_nodes(nodes, _node_findings)
     bad = [
         Finding(f"{finding.check} on {name}", finding.state, finding.text)
@@ -85,7 +85,7 @@ def _well(nodes: list[Node]) -> Iterator[Finding]:
     ]
     yield from bad
     if not bad:
-        yield Finding("nodes", OK, f"packages, disks, shared memory, W&B well on {len(found)}")
+        yield Finding("nodes", OK, f"packages, disks, shared memory and W&B ok on {len(found)}")
 
 
 def _node_findings() -> list[Finding]:
@@ -93,7 +93,7 @@ def _node_findings() -> list[Finding]:
 
 
 def _gpus(nodes: list[Node]) -> Iterator[Finding]:
-    """Can torch use the GPUs that each node offers? Looks at one GPU of each."""
+    """Check that torch can use the GPUs that each node offers, on one GPU of each."""
     import ray
 
     for name, task in _start(nodes, gpu_of_a_node, gpus=1).items():
@@ -101,14 +101,14 @@ def _gpus(nodes: list[Node]) -> Iterator[Finding]:
             found = ray.get(task, timeout=NODE_ANSWER)
         except ray.exceptions.GetTimeoutError:
             ray.cancel(task, force=True)
-            text = "all GPUs are busy, not looked at; run again when a job has ended"
+            text = "all GPUs are busy, none was checked; run again when a job has ended"
             found = [Finding("gpu", WARNING, text)]
         for one in found:
             yield Finding(f"gpu on {name}", one.state, one.text)
 
 
 def gpu_of_a_node() -> list[Finding]:
-    """What torch finds on a node that offers GPUs."""
+    """What torch finds on a node that offers GPUs to Ray."""
     found = list(gpus())
     if found[0].text.startswith("none"):
         text = "Ray offers GPUs here, torch finds none; check the driver and torch's CUDA wheel"

@@ -1,4 +1,4 @@
-"""A cluster that is reached through its dashboard only: a Ray job there runs the checks."""
+"""Checks of a cluster behind its dashboard: a Ray job there runs them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_dashboard(address: str, bucket: str, data: str, workers: int) -> Itera
 
 
 def _findings(client: Any, job: str) -> Iterator[Finding]:
-    """What the job found, once it has ended."""
+    """The findings of the job, once it has ended."""
     try:
         wait_for(lambda: client.get_job_status(job).is_terminal(), "its checks", LONGEST_SECONDS)
     except TimeoutError:

@@ -1,4 +1,4 @@
-"""What a check says."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ OK, WARNING, FAILURE = "ok", "warning", "failure"
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, how it is and, unless it is well, what cures it."""
+    """One line: what was checked, its state and, unless it is ok, the cure."""
 
     check: str
     state: str
@@ -17,5 +17,5 @@ class Finding:
 
 
 def judged(check: str, good: bool, text: str, cure: str, otherwise: str = WARNING) -> Finding:
-    """A finding that is well or not; the cure is shown only where it is needed."""
+    """A finding that is ok or not; the cure is shown only where one is needed."""
     return Finding(check, OK, text) if good else Finding(check, otherwise, f"{text}; {cure}")

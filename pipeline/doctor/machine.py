@@ -1,4 +1,4 @@
-"""This machine, or any node of a cluster: python, packages, disks, shared memory, GPUs, W&B."""
+"""Checks of one machine: Python, packages, disks, shared memory, GPUs, W&B."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ ANSWER = 5  # seconds that a server may take to answer
 
 
 def python() -> Iterator[Finding]:
-    """Is it new enough?"""
+    """Check the version of Python."""
     found = platform.python_version_tuple()
     good = tuple(map(int, found[:2])) >= (3, 11)
     yield judged("python", good, ".".join(found), "install Python 3.11 or later", FAILURE)
 
 
 def packages() -> Iterator[Finding]:
-    """The installed versions against the lock."""
+    """Compare installed versions with the lock."""
     lock = _lock()
     if lock is None:
         text = "requirements.lock is not at hand, nothing was compared; install the wheel again"
@@ -58,7 +58,7 @@ def _lock() -> str | None:
 
 
 def disks() -> Iterator[Finding]:
-    """Room for cached shards, for Ray's own files, and in shared memory."""
+    """Check the space for cached shards, for Ray's own files, and in shared memory."""
     from pipeline.data.cache import cache_folder
 
     cache = cache_folder("")
@@ -78,7 +78,7 @@ def disks() -> Iterator[Finding]:
 
 
 def gpus() -> Iterator[Finding]:
-    """What torch sees; a driver without a torch that can use it is a failure."""
+    """Report the GPUs that torch can use; a driver that torch cannot use is a failure."""
     import torch
 
     if torch.cuda.is_available():
@@ -92,7 +92,7 @@ def gpus() -> Iterator[Finding]:
 
 
 def wandb() -> Iterator[Finding]:
-    """Does its server answer, where there is a key for it? The key itself is not tried."""
+    """Check that W&B's server answers where there is a key; the key itself is not tried."""
     if not os.environ.get("WANDB_API_KEY"):
         yield Finding("wandb", OK, "no WANDB_API_KEY: runs stay offline (`wandb sync` sends them)")
         return
@@ -104,7 +104,7 @@ def wandb() -> Iterator[Finding]:
 
 
 def answer_of(url: str) -> Message | None:
-    """The headers of a server's answer, refusals included; None where there is none."""
+    """The headers of a server's answer, refusals included; None without an answer."""
     try:
         with urllib.request.urlopen(url, timeout=ANSWER) as answer:
             headers: Message = answer.headers

@@ -1,4 +1,4 @@
-"""Which checks apply, in which order; a check that breaks is a finding, not an end."""
+"""Runs the checks that apply, in order; a check that fails itself becomes a finding."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def diagnose(
     """Run every check that applies.
 
     Args:
-        address: of a Ray dashboard (http://...): the checks of bucket, data and cluster are made
-            there, by a job. Or of a cluster (HOST:PORT), which is joined; else RAY_ADDRESS.
+        address: a Ray dashboard (http://...), where a job then checks bucket, data and cluster; or
+            a cluster (HOST:PORT) to join. Empty: RAY_ADDRESS.
         bucket: URL of a folder to read, write and delete in.
-        data: URL of a split, whose shards are looked for and read.
-        workers: ranks of the all-reduce; 0: one per node, or per GPU.
+        data: URL of a split whose shards are to be found and read.
+        workers: ranks of the all-reduce; 0 means one per node, or per GPU.
     """
     address = address or address_of()
     checks: dict[str, Check] = {"python": python, "packages": packages}
@@ -42,7 +42,7 @@ def diagnose(
 
 
 def guarded(name: str, check: Check) -> Iterator[Finding]:
-    """The findings of a check; whatever it raises is one more."""
+    """The findings of a check; an error that it raises becomes one more."""
     try:
         yield from check()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Object storage as a run uses it: a folder to work in, a data set to read."""
+"""Checks of object storage as a run uses it: a folder to write in, a data set to read."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ LARGEST = 1 << 30  # bytes of a shard that is read whole
 
 
 def check_bucket(url: str) -> Iterator[Finding]:
-    """Write, read back, write in parts, read back, delete.
+    """Check that a folder can be written, read, written in parts, and deleted from.
 
     Raises:
-        UserError: at the first of them that fails.
+        UserError: for the first operation that fails.
     """
     place = storage.join(url, f".era-doctor-{secrets.token_hex(4)}")
     storage.write_bytes(place, b"era")  # refused rights and dead addresses end here
@@ -51,7 +51,7 @@ def check_bucket(url: str) -> Iterator[Finding]:
 
 
 def _server_clock() -> Iterator[Finding]:
-    """S3 refuses requests whose time is 15 minutes off."""
+    """Compare clocks: S3 refuses requests whose time is 15 minutes off."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     headers = answer_of(endpoint or "https://s3.amazonaws.com")
     date = headers.get("Date") if headers else None
@@ -62,7 +62,7 @@ def _server_clock() -> Iterator[Finding]:
 
 
 def check_data(url: str) -> Iterator[Finding]:
-    """Is every shard there in its size, and is one of them, read whole, what was written?
+    """Check that every shard exists in its size, and the sha256 of one that is chosen at random.
 
     Raises:
         UserError: if there is no manifest that can be read.

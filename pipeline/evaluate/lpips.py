@@ -8,6 +8,7 @@ Without them LPIPS is omitted, and the summary says why.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -86,10 +87,11 @@ def find_weights(given: str) -> tuple[str, str]:
         if not storage.exists(given):
             raise UserError(f"--lpips-weights {given}: no such file")
         return given, ""
-    home = os.environ.get("TORCH_HOME") or str(Path.home() / ".cache" / "torch")
-    usual = Path(home) / "hub" / "checkpoints" / WEIGHTS
-    if usual.is_file():
-        return str(usual), ""
+    with suppress(RuntimeError):  # no home folder
+        home = os.environ.get("TORCH_HOME") or str(Path.home() / ".cache" / "torch")
+        usual = Path(home) / "hub" / "checkpoints" / WEIGHTS
+        if usual.is_file():
+            return str(usual), ""
     return "", f"no AlexNet weights: give --lpips-weights, or put {WEIGHTS} into torch's cache"
 
 

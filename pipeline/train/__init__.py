@@ -1,4 +1,4 @@
-"""`era train`: Ray Train runs with exact resumption."""
+"""`era train`: distributed training with exact resumption."""
 
 from __future__ import annotations
 

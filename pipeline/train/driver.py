@@ -1,41 +1,34 @@
-"""The driver of `era train`: freezes the run, starts Ray Train, retries, stops on signals."""
+"""The driver of `era train`: freezes the run, runs attempts, retries failed ones."""
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
-import tempfile
-import threading
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from pipeline import storage
 from pipeline.checkpoint import Checkpoint, CheckpointStore
-from pipeline.cluster import Growth, connected, require_resources
+from pipeline.cluster import connected, require_resources
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
 from pipeline.errors import DamagedError, Stopped, StorageDown, UserError
 from pipeline.runfolder.names import CHAOS
-from pipeline.train.driver_channel import POLL_SECONDS, start_channel
-from pipeline.train.failures import find_user_error, root_cause, was_preempted
-from pipeline.train.show import Display, OnEvent
-from pipeline.train.worker import train_worker
+from pipeline.train.attempt import run_attempt
+from pipeline.train.failures import root_cause, was_preempted
+from pipeline.train.show import OnEvent
 
 log = logging.getLogger("era")
 TRIES_WITHOUT_PROGRESS = 3
-LISTEN_SECONDS = 5.0  # for workers that have just started to hear of a signal
 
 
 def train(
     config: TrainConfig, on_event: OnEvent | None = None, *, gated: bool = False
 ) -> dict[str, Any]:
-    """Train, or go on with, the run that `config` names; the same call again resumes it.
+    """Train the run that `config` names; the same call again resumes it.
 
     Args:
         config: a checked configuration.
@@ -69,7 +62,7 @@ def train(
 
 
 def git_revision(folder: Path = Path(__file__).parent) -> str:
-    """The revision of the code in `folder`: ERA_REVISION, else what git says; may be empty."""
+    """The revision of the code in `folder`: ERA_REVISION, else what Git says; may be empty."""
     if given := os.environ.get("ERA_REVISION", ""):
         return given
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
@@ -93,9 +86,9 @@ def _retry(
     run_url: str,
     store: CheckpointStore,
     on_event: OnEvent | None,
-    gated: bool,
+    gated: bool = False,
 ) -> None:
-    """Fit until done: a failure is retried while new checkpoints appear."""
+    """Run attempts until one succeeds; failures are retried while new checkpoints appear."""
     folder = store.folder
     failures, kills = 0, len(folder.lines(CHAOS))
     while True:
@@ -104,10 +97,10 @@ def _retry(
             partial(folder.begin_attempt, config, before), "beginning of an attempt"
         )
         try:
-            return _fit(config, run_url, owner, on_event, gated)
+            return run_attempt(config, run_url, owner, on_event, gated)
         except Exception as error:
             if isinstance(error, (Stopped, UserError)) and not isinstance(error, StorageDown):
-                raise  # trying again would end the same way
+                raise  # another attempt would end the same way
             struck = len(storage.retry_outages(partial(folder.lines, CHAOS), CHAOS))
             chaos, kills = struck > kills, struck
             after = storage.retry_outages(store.latest_step, "look for checkpoints")
@@ -128,80 +121,8 @@ def _given_up(run_url: str, failures: int, error: Exception) -> Exception:
     )
 
 
-def _fit(
-    config: TrainConfig, run_url: str, owner: str, on_event: OnEvent | None, gated: bool
-) -> None:
-    """One attempt. Ray Train runs in a thread, so that signals are ours."""
-    channel = start_channel()
-    payload = {"config": config, "run_url": run_url, "channel": channel, "owner": owner}
-    payload |= {"folder": str(Path.cwd()), "gated": gated}
-    outcome: list[BaseException | None] = []
-    asked = False
-    with tempfile.TemporaryDirectory(prefix="era-ray-") as scratch:
-        thread = threading.Thread(
-            target=_run_trainer, args=(config, payload, scratch, outcome), daemon=True
-        )
-        growth = Growth(config)
-        with _Signals(channel) as signals, Display(config.train.steps, on_event) as display:
-            thread.start()
-            while thread.is_alive():
-                thread.join(POLL_SECONDS)
-                _deliver(channel, display)
-                if not display.heard:  # no worker is up yet
-                    signals.leave_if_nobody_listens()
-                    growth.check()
-            asked = _deliver(channel, display)
-    if signals.received:
-        raise Stopped(signals.name)
-    if outcome and outcome[0] is not None:
-        raise outcome[0]
-    if asked:
-        raise Stopped("asked to")
-
-
-def _run_trainer(
-    config: TrainConfig, payload: dict[str, Any], scratch: str, outcome: list[Any]
-) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    least, most = worker_range(config)
-    workers: Any = least if least == most else (least, most)
-    resources = {"CPU": config.scaling.cpus_per_worker, "GPU": int(config.scaling.gpu)}
-    try:
-        TorchTrainer(
-            train_worker,
-            train_loop_config=payload,
-            torch_config=TorchConfig(backend="nccl" if config.scaling.gpu else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=workers,
-                use_gpu=config.scaling.gpu,
-                resources_per_worker=resources,
-            ),
-            # Ray writes only its own small notes here: checkpoints are ours (pipeline.checkpoint).
-            run_config=RunConfig(
-                name=config.run.name, storage_path=scratch, failure_config=FailureConfig()
-            ),
-        ).fit()
-        outcome.append(None)
-    except BaseException as error:  # handed to the main thread, which raises it
-        outcome.append(find_user_error(error) or error)
-
-
-def _deliver(channel: Any, display: Display) -> bool:
-    """Show what came from rank 0, pass on a request to stop; return whether there was one."""
-    import ray
-
-    while events := ray.get(channel.collect.remote()):
-        for event in events:
-            display.show(event)
-        if display.asked_to_stop:
-            channel.stop.remote()  # before the next `collect`, which says that all is dealt with
-    return display.asked_to_stop
-
-
 def _is_sound(checkpoint: Checkpoint) -> bool:
-    """Read a finished run's last checkpoint, which nobody loads."""
+    """Verify the last checkpoint of a finished run, which nobody loads."""
     try:
         checkpoint.verify()
         return True
@@ -221,39 +142,3 @@ def _summary(run_url: str, store: CheckpointStore) -> dict[str, Any]:
         "best": (best or latest).url,
         "metrics": latest.metrics,
     }
-
-
-class _Signals:
-    """While open, SIGTERM and Ctrl-C ask the run to save and stop; the second one ends at once."""
-
-    def __init__(self, channel: Any) -> None:
-        self.channel = channel
-        self.received, self.since = 0, 0.0
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    @property
-    def name(self) -> str:
-        """The name of the signal that came first."""
-        return signal.Signals(self.received).name
-
-    def leave_if_nobody_listens(self) -> None:
-        """Stop at once where workers are only waited for: there is nothing to save."""
-        if self.received and time.monotonic() - self.since > LISTEN_SECONDS:
-            raise Stopped(self.name)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
-            raise Stopped(self.name)
-        self.received, self.since = number, time.monotonic()
-        log.info("%s: saving a checkpoint, then stopping", self.name)
-        self.channel.stop.remote()

@@ -1,14 +1,18 @@
-"""The line between the driver and rank 0: stop requests one way, progress the other.
+"""Between the driver and rank 0: requests to stop one way, progress and warnings the other.
 
-A small Ray actor on the driver's node. Workers print nothing; what they have to say goes through
+A small Ray actor on the driver's node. Workers print nothing: what they have to say goes through
 here to the driver, which shows a bar, writes lines, or hands metrics to a sweep.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
+
+from pipeline.cluster import wait_for
 
 POLL_SECONDS = 0.5
 SETTLE_SECONDS = 600.0
@@ -22,6 +26,15 @@ class Event:
     metrics: dict[str, float] = field(default_factory=dict)
     line: str = ""
     checkpoint: str = ""  # URL of a checkpoint whose validation metrics these are
+    warning: bool = False  # of the line
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the driver collects: events, and how often rank 0 has called (it does at each step)."""
+
+    events: list[Event]
+    contacts: int
 
 
 class ChannelActor:
@@ -29,23 +42,29 @@ class ChannelActor:
 
     def __init__(self) -> None:
         self.stopping = False
+        self.contacts = 0
         self.events: list[Event] = []
-        self.with_driver = 0  # events that the driver has taken and not dealt with
-
-    def stop(self) -> None:
-        """Ask the run to save a checkpoint and end."""
-        self.stopping = True
+        self.with_driver = 0  # events that the driver has taken and not yet dealt with
 
     def exchange(self, events: list[Event]) -> bool:
-        """Take events from rank 0; tell it whether to stop."""
+        """Take events from rank 0; tell it whether to save a checkpoint and end."""
+        self.contacts += 1
         self.events += events
         return self.stopping
 
-    def collect(self) -> list[Event]:
-        """Hand the events so far to the driver; its next call means that it dealt with them."""
+    def note(self, events: list[Event]) -> None:
+        """Take lines from any rank."""
+        self.events += events
+
+    def collect(self, stop: bool) -> Report:
+        """Take the driver's request to stop, and hand it the events so far.
+
+        Its next call means that it has dealt with them.
+        """
+        self.stopping |= stop
         events, self.events = self.events, []
         self.with_driver = len(events)
-        return events
+        return Report(events, self.contacts)
 
     def settled(self) -> bool:
         """Whether the driver has dealt with every event."""
@@ -53,12 +72,16 @@ class ChannelActor:
 
 
 def start_channel() -> Any:
-    """Start the actor on this node and return its handle."""
+    """Start the actor on this node and return its handle.
+
+    It may be restarted: the driver repeats its request to stop, and at worst lines are lost.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(ChannelActor).options(num_cpus=0, scheduling_strategy=here).remote()
+    options = {"num_cpus": 0, "max_restarts": 5, "max_task_retries": 5}
+    return ray.remote(ChannelActor).options(scheduling_strategy=here, **options).remote()
 
 
 class DriverChannel:
@@ -101,8 +124,28 @@ class DriverChannel:
         import ray
 
         self.flush()
-        end = time.monotonic() + SETTLE_SECONDS
-        while not ray.get(self.actor.settled.remote()) and time.monotonic() < end:
-            time.sleep(0.05)
+        with contextlib.suppress(TimeoutError):  # then the run goes on
+            settled = self.actor.settled
+            wait_for(lambda: ray.get(settled.remote()), "the driver", SETTLE_SECONDS, pause=0.05)
         self.stopping = bool(ray.get(self.actor.exchange.remote([]))) or self.stopping
         return self.stopping
+
+
+class ToDriver(logging.Handler):
+    """Passes a worker's own log lines to the driver's terminal at once.
+
+    Retries, outages and checkpoints passed over would otherwise be in Ray's log files alone.
+    """
+
+    def __init__(self, actor: Any, rank: int) -> None:
+        super().__init__(logging.INFO)
+        self.actor, self.rank = actor, rank
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one line; warnings of other ranks name the rank."""
+        warning = record.levelno >= logging.WARNING
+        if self.rank and not warning:
+            return
+        text = f"rank {self.rank}: {record.getMessage()}" if self.rank else record.getMessage()
+        with contextlib.suppress(Exception):  # a line is not worth a run
+            self.actor.note.remote([Event(0, line=text, warning=warning)])

@@ -1,4 +1,4 @@
-"""Telling failures apart: the user's, a preemption's, and all others."""
+"""Classifies failures: user errors, preemptions, and all others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def find_user_error(error: BaseException) -> UserError | None:
 
 
 def was_preempted(error: BaseException) -> bool:
-    """Whether a worker died because its node was being taken away."""
+    """Whether a worker died because its node was preempted."""
     return any(getattr(inner, "preempted", False) for inner in _inside(error))
 
 
@@ -25,7 +25,7 @@ def root_cause(error: BaseException) -> str:
 
 
 def _inside(error: BaseException) -> Iterator[BaseException]:
-    """The error and all that it wraps: Ray's worker failures, causes and contexts."""
+    """The error and everything that it wraps: Ray's worker failures, causes and contexts."""
     waiting: list[BaseException] = [error]
     seen: set[int] = set()
     while waiting:

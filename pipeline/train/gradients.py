@@ -1,18 +1,19 @@
-"""How the gradients of all ranks become one, in two ways.
+"""Two ways of reducing the gradients of all ranks.
 
 `float`: DDP's all-reduce, each rank's loss weighted by its share of the global batch. With
-`find_unused_parameters` DDP never re-orders its buckets, so that a resumed run adds in the same
+`find_unused_parameters` DDP never reorders its buckets, so that a resumed run adds in the same
 order as an undisturbed one: equal to the bit at the same world size.
 
-`integer` (train.deterministic=strict): each sample's gradient is taken by itself, brought to fixed
-point, and summed as int64. Integer sums do not depend on their order, so the result is equal to the
-bit under any world size.
+`integer` (train.deterministic=strict): each sample's gradient is computed separately, converted to
+fixed point, and summed as int64. Integer sums do not depend on their order, so the result is equal
+to the bit under any world size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,20 @@ LARGEST = 2.0**62 / FIXED_POINT  # a sum beyond this would overflow int64
 TERMS = ("loss", "restored", "reblurred", "radius", "error_share")
 
 Backward = Callable[[Tensor], None]
+Votes = Callable[[], list[bool]]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What one all-reduce brings beside the gradients.
+
+    Attributes:
+        terms: (5,) float64, means over the global batch.
+        agreed: for each vote, whether any rank cast it.
+    """
+
+    terms: Tensor
+    agreed: list[bool]
 
 
 class FloatReduction:
@@ -44,9 +59,14 @@ class FloatReduction:
             )
 
     def accumulate(
-        self, parts: list[Tensors], phase: str, global_batch: int, backward: Backward
-    ) -> Tensor:
-        """Leave the global mean's gradient in `.grad`; return the mean terms (5,) in float64."""
+        self,
+        parts: list[Tensors],
+        phase: str,
+        global_batch: int,
+        backward: Backward,
+        votes: Votes = list,
+    ) -> Sums:
+        """Leave the global mean's gradient in `.grad`; return the mean terms and the votes."""
         total = torch.zeros(len(TERMS), dtype=torch.float64)
         for index, part in enumerate(parts):
             last = index + 1 == len(parts)
@@ -57,11 +77,13 @@ class FloatReduction:
                 backward(loss.total.sum() * (self.world / global_batch))
             terms = torch.stack([*(term.detach().sum() for term in loss), share * len(loss.total)])
             total += terms.double().cpu()
-        return sum_over_ranks(total) / global_batch
+        cast = torch.tensor(votes(), dtype=torch.float64)
+        total = sum_over_ranks(torch.cat([total, cast]))
+        return Sums(total[: len(TERMS)] / global_batch, _any(total[len(TERMS) :]))
 
 
 class IntegerReduction:
-    """One sample at a time, summed in fixed point: the same bits under any world size."""
+    """Sums single samples in fixed point: the same bits under any world size."""
 
     def __init__(self, objective: Objective, device: torch.device) -> None:
         self.module: nn.Module = objective
@@ -69,9 +91,14 @@ class IntegerReduction:
         self.count = sum(p.numel() for p in self.parameters)
 
     def accumulate(
-        self, parts: list[Tensors], phase: str, global_batch: int, backward: Backward
-    ) -> Tensor:
-        """Leave the global mean's gradient in `.grad`; return the mean terms (5,) in float64.
+        self,
+        parts: list[Tensors],
+        phase: str,
+        global_batch: int,
+        backward: Backward,
+        votes: Votes = list,
+    ) -> Sums:
+        """Leave the global mean's gradient in `.grad`; return the mean terms and the votes.
 
         A gradient that is not finite, or would overflow, comes back as NaN on every rank.
         """
@@ -85,9 +112,10 @@ class IntegerReduction:
             terms = torch.stack([*(term.detach().sum() for term in loss), share])
             total += self._fixed(terms, global_batch)
             used |= torch.tensor([int(p.grad is not None) for p in self.parameters])
-        total = sum_over_ranks(total)
-        used = sum_over_ranks(used)
-        return self._store(total, used, global_batch)
+        cast = torch.tensor(votes(), dtype=torch.int64)
+        sizes = [len(total), len(used), len(cast)]
+        total, used, cast = sum_over_ranks(torch.cat([total, used, cast])).split(sizes)
+        return Sums(self._store(total, used, global_batch), _any(cast))
 
     def _fixed(self, terms: Tensor, global_batch: int) -> Tensor:
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
@@ -107,6 +135,10 @@ class IntegerReduction:
         for parameter, piece, any_used in zip(self.parameters, pieces, used, strict=True):
             parameter.grad = piece.to(parameter).view_as(parameter) if any_used else None
         return mean[self.count :]
+
+
+def _any(votes: Tensor) -> list[bool]:
+    return [count > 0 for count in votes.tolist()]
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

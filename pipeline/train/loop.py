@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -19,16 +20,30 @@ from pipeline.train.gradients import (
     FloatReduction,
     IntegerReduction,
     micro_batches,
-    sum_over_ranks,
 )
 from pipeline.train.objective import ESTIMATOR, PRIOR, Objective, learning_rate, phase_of
 from pipeline.train.state import TrainState
 
-StepDone = Callable[[Batch, dict[str, float]], None]
+Votes = Callable[[int], list[bool]]  # of this rank, in the step that leads to so many steps done
+OnSkip = Callable[[int, list[str]], None]  # the step, and the samples of all ranks
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A finished step: this rank's batch, values by metric name, and for each vote whether any
+    rank cast it.
+    """
+
+    batch: Batch
+    values: dict[str, float]
+    agreed: list[bool]
+
+
+StepDone = Callable[[StepResult], None]
 
 
 class Loop:
-    """Runs optimiser steps; everything that is saved or shown hangs on `run`'s callbacks.
+    """Runs optimiser steps; callbacks save and show what is to be kept.
 
     Args:
         config: the run's configuration.
@@ -36,6 +51,8 @@ class Loop:
         loader: yields this rank's share of each step from `state.step` on.
         device: where to compute.
         radius_known: whether the data has true blur radii.
+        votes: asked once a step; its flags travel with the sum of the loss terms.
+        on_skip: called on every rank for a step that is skipped since it is not finite.
     """
 
     def __init__(
@@ -45,9 +62,11 @@ class Loop:
         loader: TrainLoader,
         device: torch.device,
         radius_known: bool,
+        votes: Votes = lambda step: [],
+        on_skip: OnSkip = lambda step, ids: None,
     ) -> None:
         self.config, self.state, self.loader, self.device = config, state, loader, device
-        self.radius_known = radius_known
+        self.radius_known, self.votes, self.on_skip = radius_known, votes, on_skip
         objective = Objective(state.model, config.loss)
         strict = config.train.deterministic is Deterministic.STRICT
         self.reduction = (IntegerReduction if strict else FloatReduction)(objective, device)
@@ -56,7 +75,7 @@ class Loop:
             self.reduction.module.compile(dynamic=False)
 
     def run(self, step_done: StepDone) -> None:
-        """Step until the last, calling `step_done(batch, values)` after each.
+        """Step until the last, calling `step_done` after each.
 
         Raises:
             UserError: when more steps than `train.nonfinite_budget` had a non-finite gradient.
@@ -64,24 +83,25 @@ class Loop:
         self.state.model.train()
         before = time.monotonic()
         for batch, waited in _timed(self.loader):
-            values = self.step(batch)
+            values, agreed = self.step(batch)
             now = time.monotonic()
-            values["time/step"] = now - before  # with all that hung on the step before
+            values["time/step"] = now - before  # with the callbacks of the step before
             before = now
             values["time/data_share"] = waited / values["time/step"]
             self.state.step += 1
-            step_done(batch, values)
+            step_done(StepResult(batch, values, agreed))
 
-    def step(self, batch: Batch) -> dict[str, float]:
-        """One optimiser step; returns its values by metric name."""
+    def step(self, batch: Batch) -> tuple[dict[str, float], list[bool]]:
+        """One optimiser step; returns its values by metric name, and what the votes came to."""
         config, state = self.config, self.state
         phase = phase_of(state.step, config.train, self.radius_known)
         tensors = to_device(batch, self.device, config.train.channels_last)
         parts = micro_batches(tensors, config.scaling.micro_batch)
         with self._autocast():
-            terms = self.reduction.accumulate(
-                parts, phase, config.train.global_batch, self._backward
+            sums = self.reduction.accumulate(
+                parts, phase, config.train.global_batch, self._backward, self._votes
             )
+        terms = sums.terms
         norm = state.apply_gradients() if terms.isfinite().all() else state.drop_gradients()
         if not math.isfinite(norm) and not self._scale_too_large(terms):
             self._skip(batch)
@@ -90,7 +110,10 @@ class Loop:
             values.pop("train/error_share")
         values["train/gradient_norm"] = norm
         values["train/learning_rate"] = learning_rate(state.step, config.train)
-        return values
+        return values, sums.agreed
+
+    def _votes(self) -> list[bool]:
+        return self.votes(self.state.step + 1)
 
     def _backward(self, loss: torch.Tensor) -> None:
         with torch.autocast(self.device.type, enabled=False):
@@ -110,7 +133,7 @@ class Loop:
     def _skip(self, batch: Batch) -> None:
         self.state.skipped += 1
         ids = gather_lists(batch.ids)
-        self.loader_note(self.state.step, ids)
+        self.on_skip(self.state.step, ids)
         budget = self.config.train.nonfinite_budget
         if self.state.skipped > budget:
             raise UserError(
@@ -118,9 +141,6 @@ class Loop:
                 f"train.nonfinite_budget={budget} steps were skipped for that; samples: "
                 f"{' '.join(ids)}. Lower train.learning_rate, or look at these samples"
             )
-
-    def loader_note(self, step: int, ids: list[str]) -> None:
-        """Called with the samples of a skipped step; replaced by the worker."""
 
 
 def gather_lists(items: list[str]) -> list[str]:
@@ -130,11 +150,6 @@ def gather_lists(items: list[str]) -> list[str]:
     parts: list[list[str]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(parts, items)
     return [item for part in parts for item in part]
-
-
-def any_rank(*flags: bool) -> list[bool]:
-    """For each flag, whether it is set on any rank; every rank must ask."""
-    return [count > 0 for count in sum_over_ranks(torch.tensor(flags, dtype=torch.int64)).tolist()]
 
 
 def _timed(loader: TrainLoader) -> Iterator[tuple[Batch, float]]:

@@ -1,4 +1,4 @@
-"""What a step minimises, in three phases, and the learning rate; pure functions of the step."""
+"""The loss of a step in its three phases, and the learning rate: pure functions of the step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ESTIMATOR, PRIOR, JOINT = "estimator", "prior", "joint"
 def phase_of(step: float, train: TrainSection, radius_known: bool) -> str:
     """The phase of a step: the blur estimator alone, the prior alone, then all together.
 
-    Without true radii the estimator cannot be taught alone; those steps are joint ones.
+    Without true radii the estimator cannot be trained alone; those steps are joint ones.
     """
     if step < train.estimator_share * train.steps:
         return ESTIMATOR if radius_known else JOINT
@@ -36,7 +36,7 @@ def learning_rate(step: int, train: TrainSection) -> float:
 
 
 def ema_decay(step: int, train: TrainSection) -> float:
-    """The decay of the averaged weights, small at the start so that the start is forgotten."""
+    """The decay of the averaged weights: small at first, to forget the initial weights soon."""
     return min(train.ema, (1 + step) / (10 + step))
 
 

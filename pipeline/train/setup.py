@@ -1,4 +1,4 @@
-"""What a worker needs before its first step: threads and determinism, the data, the order."""
+"""Preparation of a worker: threads and determinism, the data, the order of samples."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def prepare_torch(config: TrainConfig) -> torch.device:
 
 
 def imitated(precision: str, device: torch.device) -> str:
-    """A line of advice where this processor has no instructions for a half type; else empty."""
+    """Advice where this processor has no instructions for a half-precision type; else empty."""
     if device.type != "cpu" or precision == "fp32":
         return ""
     if any(there for name, there in torch.cpu.get_capabilities().items() if precision in name):

@@ -1,4 +1,4 @@
-"""What the driver shows of a run: a bar on a terminal, plain lines in a pod's log."""
+"""A run's progress as the driver shows it: a bar on a terminal, plain lines in a pod's log."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Display:
     """Shows events; open it around a run.
 
     Args:
-        steps: of the whole run.
-        on_event: takes the events instead, where a sweep listens.
+        steps: the number of steps of the whole run.
+        on_event: receives the events instead, where a sweep listens.
     """
 
     def __init__(self, steps: int, on_event: OnEvent | None) -> None:
@@ -29,7 +29,6 @@ class Display:
         self.task: Any = None
         self.last = 0.0
         self.asked_to_stop = False
-        self.heard = False  # anything at all: workers are up
 
     def __enter__(self) -> Display:
         if self.on_event is None and sys.stderr.isatty():
@@ -47,11 +46,10 @@ class Display:
 
     def show(self, event: Event) -> None:
         """Show one event."""
-        self.heard = True
         if self.on_event is not None:
             self.asked_to_stop |= self.on_event(event) is True
         elif event.line:
-            log.info("%s", event.line)
+            log.log(logging.WARNING if event.warning else logging.INFO, "%s", event.line)
         else:
             self._progress(event)
 

@@ -1,4 +1,4 @@
-"""Everything that a run needs to go on exactly where it was: networks, optimiser, averages."""
+"""The state that exact resumption needs: networks, optimiser, running averages."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from pipeline.train.objective import ema_decay, learning_rate
 
 @dataclass
 class Averages:
-    """Sums since the last line of metrics; saved too, so that a resumed curve is unbroken."""
+    """Sums since the last line of metrics; saved in checkpoints, so that curves have no gaps."""
 
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, values: dict[str, float]) -> None:
-        """Add one step's values; those that are not finite are left out of the means."""
+        """Add one step's values; non-finite ones are left out of the means."""
         for name, value in values.items():
             if math.isfinite(value):
                 self.sums[name] = self.sums.get(name, 0.0) + value
                 self.counts[name] = self.counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
-        """Return the means and begin again."""
+        """Return the means and reset the sums."""
         means = {name: total / self.counts[name] for name, total in self.sums.items()}
         self.sums, self.counts = {}, {}
         return means
@@ -57,12 +57,12 @@ class TrainState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         self.averages = Averages()
         self.step = 0  # optimiser steps done
-        self.skipped = 0  # of those, skipped for a non-finite gradient
+        self.skipped = 0  # steps among them that were skipped for a non-finite gradient
 
     def apply_gradients(self) -> float:
         """Clip, step and average; return the gradient's norm before clipping.
 
-        With a norm that is not finite nothing is touched.
+        With a non-finite norm nothing is changed.
         """
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
@@ -79,7 +79,7 @@ class TrainState:
         return norm
 
     def drop_gradients(self) -> float:
-        """Leave a step out whose loss is not finite; return NaN, its norm."""
+        """Skip a step whose loss is not finite; return NaN as its norm."""
         self.optimizer.zero_grad(set_to_none=True)
         return float("nan")
 
@@ -95,7 +95,7 @@ class TrainState:
         return {k: v.detach().cpu().contiguous().clone() for k, v in self.ema.state_dict().items()}
 
     def training(self) -> dict[str, Any]:
-        """All else that resuming needs; plain values and CPU tensors only."""
+        """Everything else that resumption needs; plain values and CPU tensors only."""
         return {
             "model": _copied(self.model.state_dict()),
             "optimizer": _copied(self.optimizer.state_dict()),
@@ -107,7 +107,7 @@ class TrainState:
         }
 
     def restore(self, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
-        """Take a checkpoint's content.
+        """Restore the state from a checkpoint's content.
 
         Raises:
             UserError: if its network is not the one that this version builds.
@@ -117,7 +117,7 @@ class TrainState:
             self.model.load_state_dict(training["model"])
         except RuntimeError:
             raise UserError(
-                "the run's checkpoint holds another network than this version builds; go on with "
+                "the run's checkpoint holds another network than this version builds; resume with "
                 "the version that began it, or choose another run.name"
             ) from None
         self.optimizer.load_state_dict(training["optimizer"])

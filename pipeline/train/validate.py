@@ -1,4 +1,4 @@
-"""Validation on whole images, spread over the ranks, each image once, the same mean for any W."""
+"""Validation on whole images: each image on one rank, the same mean for any world size."""
 
 from __future__ import annotations
 

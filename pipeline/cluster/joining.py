@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 
-from pipeline.cluster.environment import environment, own_signal_handlers
+from pipeline.cluster.process_state import environment, own_signal_handlers
 from pipeline.errors import UserError
 
 ANSWER_SECONDS = 8.0

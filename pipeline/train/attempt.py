@@ -1,0 +1,211 @@
+"""One attempt of a run: Ray Train in a thread; events, signals and waits around it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pipeline.cluster import Growth, Wait, environment, on_loopback, release_orphans
+from pipeline.config import TrainConfig
+from pipeline.config.check import worker_range
+from pipeline.errors import Stopped, UserError
+from pipeline.train.driver_channel import POLL_SECONDS, Report, start_channel
+from pipeline.train.failures import find_user_error
+from pipeline.train.show import Display, OnEvent
+from pipeline.train.worker import Payload, train_worker
+
+log = logging.getLogger("era")
+LISTEN_SECONDS = 5.0  # for workers that have just started to hear of a signal
+START_SECONDS, STEP_SECONDS, STOP_SECONDS = 6 * 3600.0, 2 * 3600.0, 1800.0  # at most
+
+
+@dataclass
+class Outcome:
+    """How Ray Train ended; `error` is None after success."""
+
+    done: bool = False
+    error: BaseException | None = None
+
+
+def run_attempt(
+    config: TrainConfig,
+    run_url: str,
+    owner: str,
+    on_event: OnEvent | None = None,
+    gated: bool = False,
+) -> None:
+    """Run workers until the last step; Ray Train runs in a thread, so that signals are ours.
+
+    Raises:
+        Stopped: after a signal or `on_event`'s request, with a checkpoint saved.
+        UserError: whatever a worker raised of that kind, or a wait that took too long.
+        Exception: what ended the attempt otherwise.
+    """
+    channel = start_channel()
+    payload = Payload(config, run_url, channel, owner, str(Path.cwd()), not on_loopback(), gated)
+    outcome = Outcome()
+    with tempfile.TemporaryDirectory(prefix="era-ray-", ignore_cleanup_errors=True) as scratch:
+        thread = threading.Thread(
+            target=run_trainer, args=(config, payload, scratch, outcome), daemon=True
+        )
+        with Signals() as signals, Display(config.train.steps, on_event) as display:
+            thread.start()
+            try:
+                _Watch(config, channel, signals, display).until_ended(thread)
+            except TimeoutError as error:
+                raise UserError(f"run {run_url}: {error}; the same command goes on") from None
+    if signals.received:
+        raise Stopped(signals.name)
+    if outcome.error is not None:
+        release_orphans()
+        raise outcome.error
+    if display.asked_to_stop:
+        raise Stopped("asked to")
+
+
+def run_trainer(config: TrainConfig, payload: Payload, scratch: str, outcome: Outcome) -> None:
+    """Run Ray Train; every error goes to `outcome`, for the main thread to raise."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from pipeline.train.process_group import torch_config
+
+    least, most = worker_range(config)
+    workers: Any = least if least == most else (least, most)
+    resources = {"CPU": config.scaling.cpus_per_worker, "GPU": int(config.scaling.gpu)}
+    try:
+        with environment(**_settings(payload.preemptible)):
+            TorchTrainer(
+                train_worker,
+                train_loop_config={"payload": payload},
+                torch_config=torch_config(config.scaling.gpu, scratch),
+                scaling_config=ScalingConfig(
+                    num_workers=workers,
+                    use_gpu=config.scaling.gpu,
+                    resources_per_worker=resources,
+                ),
+                # Ray writes only its own notes here: checkpoints are ours (pipeline.checkpoint).
+                run_config=RunConfig(
+                    name=config.run.name, storage_path=scratch, failure_config=FailureConfig()
+                ),
+            ).fit()
+        outcome.done = True
+    except BaseException as error:  # handed to the main thread, which raises it
+        outcome.error = find_user_error(error) or error
+
+
+def _settings(preemptible: bool) -> dict[str, str | None]:
+    """Ray Train's settings, which it reads from the environment, unless the user has set them."""
+    wanted = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}  # how soon it sees a dead worker
+    if not preemptible:
+        wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # one process less
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
+class _Watch:
+    """The driver's loop while workers run."""
+
+    def __init__(
+        self, config: TrainConfig, channel: Any, signals: Signals, display: Display
+    ) -> None:
+        self.channel, self.signals, self.display = channel, signals, display
+        self.growth = Growth(config)
+        self.asking: Any = None
+        self.contacts, self.heard = 0, False
+        self.start = Wait("the workers' first step", START_SECONDS, "see `ray status`")
+        self.step = Wait("the workers' next step", STEP_SECONDS, "see `ray status`")
+        self.stop: Wait | None = None
+
+    def until_ended(self, thread: threading.Thread) -> None:
+        """Show events and check waits until the trainer's thread has ended."""
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            self._pass_on(POLL_SECONDS)
+            self._check_stop()
+            if self.heard:
+                self.step.check()
+            else:
+                self._check_start()
+        self._pass_on(10 * POLL_SECONDS)
+
+    def _pass_on(self, seconds: float) -> None:
+        """Exchange with the channel until it has no more events; it may be slow to answer."""
+        while self._events(seconds):
+            continue
+
+    def _events(self, seconds: float) -> bool:
+        """Show what one exchange brings; return whether it brought anything."""
+        import ray
+
+        if self.asking is None:
+            stop = bool(self.signals.received) or self.display.asked_to_stop
+            self.asking = self.channel.collect.remote(stop)
+        ready, _ = ray.wait([self.asking], timeout=seconds)
+        if not ready:
+            return False
+        report: Report = ray.get(self.asking)
+        self.asking = None
+        if report.contacts != self.contacts:
+            self.contacts, self.heard = report.contacts, True
+            self.step.restart()
+        for event in report.events:
+            self.display.show(event)
+        return bool(report.events)
+
+    def _check_start(self) -> None:
+        self.signals.leave_if_nobody_listens()
+        if self.growth.check():
+            release_orphans()
+        self.start.check()
+
+    def _check_stop(self) -> None:
+        if not self.signals.received:
+            return
+        if self.stop is None:
+            log.info("%s: saving a checkpoint, then stopping", self.signals.name)
+            self.stop = Wait("the workers to save and stop", STOP_SECONDS)
+        try:
+            self.stop.check()
+        except TimeoutError:
+            raise Stopped(self.signals.name) from None
+
+
+class Signals:
+    """While open, SIGTERM and Ctrl-C ask the run to save and stop; the second one ends at once."""
+
+    def __init__(self) -> None:
+        self.received, self.since = 0, 0.0
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    @property
+    def name(self) -> str:
+        """The name of the signal that came first."""
+        return signal.Signals(self.received).name
+
+    def leave_if_nobody_listens(self) -> None:
+        """Stop at once where workers are only waited for: there is nothing to save."""
+        if self.received and time.monotonic() - self.since > LISTEN_SECONDS:
+            raise Stopped(self.name)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            raise Stopped(self.name)
+        self.received, self.since = number, time.monotonic()
