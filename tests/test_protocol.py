@@ -51,7 +51,7 @@ class LateStore:
     def list_names(self, url: str) -> list[str]:
         return sorted({entry.relative.partition("/")[0] for entry in self.find(url)})
 
-    def read(self, url: str, start: int | None, end: int | None) -> bytes:
+    def read(self, url: str, start: int | None, end: int | None, most: int | None = None) -> bytes:
         if url not in self.objects:
             raise UserError(f"{url}: no such object; check the URL")
         return self.objects[url][start:end]
