@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.cluster import connected
-from pipeline.cluster.environment import environment
+from pipeline.cluster.process_state import environment
 from pipeline.config.check import worker_range
 from pipeline.errors import Stopped, UserError
 from pipeline.runs import best_run
