@@ -129,7 +129,7 @@ def _estimate(model: ErA, blur: Image, max_pixels: int, device: str) -> Estimate
     height, width = blur.shape[:2]
     if height * width <= max_pixels:
         return model.estimate(_tensor(blur, device))
-    # Half, since parts of several sizes need about twice the memory per pixel (measured: 220 bytes).
+    # Half: in parts of several sizes about twice the memory per pixel was measured.
     side = max(256, (math.isqrt(max_pixels // 2) - 2 * ESTIMATE_MARGIN) // GRID * GRID)
     rows, kernels, uses = [], [], []
     for top in range(0, height, side):
