@@ -25,6 +25,7 @@ import torch
 import webdataset as wds
 from conftest import S3Server
 from faulty_proxy import Plan, faulty_proxy
+from filelock import FileLock
 
 from pipeline import storage
 from pipeline.data import cache
@@ -388,17 +389,17 @@ def test_what_is_in_use_stays_in_the_cache(
     shards = load_manifest(url)[0].shards
     split = open_split(url, str(tmp_path), 2.5 * max(shard.bytes for shard in shards) / 1e9)
     paths = [tmp_path / "shards" / f"{shard.sha256}.tar" for shard in shards]
-    split.prepare(0), split.prepare(1)
+    split.shards.get(0), split.shards.get(1)
     for second, path in enumerate(paths[:2], start=1):
         os.utime(path, ns=(second * 10**9, path.stat().st_mtime_ns))
-    split.hold([0, 1])  # both were opened long ago, and are used all the time
+    split.shards.hold([0, 1])  # both were opened long ago, and are used all the time
     assert min(path.stat().st_atime for path in paths[:2]) > 2
-    split.hold([0])
+    split.shards.hold([0])
     os.utime(paths[1], (2, 2))
-    split.prepare(2)
+    split.shards.get(2)
     assert [path.exists() for path in paths[:3]] == [True, False, True]
     paths[0].unlink()  # as another job's eviction does
-    split.hold([0, 2])
+    split.shards.hold([0, 2])
     gc.collect()
     assert mapped(tmp_path) == [str(paths[2])]
 
@@ -409,7 +410,7 @@ def test_cache_survives_kill_in_a_download(
     url = storage.join(s3_server.url, "train")
     upload(tiny_data / "train", url)
     program = "import sys; from pipeline.data.split import open_split\n"
-    program += "open_split(sys.argv[1], sys.argv[2]).prepare(0)"
+    program += "open_split(sys.argv[1], sys.argv[2]).shards.get(0)"
 
     def hangs(method: str, path: str) -> str:
         return "hang" if method == "GET" and "shard-" in path else ""
@@ -428,7 +429,7 @@ def test_cache_survives_kill_in_a_download(
             process.kill()
             process.wait()
     assert list(left.glob(".*.era-part"))
-    open_split(url, str(tmp_path)).prepare(1)
+    open_split(url, str(tmp_path)).shards.get(1)
     assert not list(left.glob(".*.era-part"))
     assert len(list(left.glob("*.tar"))) == 1
 
@@ -535,3 +536,40 @@ def test_arrays_of_another_type_order_or_shape_are_refused(
     for read in (verify, lambda url: verify(url, quick=True), lambda url: open_split(url).load(0)):
         with pytest.raises(DamagedError, match=said):
             read(folder)
+
+
+def test_a_local_shard_that_changes_while_it_is_open_is_read_again(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tiny_data / "train", tmp_path / "train")
+    monkeypatch.setattr("pipeline.data.open_shards.LOOK_AGAIN", 1)
+    split = open_split(str(folder))
+    key = split.load(0).key
+    path = folder / split.manifest.shards[0].name
+    offset, length = split.manifest.shards[0].samples[0].members["blur.npy"]
+    with path.open("r+b") as stream:
+        stream.seek(offset + length - 1)
+        last = stream.read(1)
+        stream.seek(offset + length - 1)
+        stream.write(bytes([last[0] ^ 1]))
+    with pytest.raises(DamagedError, match=rf"{key}: blur\.npy is damaged"):
+        split.load(0)
+
+
+def test_a_locked_cache_says_what_it_waits_for(
+    tiny_data: Path,
+    s3_server: S3Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    url = storage.join(s3_server.url, "train")
+    upload(tiny_data / "train", url)
+    monkeypatch.setattr("pipeline.data.cache.REPORT", 0.05)
+    (tmp_path / "shards").mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(tmp_path / "shards" / "cache.lock"):
+            reading = pool.submit(open_split(url, str(tmp_path)).load, 0)
+            while "locked by another process" not in caplog.text:
+                time.sleep(0.01)
+        assert reading.result().key

@@ -7,13 +7,14 @@ import logging
 import os
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from pipeline import storage
 from pipeline.arrays import Image
@@ -21,6 +22,7 @@ from pipeline.data.manifest import Shard
 from pipeline.errors import DamagedError, UserError
 
 GB = 10**9
+REPORT = 30  # seconds between messages about a lock that is waited for
 log = logging.getLogger("era")
 
 
@@ -47,16 +49,16 @@ class Identity(NamedTuple):
 
 
 class ShardCache:
-    """Shards by their sha256, so that data sets that share one share the copy.
+    """Copies of shards, named by sha256, so that data sets with a common shard share its copy.
 
-    A copy that is there is opened without a lock: it is whole, since it was renamed into place, and
-    what has been opened can be read even after the copy went. Making room and downloading happen
-    under one lock for the node, so that the limit holds whoever downloads; the system frees the
-    lock of a process that is killed, and what it left is removed by the next one.
+    An existing copy is opened without a lock: it was renamed into place when complete, and an open
+    copy stays readable after its eviction. Eviction and downloads happen under one lock per node,
+    which keeps the cache within its limit; the operating system releases the lock of a killed
+    process, and the next one removes its temporary files.
 
     Args:
         folder: local; several jobs may use it at once.
-        limit_gb: when it would be exceeded, the copies unused for longest go.
+        limit_gb: least recently used copies are evicted to stay within it.
     """
 
     def __init__(self, folder: Path, limit_gb: float) -> None:
@@ -74,12 +76,32 @@ class ShardCache:
         if mapped is None:
             storage.check_writable(str(self.folder))
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / "cache.lock"):
+            with self._locked():
                 mapped = self._sound_copy(shard)  # another process may have brought it
                 if mapped is None:
                     mapped = self._download(url, shard)
         self.touch(shard)
         return mapped
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the cache's lock; while another process has it, say so every 30 seconds."""
+        lock, waited = FileLock(self.folder / "cache.lock"), 0
+        while True:
+            with suppress(Timeout):
+                lock.acquire(timeout=REPORT)
+                break
+            waited += REPORT
+            log.warning(
+                "%s: locked by another process for %d s; waiting until it has downloaded its shard"
+                " (if that process is stopped, continue or end it)",
+                lock.lock_file,
+                waited,
+            )
+        try:
+            yield
+        finally:
+            lock.release()
 
     def identity(self, shard: Shard) -> Identity | None:
         """What changes when the copy of a shard is written to; None if there is no copy."""
@@ -110,6 +132,11 @@ class ShardCache:
         self._make_room(shard)
         if not storage.exists(url):
             raise DamagedError(f"{url}: this shard has vanished; preprocess again")
+        size = storage.size(url)
+        if size != shard.bytes:
+            raise DamagedError(
+                f"{url}: damaged: {size} bytes instead of {shard.bytes}; preprocess again"
+            )
         path = self._path(shard)
         storage.download(url, path)
         mapped = self._sound_copy(shard)

@@ -1,8 +1,8 @@
-"""The loader: follows the order, cuts crops out of memory maps, stays a few steps ahead.
+"""The loader: follows the order, copies crops out of memory maps, prefetches a few steps.
 
 Crops are copied once, from the map into the batch, as uint16 HWC; everything else happens on the
-device (`augment`). Copies of this size cost a tenth of a millisecond, so threads do: there are no
-worker processes to start, to feed or to lose.
+device (`augment`). A copy takes a tenth of a millisecond, so threads suffice: there are no
+worker processes to start, feed or lose.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.data.split import Split
 from pipeline.errors import DamagedError, UserError
 
 log = logging.getLogger("era")
-AGAIN = 60.0  # seconds after which the cache is told again what is in use
+AGAIN = 60.0  # seconds between updates of what the cache holds for use
 
 
 @dataclass
@@ -61,10 +61,10 @@ class TrainLoader:
         plan: the order.
         rank, world_size: the share, see `order.rank_slice`.
         workers: extra threads that cut crops; 0: the one background thread does it.
-        prefetch: batches made ahead.
-        skip_damaged: take the next sound image in the place of a damaged one, and say so,
-            instead of stopping. A storage that does not answer damages nothing: it is waited for
-            over two minutes, then `StorageDown` is raised where the batches are taken.
+        prefetch: batches prepared in advance.
+        skip_damaged: replace a damaged image by the next sound one, with a warning, instead of
+            stopping. An outage is not damage: reads are retried for two minutes, then the
+            iterator raises `StorageDown`.
         log_samples: compute crcs.
 
     Attributes:
@@ -95,7 +95,7 @@ class TrainLoader:
         self._pool = ThreadPoolExecutor(workers) if workers else None
         self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(prefetch)
         self._stopping = threading.Event()
-        self._ahead = _Ahead(split, self.order) if split.is_remote else None
+        self._ahead = _Ahead(split, self.order) if split.shards.remote else None
         self._thread = threading.Thread(target=self._work, name="era-loader", daemon=True)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -109,7 +109,7 @@ class TrainLoader:
             yield item
 
     def stop(self) -> None:
-        """End the iteration after the batch in hand."""
+        """End the iteration after the current batch."""
         self._stopping.set()
 
     def close(self) -> None:
@@ -158,7 +158,7 @@ class TrainLoader:
                 if self._stopping.is_set():
                     return
             self._put(None)
-        except BaseException as error:  # raised where the batches are taken
+        except BaseException as error:  # raised by the iterator
             self._put(error)
 
     def _put(self, item: Batch | BaseException | None) -> None:
@@ -220,7 +220,7 @@ def _cut(job: tuple[int, _Source, list[Image], Image | None]) -> bool:
 
 
 class _Ahead:
-    """Holds this window's shards and the next one's, fetched before they are asked for."""
+    """Prefetches the shards of the current window and the next one."""
 
     def __init__(self, split: Split, order: Order) -> None:
         self.split, self.order = split, order
@@ -229,30 +229,30 @@ class _Ahead:
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="era-fetch")
 
     def reach(self, position: int) -> None:
-        """Say which position is read; fetches in the background when its window is new."""
+        """Report the position being read; a new window is fetched in the background."""
         window = self.order.window(position)
         is_new = window != self.reached
         if is_new:
             self.reached, self.wanted = window, self._needed(*window)
         if is_new or time.monotonic() - self.said > AGAIN:
             self.said = time.monotonic()
-            self.split.hold(self.wanted)
+            self.split.shards.hold(self.wanted)
         if is_new:
             for shard in self.wanted:
                 self.pool.submit(self._fetch, shard)
 
     def _needed(self, epoch: int, number: int) -> list[int]:
-        """As much as the cache can hold; nothing where even one window is too much for it."""
+        """Both windows if the cache can hold them, else the current one, else nothing."""
         wanted = self.order.window_shards(epoch, number)
         following = self.order.window_shards(epoch, number + 1)
         together = list(dict.fromkeys([*wanted, *following]))
-        return next((s for s in (together, wanted) if self.split.fits_cache(s)), [])
+        return next((s for s in (together, wanted) if self.split.shards.fits(s)), [])
 
     def _fetch(self, shard: int) -> None:
         if shard in self.wanted:  # unless reading has gone on since
-            with suppress(UserError):  # whoever reads it is told
-                self.split.prepare(shard)
+            with suppress(UserError):  # the reader meets it again and reports it
+                self.split.shards.get(shard)
 
     def close(self) -> None:
-        """Finish the download in hand and drop the rest."""
+        """Finish the current download and cancel the others."""
         self.pool.shutdown(cancel_futures=True)

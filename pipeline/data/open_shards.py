@@ -1,8 +1,9 @@
-"""The shards of a split that a process has open: mapped, checked once, and let go of in time."""
+"""The shards that a process has open: mapped, checked once and when they change, then closed."""
 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,33 +16,37 @@ from pipeline.data.shards import changed_members
 from pipeline.errors import DamagedError
 
 MOST = 1024  # shards open at once
+LOOK_AGAIN = 256  # uses after which a shard's file is compared again
 
 
 @dataclass
 class Opened:
-    """An open shard. All its memory goes when the last array on it does.
+    """An open shard. Its memory is released with the last array on it.
 
     Attributes:
         data: its bytes, a memory map.
         identity: of the mapped file; another one means that its bytes are no longer those checked.
+        uses: how often it was asked for.
         broken: (key, member) of what is damaged in it.
         views: arrays on the map by (index, member), checked once, then only looked up.
     """
 
     data: Image
     identity: Identity | None
+    uses: int = 0
     broken: set[tuple[str, str]] = field(default_factory=set)
     views: dict[tuple[int, str], Image] = field(default_factory=dict)
 
 
-class OpenShards:
-    """The open shards of a split, by their number; may be used by several threads."""
+class Shards(ABC):
+    """The open shards of a split, by number; may be used by several threads."""
 
-    def __init__(self, url: str, manifest: Manifest, cache: ShardCache) -> None:
-        self.url, self.manifest, self.cache = url, manifest, cache
-        self.is_local = storage.is_local(url)
+    remote = False  # whether shards are copied to a cache before they are read
+
+    def __init__(self, url: str, manifest: Manifest) -> None:
+        self.url, self.manifest = url, manifest
         self._opened: dict[int, Opened] = {}
-        self._refused: dict[int, str] = {}  # damage stays: it is looked for once
+        self._refused: dict[int, str] = {}  # a damaged shard is read once
         self._lock = threading.Lock()
 
     def where(self, shard: int) -> str:
@@ -49,56 +54,97 @@ class OpenShards:
         return storage.join(self.url, self.manifest.shards[shard].name)
 
     def get(self, shard: int) -> Opened:
-        """A shard, opened first where need be.
+        """A shard, opened on first use, and again when its file has changed.
 
         Raises:
             DamagedError: if it is damaged or has vanished.
         """
         opened = self._opened.get(shard)
-        return self._open(shard) if opened is None else opened
+        if opened is None:
+            return self._open(shard)
+        opened.uses += 1
+        if opened.uses % LOOK_AGAIN == 0:
+            found = self._identity(shard)
+            if found is not None and found != opened.identity:
+                with self._lock:
+                    self._opened.pop(shard, None)
+                return self._open(shard)
+        return opened
+
+    def fits(self, shards: Collection[int]) -> bool:
+        """Whether these shards can be kept at once."""
+        return True
 
     def hold(self, shards: Collection[int]) -> None:
-        """Let the cache keep these for longest; let go of all others, and of evicted ones."""
-        if not self.is_local:
-            for number in shards:
-                self.cache.touch(self.manifest.shards[number])
+        """Keep these shards available; close all others, and those whose file has changed."""
         with self._lock:
-            kept = {n for n in shards if n in self._opened and not self._changed(n)}
-            self._let_go([n for n in self._opened if n not in kept])
+            self._close([n for n in self._opened if n not in shards or self._changed(n)])
+
+    @abstractmethod
+    def _load(self, shard: Shard, url: str) -> Opened:
+        """Map a shard and check it."""
+
+    @abstractmethod
+    def _identity(self, shard: int) -> Identity | None:
+        """Of a shard's local file."""
 
     def _open(self, shard: int) -> Opened:
         if shard in self._refused:
             raise DamagedError(self._refused[shard])
-        described, url = self.manifest.shards[shard], self.where(shard)
         try:
-            if self.is_local:
-                opened = _open_local(storage.local_path(url), described, url)
-            else:
-                identity = self.cache.identity(described)
-                data = self.cache.open(url, described)
-                opened = Opened(data, identity or self.cache.identity(described))
+            opened = self._load(self.manifest.shards[shard], self.where(shard))
         except DamagedError as error:
             self._refused[shard] = str(error)
             raise
         with self._lock:
-            self._let_go(list(self._opened)[: max(0, len(self._opened) - MOST + 1)])
-            if not self.is_local:  # what was evicted while it is mapped still takes its place
-                self._let_go([n for n in self._opened if self._changed(n)])
+            self._close(list(self._opened)[: max(0, len(self._opened) - MOST + 1)])
+            # An evicted copy that is still mapped takes up disk space.
+            self._close([n for n in self._opened if self.remote and self._changed(n)])
             return self._opened.setdefault(shard, opened)
 
     def _changed(self, shard: int) -> bool:
         """Whether an open shard's file has been replaced, written to or removed."""
-        described = self.manifest.shards[shard]
-        now = (
-            identity_of(storage.local_path(self.where(shard)))
-            if self.is_local
-            else self.cache.identity(described)
-        )
-        return now != self._opened[shard].identity
+        return self._identity(shard) != self._opened[shard].identity
 
-    def _let_go(self, shards: list[int]) -> None:
+    def _close(self, shards: list[int]) -> None:
         for shard in shards:
             del self._opened[shard]
+
+
+class LocalShards(Shards):
+    """Shards on this machine, mapped where they are."""
+
+    def _load(self, shard: Shard, url: str) -> Opened:
+        return _open_local(storage.local_path(url), shard, url)
+
+    def _identity(self, shard: int) -> Identity | None:
+        return identity_of(storage.local_path(self.where(shard)))
+
+
+class CachedShards(Shards):
+    """Shards in a bucket, mapped as copies in this node's cache."""
+
+    remote = True
+
+    def __init__(self, url: str, manifest: Manifest, cache: ShardCache) -> None:
+        super().__init__(url, manifest)
+        self.cache = cache
+
+    def fits(self, shards: Collection[int]) -> bool:
+        return sum(self.manifest.shards[shard].bytes for shard in shards) <= self.cache.limit
+
+    def hold(self, shards: Collection[int]) -> None:
+        for shard in shards:
+            self.cache.touch(self.manifest.shards[shard])
+        super().hold(shards)
+
+    def _load(self, shard: Shard, url: str) -> Opened:
+        identity = self.cache.identity(shard)
+        data = self.cache.open(url, shard)
+        return Opened(data, identity or self.cache.identity(shard))
+
+    def _identity(self, shard: int) -> Identity | None:
+        return self.cache.identity(self.manifest.shards[shard])
 
 
 def _open_local(path: Path, shard: Shard, url: str) -> Opened:
@@ -113,6 +159,6 @@ def _open_local(path: Path, shard: Shard, url: str) -> Opened:
     if sha256_of(path, identity) == shard.sha256:
         return Opened(data, identity)
     broken = {(entry.key, name) for entry in shard.samples for name in changed_members(data, entry)}
-    if not broken:  # by an older manifest nobody can say which
+    if not broken:  # an older manifest without crc32 cannot tell which
         raise DamagedError(f"{url}: damaged: its sha256 is not the manifest's; preprocess again")
-    return Opened(data, identity, broken)
+    return Opened(data, identity, broken=broken)

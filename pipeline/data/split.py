@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from pipeline import storage
 from pipeline.data.cache import ShardCache, cache_folder
-from pipeline.data.manifest import Manifest, SampleEntry, load_manifest
-from pipeline.data.open_shards import OpenShards
+from pipeline.data.manifest import SampleEntry, load_manifest
+from pipeline.data.open_shards import CachedShards, LocalShards, Shards
 from pipeline.data.shards import (
     BLUR,
     META,
@@ -27,23 +26,26 @@ Image = np.ndarray[Any, Any]
 
 
 def open_split(url: str, cache_dir: str = "", cache_gb: float = 100.0) -> Split:
-    """Open a preprocessed split, local or on S3 (its shards are then copied to a cache).
+    """Open a preprocessed split, local or on S3 (its shards are then copied to the cache).
 
     Raises:
-        UserError: if there is no manifest, or an empty one.
+        UserError: if there is no manifest, or it lists no sample.
     """
     manifest, digest = load_manifest(url)
     if not manifest.samples:
         raise UserError(f"{url}: the split holds no sample")
-    return Split(url, manifest, digest, ShardCache(cache_folder(cache_dir), cache_gb))
+    if storage.is_local(url):
+        return Split(LocalShards(url, manifest), digest)
+    return Split(CachedShards(url, manifest, ShardCache(cache_folder(cache_dir), cache_gb)), digest)
 
 
 class Split:
     """The samples of a split, numbered through its shards; may be read by several threads."""
 
-    def __init__(self, url: str, manifest: Manifest, digest: str, cache: ShardCache) -> None:
-        self.url, self.manifest, self.manifest_sha256 = url, manifest, digest
-        self._cache, self._shards = cache, OpenShards(url, manifest, cache)
+    def __init__(self, shards: Shards, manifest_sha256: str) -> None:
+        self.shards, self.manifest_sha256 = shards, manifest_sha256
+        self.url, manifest = shards.url, shards.manifest
+        self.manifest = manifest
         self._entries: list[tuple[int, SampleEntry]] = [
             (index, entry) for index, shard in enumerate(manifest.shards) for entry in shard.samples
         ]
@@ -90,25 +92,25 @@ class Split:
         shard, entry = self._entries[index]
         if name not in entry.members:
             return None
-        opened = self._shards.get(shard)
+        opened = self.shards.get(shard)
         view = opened.views.get((index, name))
         if view is None:
             if (entry.key, name) in opened.broken:
-                raise damaged_member(self._shards.where(shard), entry, name)
-            view = view_member(opened.data, entry, name, self._shards.where(shard))
+                raise damaged_member(self.shards.where(shard), entry, name)
+            view = view_member(opened.data, entry, name, self.shards.where(shard))
             opened.views[index, name] = view
         return view
 
     def meta(self, index: int) -> dict[str, Any]:
         """The content of a sample's KEY.json."""
         shard, entry = self._entries[index]
-        opened = self._shards.get(shard)
+        opened = self.shards.get(shard)
         if (entry.key, META) in opened.broken:
-            raise damaged_member(self._shards.where(shard), entry, META)
-        return read_meta(opened.data, entry, self._shards.where(shard))
+            raise damaged_member(self.shards.where(shard), entry, META)
+        return read_meta(opened.data, entry, self.shards.where(shard))
 
     def load(self, index: int) -> Sample:
-        """A whole sample, copied into memory; waits for two minutes for a silent storage."""
+        """A whole sample, copied into memory; retried through outages of up to two minutes."""
         return storage.retry_outages(lambda: self._load(index), f"sample {self.key(index)}")
 
     def _load(self, index: int) -> Sample:
@@ -121,23 +123,3 @@ class Split:
             None if radius is None else radius.copy(),
             self.meta(index),
         )
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether shards are copied to the cache before they are read."""
-        return not storage.is_local(self.url)
-
-    def fits_cache(self, shards: list[int]) -> bool:
-        """Whether the cache can hold these shards at once."""
-        return sum(self.manifest.shards[shard].bytes for shard in shards) <= self._cache.limit
-
-    def prepare(self, shard: int) -> None:
-        """Make sure that a shard is at hand, downloading it where needed."""
-        self._shards.get(shard)
-
-    def hold(self, shards: Collection[int]) -> None:
-        """Say that these shards, and no others, are needed now; to be said again every minute.
-
-        The cache keeps their copies for longest; whatever else is open is let go of.
-        """
-        self._shards.hold(shards)
