@@ -42,8 +42,10 @@ class Reporter(Callback):
         self.heard.add(index)
         if LINE in result:
             log.info("%s: %s", trial_name(index), result[LINE])
-        if metric in result:
-            self.ledger.add_result(index, result["step"], result[metric])
+        if metric in result and result["step"] > self.shown.get(index, 0):
+            step, value = result["step"], result[metric]
+            self.shown[index] = step
+            self.ledger.add_result(index, step, value)
             log.info(
                 "%s step %d  %s %.4f", trial_name(index), result["step"], metric, result[metric]
             )
