@@ -100,6 +100,6 @@ def _too_much(config: TrainConfig, why: str) -> str:
     each = " and ".join(f"{count} {name}" for name, count in per_worker(config).items())
     cure = " or set scaling.gpu=false" if config.scaling.gpu else ""
     return (
-        f"scaling.workers={config.scaling.workers} needs {each} for each worker: {why}; "
+        f"scaling.workers={config.scaling.workers.to_plain()} needs {each} for each worker: {why}; "
         f"lower scaling.workers{cure}"
     )

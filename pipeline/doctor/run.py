@@ -57,6 +57,8 @@ def _cluster(address: str, workers: int) -> Iterator[Finding]:
         yield Finding("ray", OK, "no RAY_ADDRESS: training starts a cluster of its own here")
         yield from gpus()
         return
+    from pipeline.cluster.joining import require_answer
     from pipeline.doctor.cluster import check_cluster
 
+    require_answer(address, address)  # also where this process has joined a cluster already
     yield from check_cluster(address, workers)

@@ -91,10 +91,15 @@ def _load(job: ShardJob, pair: Pair) -> tuple[Sample, dict[str, Any]]:
         "height": blur.shape[0],
         "width": blur.shape[1],
         "bit_depth": bits,
-        "sources": {name: job.hashes[name] for name in pair.files},
+        "sources": {_as_text(name): job.hashes[name] for name in pair.files},
         "sharpness": sharpness_map(blur if sharp is None else sharp),
     }
     return Sample(pair.key, blur16, sharp16, radius, meta), _seen(pair, blur16, sharp16, small)
+
+
+def _as_text(name: str) -> str:
+    """A file's name as JSON can hold it: bytes that are not UTF-8 become escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def sharpness_map(image: Image) -> list[list[float]]:
