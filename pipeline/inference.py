@@ -35,6 +35,7 @@ ESTIMATE_MARGIN = 256  # pixels around a part, more than the estimate of a place
 GRID = 16  # pixels; the strides of every size of network divide it
 BAND_BYTES = 20  # per pixel of a row of tiles, which are blended in place; 28 with maps
 ROWS = 128  # that are rounded at once
+MOST_GB = 1e6
 OVERLAP = 128  # pixels, blended; more than the priors look around
 FRAME = 32  # pixels around a large photograph, at least
 NOTHING = np.zeros((0, 0, 0), np.float32)
@@ -114,8 +115,10 @@ def pixels_for(config: ErAConfig, memory_gb: float) -> int:
     Raises:
         UserError: unless the memory is a positive number.
     """
-    if not 0 < memory_gb < math.inf:
-        raise UserError(f"--memory {memory_gb}: expected a number of GB above 0")
+    if not 0 < memory_gb <= MOST_GB:
+        raise UserError(
+            f"--memory {memory_gb:g}: expected a number of GB above 0 and at most {MOST_GB:g}"
+        )
     per_pixel = 4 * (4 * config.kernels + 5 * config.prior_channels[0] + 90)
     return max((2 * OVERLAP) ** 2, int(memory_gb * 1e9 / per_pixel))
 

@@ -187,3 +187,11 @@ def test_a_token_that_does_not_fit() -> None:
     line = the_failure(Finding(**check) for check in checks)
     assert "wants another token" in line and "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH" in line
     assert "another-token" not in line
+
+
+def test_no_finding_shows_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://user:PassSecret@127.0.0.1:9")
+    (finding,) = wandb()
+    assert "127.0.0.1:9 is silent" in finding.text
+    assert "PassSecret" not in finding.text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.errors import masked
+
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 
 
@@ -14,6 +16,10 @@ class Finding:
     check: str
     state: str
     text: str
+
+    def __post_init__(self) -> None:
+        """Mask secrets: addresses and servers are repeated as the user gave them."""
+        object.__setattr__(self, "text", masked(self.text))
 
 
 def judged(check: str, good: bool, text: str, cure: str, otherwise: str = WARNING) -> Finding:
