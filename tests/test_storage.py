@@ -422,6 +422,10 @@ def test_a_name_with_a_tilde_is_a_name(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     storage.write_bytes("~no-such-user.png", b"x")
     assert (tmp_path / "~no-such-user.png").read_bytes() == b"x"
+    with pytest.raises(UserError, match=r"nobody's home directory here; .* \./~no-such-user/x"):
+        storage.write_bytes("~no-such-user/x", b"x")
+    storage.write_bytes("./~no-such-user/x", b"x")
+    assert (tmp_path / "~no-such-user" / "x").read_bytes() == b"x"
 
 
 class _Objects(BaseHTTPRequestHandler):

@@ -28,11 +28,19 @@ def local_path(url: str) -> Path:
         UserError: for an empty URL, which would mean the current folder, and for other misuse.
     """
     check_url(url)
-    path = Path(url.removeprefix("file://"))
+    name = url.removeprefix("file://")
+    path = Path(name)
+    if not name.startswith("~"):  # `./~x` would lose its dot
+        return path
     try:
         return path.expanduser()
-    except RuntimeError:  # no such user, or no home: a name that begins with a tilde
-        return path
+    except RuntimeError:  # no such user, or no home
+        if len(path.parts) == 1 and path.name != "~":  # a file's name that begins with a tilde
+            return path
+        raise UserError(
+            f"{url}: {path.parts[0]} is nobody's home directory here; for a folder of that name "
+            f"give ./{url}"
+        ) from None
 
 
 def absolute(url: str) -> str:
