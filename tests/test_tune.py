@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -374,8 +375,7 @@ def test_sweep_on_s3_is_killed_and_goes_on(
     assert struck["attempts"] == 2
     index = int(struck["name"][-3:])
     calm = trial_config(load_sweep(path, []), index, random_points(SPACE, 2, 0)[index])
-    calm.run.root = str(tmp_path)
-    train(calm)
+    train(replace(calm, run=replace(calm.run, root=str(tmp_path))))
     assert rows_of(str(tmp_path), struck["name"]) == rows_of(url, struck["name"])
     assert found["best"].startswith(rows[0]["url"])
     page = storage.read_text(storage.join(url, "sweep.html"))
