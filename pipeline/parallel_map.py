@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from typing import Any, TypeVar
 
 from pipeline.cluster import Wait, has_cluster, join
@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 T = TypeVar("T")
 R = TypeVar("R")
 AHEAD = 2  # tasks per processor that a cluster holds at once
+GRACE_SECONDS = 5.0  # for items that are being worked on when the user interrupts
 LONGEST_SECONDS = 3600.0  # without one item done, after which the cluster counts as stuck
 
 
@@ -38,13 +39,19 @@ def parallel_map(
 def _in_threads(
     work: Callable[[T], R], items: Sequence[T], workers: int
 ) -> Iterator[tuple[int, R]]:
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        futures = {pool.submit(work, item): index for index, item in enumerate(items)}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
+    futures = {pool.submit(work, item): index for index, item in enumerate(items)}
+    try:
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except (Exception, GeneratorExit):
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    except BaseException:  # an interruption: one item may take many minutes more
+        pool.shutdown(wait=False, cancel_futures=True)
+        wait([future for future in futures if future.running()], GRACE_SECONDS)
+        raise
+    pool.shutdown()
 
 
 def _on_ray(work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
@@ -55,13 +62,13 @@ def _on_ray(work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R
     limit = max(1, int(ray.cluster_resources().get("CPU", 1))) * AHEAD
     waiting, running = list(enumerate(items)), dict[Any, int]()
     waiting.reverse()
-    wait = Wait("the cluster's next result", LONGEST_SECONDS, "see `ray status` for free CPUs")
+    patience = Wait("the cluster's next result", LONGEST_SECONDS, "see `ray status` for free CPUs")
     try:
         while waiting or running:
             while waiting and len(running) < limit:
                 index, item = waiting.pop()
                 running[remote.remote(work, item)] = index
-            done = _next(list(running), wait)
+            done = _next(list(running), patience)
             result, problem = ray.get(done)
             if problem:
                 raise UserError(problem)
@@ -71,17 +78,17 @@ def _on_ray(work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R
             ray.cancel(other)
 
 
-def _next(tasks: list[Any], wait: Wait) -> Any:
+def _next(tasks: list[Any], patience: Wait) -> Any:
     """The next task that has ended."""
     import ray
 
-    wait.restart()
+    patience.restart()
     while True:
         ready, _ = ray.wait(tasks, num_returns=1, timeout=1.0)
         if ready:
             return ready[0]
         try:
-            wait.check()
+            patience.check()
         except TimeoutError as error:
             raise UserError(str(error)) from None
 

@@ -286,3 +286,27 @@ def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "a\\xff\\x1b[2J.png" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_sigterm_does_not_wait_for_an_item_that_takes_minutes() -> None:
+    program = """
+import signal, time
+from pipeline.cli.common import _terminate
+from pipeline.cli.edge import run_guarded
+from pipeline.parallel_map import parallel_map
+
+def work(seconds):
+    print("ready", flush=True)
+    time.sleep(seconds)
+
+signal.signal(signal.SIGTERM, _terminate)
+run_guarded(lambda: len(list(parallel_map(work, [600], workers=1))))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    assert process.wait(timeout=120) == 143

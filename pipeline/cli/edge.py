@@ -55,7 +55,17 @@ def run_guarded(program: Callable[[], int]) -> NoReturn:
         except OSError as error:
             code = output_failed(error)
     _close_output()
+    if code in (EXIT_INTERRUPTED, EXIT_TERMINATED) and _is_still_working():
+        os._exit(code)  # whatever is written appears whole or not at all
     sys.exit(code)
+
+
+def _is_still_working() -> bool:
+    """Whether threads go on that Python would wait for, some of them for many minutes."""
+    return any(
+        not thread.daemon and thread is not threading.main_thread()
+        for thread in threading.enumerate()
+    )
 
 
 def conclude(error: BaseException) -> int:
