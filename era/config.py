@@ -27,6 +27,7 @@ class ErAConfig:
         prior: resunet | unet, the network of D_phi.
         prior_channels, prior_blocks: D_phi, see `era.resunet.ResUNet`; a `unet` has no blocks.
         error_channels, error_blocks: D_f.
+        prior_sees_blur: D_phi sees the estimated weight map and confidence beside the image.
         estimator_channels: the kernel estimator's U-Net.
         x_form: wiener | majorised | pcg | paper.
         x_steps: inner steps of the X form.
@@ -46,6 +47,7 @@ class ErAConfig:
     prior: str = "unet"
     prior_channels: tuple[int, ...] = (16, 32, 64)
     prior_blocks: int = 1
+    prior_sees_blur: bool = False
     error_channels: tuple[int, ...] = (8, 16)
     error_blocks: int = 1
     estimator_channels: tuple[int, ...] = (24, 32)

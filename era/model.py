@@ -24,6 +24,7 @@ from era.updates import (
     P_FORMS,
     X_FORMS,
     Penalties,
+    Prox,
     Scalar,
     XProblem,
     update_delta,
@@ -101,6 +102,10 @@ class ErA(nn.Module):
 
     def prior_only(self, blur: Tensor) -> Tensor:
         """D_phi(Y) alone, without the data term: (B, 3, H, W) -> (B, 3, H, W), not clamped."""
+        if self.config.prior_sees_blur:
+            estimate, (height, width) = self.estimate(blur), blur.shape[-2:]
+            maps = estimate.weights(0, 0, height, width), estimate.confidence(0, 0, height, width)
+            blur = torch.cat([blur, *maps], dim=1)
         restored: Tensor = self.priors[0](blur)
         return restored
 
@@ -159,6 +164,7 @@ class ErA(nn.Module):
         config = self.config
         data: Callable[[Tensor], Tensor] = luminance if config.luminance else _itself
         x_form, p_form = X_FORMS[config.x_form], P_FORMS[config.p_form]
+        seen = torch.cat([H.weights, M], dim=1) if config.prior_sees_blur else None
         X, Y = Y, data(Y)
         E = torch.zeros_like(Y)
         P: Scalar = 0.0
@@ -168,7 +174,7 @@ class ErA(nn.Module):
         shares = []
         for stage in range(config.stages):
             lam = self.scalars(stage)
-            Z = update_z(X, Omega, lam, self._prior(self.priors, stage))
+            Z = update_z(X, Omega, lam, _beside(seen, self._prior(self.priors, stage)))
             if not config.data_step:
                 X = Z
                 continue
@@ -201,9 +207,15 @@ def parameter_groups(model: ErA, scalar_rate: float) -> Iterator[dict[str, objec
 
 
 def _prior(config: ErAConfig) -> nn.Module:
+    inputs = 3 + (config.kernels + 1 if config.prior_sees_blur else 0)
     if config.prior == "unet":
-        return UNet(config.prior_channels)
-    return ResUNet(3, 3, config.prior_channels, config.prior_blocks)
+        return UNet(config.prior_channels, inputs)
+    return ResUNet(inputs, 3, config.prior_channels, config.prior_blocks)
+
+
+def _beside(seen: Tensor | None, prior: Prox) -> Prox:
+    """D_phi that sees maps (B, K + 1, H, W) of the blur beside the image."""
+    return prior if seen is None else lambda image: prior(torch.cat([image, seen], dim=1))
 
 
 def _itself(image: Tensor) -> Tensor:

@@ -1,0 +1,159 @@
+"""Train the network for photographs on one GPU (or, slowly, a CPU), without Ray.
+
+    python -m benchmarks.photograph_network PHOTOS OUT --seconds 500
+
+PHOTOS holds sharp photographs; the pairs are made on the device (`benchmarks.camera_pairs`). The
+learning rate falls to zero over `--seconds`, in which the crops grow. OUT gets weights.safetensors
+(averaged weights), resumable state and log.jsonl; `benchmarks.bundle` makes a bundle of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from benchmarks.camera_pairs import Batch, CameraPairs
+from era import ErA, ErAConfig, named_config, radius_loss
+from era.model import parameter_groups
+
+CONFIG = {
+    "kernels": 10,
+    "kernel_size": 51,
+    "radius_max": 25.0,
+    "prior_channels": (24, 40, 80, 128, 128),
+    "prior_sees_blur": True,
+    "estimator_channels": (32, 64, 96),
+}
+# From which share of the time on: pairs in a batch, side of the crops.
+SIZES = ((0.0, 48, 192), (0.4, 32, 256), (0.8, 16, 384))
+ESTIMATOR_ALONE = 0.05
+RATE, CLIP, EMA = 1e-3, 1.0, 0.999
+RELATIVE, FREQUENCY, RADIUS = 0.015, 0.3, 0.3
+
+
+def config() -> ErAConfig:
+    """The network for photographs."""
+    return named_config("tiny", **CONFIG)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--shrink", type=int, default=1, help="smaller batches by this factor")
+    parser.add_argument("--begin", type=Path, help="weights to begin with")
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    train(asked, load(asked.photos, asked.device))
+
+
+def load(folder: Path, device: str) -> list[Tensor]:
+    """The photographs as (3, H, W) uint8 on the device, in order of their names."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".jpg", ".png"))
+    pixels = (np.array(Image.open(file).convert("RGB")) for file in files)
+    return [torch.from_numpy(p).permute(2, 0, 1).contiguous().to(device) for p in pixels]
+
+
+def train(asked: argparse.Namespace, photos: list[Tensor]) -> None:
+    """Train, and write the averaged weights every minute and at the end."""
+    torch.manual_seed(asked.seed)
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    model = ErA(config())
+    if asked.begin:
+        from safetensors.torch import load_file
+
+        model.load_state_dict(load_file(asked.begin))
+    model = model.to(asked.device, memory_format=torch.channels_last).train()
+    groups = list(parameter_groups(model, 20.0))
+    optimizer = torch.optim.AdamW(groups, RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+    parameters = [p for p in model.parameters()]
+    average = [p.detach().clone() for p in parameters]
+    pairs = CameraPairs(photos, 25.0, asked.seed)
+    begun, saved, step, sums = time.monotonic(), 0.0, 0, torch.zeros(4, device=asked.device)
+    log = (asked.out / "log.jsonl").open("a")
+    while (elapsed := time.monotonic() - begun) < asked.seconds:
+        progress = elapsed / asked.seconds
+        _, count, size = next(s for s in reversed(SIZES) if progress >= s[0])
+        batch = pairs.batch(step, max(1, count // asked.shrink), size)
+        alone = progress < ESTIMATOR_ALONE and not asked.begin
+        for group in optimizer.param_groups:
+            group["lr"] = rate(progress) * float(group["rate"])
+        terms = losses(model, batch, alone)
+        optimizer.zero_grad(set_to_none=True)
+        terms[0].backward()
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        decay = min(EMA, (1 + step) / (10 + step))
+        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+        sums += torch.stack([t.detach() for t in terms])
+        step += 1
+        if step % 50 == 0:
+            total, restored, frequency, radius = (sums / 50).tolist()
+            sums.zero_()
+            row = {"step": step, "s": round(elapsed, 1), "size": size, "loss": total}
+            row |= {"restored": restored, "frequency": frequency, "radius": radius}
+            print(json.dumps(row, default=float), file=log, flush=True)
+            if step % 200 == 0:
+                print(row, flush=True)
+        if elapsed - saved > 60:
+            saved = elapsed
+            save(asked.out, model, average)
+    save(asked.out, model, average)
+    print(f"{step} steps in {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def losses(model: ErA, batch: Batch, alone: bool) -> list[Tensor]:
+    """The loss and its terms: restored pixels, their frequencies, the radius."""
+    blur = batch.blur.contiguous(memory_format=torch.channels_last)
+    device = blur.device.type
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+        if alone:
+            weights = model.estimate(blur).weights(0, 0, *blur.shape[-2:])
+            radius = radius_loss(weights, model.estimator.radii, batch.radius).mean()
+            zero = torch.zeros_like(radius)
+            return [radius, zero, zero, radius]
+        output = model(blur)
+    error = output.restored.float() - batch.sharp
+    before = (blur - batch.sharp).abs().mean(dim=(1, 2, 3)) + RELATIVE
+    restored = (error.abs().mean(dim=(1, 2, 3)) / before).mean()
+    waves = torch.fft.rfft2(error, norm="ortho")
+    frequency = (waves.real.abs() + waves.imag.abs()).mean(dim=(1, 2, 3))
+    frequency = (frequency / before).mean()
+    radius = radius_loss(output.weights.float(), model.estimator.radii, batch.radius).mean()
+    total = restored + FREQUENCY * frequency + RADIUS * radius
+    return [total, restored, frequency, radius]
+
+
+def rate(progress: float) -> float:
+    """Warm-up over 2 % of the time, then a cosine."""
+    return RATE * min(1.0, (progress + 1e-3) / 0.02) * (0.5 + 0.5 * math.cos(math.pi * progress))
+
+
+def save(out: Path, model: ErA, average: list[Tensor]) -> None:
+    """Write the averaged weights."""
+    names = [name for name, _ in model.named_parameters()]
+    tensors = {n: t.contiguous().cpu() for n, t in zip(names, average, strict=True)}
+    part = out / "weights.part"
+    save_file(tensors, part)
+    part.rename(out / "weights.safetensors")
+
+
+if __name__ == "__main__":
+    main()
