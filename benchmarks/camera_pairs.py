@@ -102,7 +102,9 @@ class CameraPairs:
             photo = self.photos[int(which * len(self.photos))]
             scale = 1.0 if exact < 0.35 else 0.55 + 0.45 * zoom
             length = min(round(side / scale), *photo.shape[-2:])
-            top, left = (int(t * (n - length + 1)) for t, n in zip((y, x), photo.shape[-2:]))
+            top, left = (
+                int(t * (n - length + 1)) for t, n in zip((y, x), photo.shape[-2:], strict=True)
+            )
             window = photo[:, top : top + length, left : left + length].float()[None] / 255
             if length != side:
                 window = F.interpolate(

@@ -80,7 +80,7 @@ def train(asked: argparse.Namespace, photos: list[Tensor]) -> None:
     model = model.to(asked.device, memory_format=torch.channels_last).train()
     groups = list(parameter_groups(model, 20.0))
     optimizer = torch.optim.AdamW(groups, RATE, betas=(0.9, 0.99), weight_decay=1e-4)
-    parameters = [p for p in model.parameters()]
+    parameters = list(model.parameters())
     average = [p.detach().clone() for p in parameters]
     pairs = CameraPairs(photos, 25.0, asked.seed)
     begun, saved, step, sums = time.monotonic(), 0.0, 0, torch.zeros(4, device=asked.device)
