@@ -72,6 +72,7 @@ def restore_array(
     estimate_pixels: int = sys.maxsize,
     maps: bool = True,
     floats: bool = True,
+    strength: float = 1.0,
     device: str = "cpu",
 ) -> Restoration:
     """Restore a photograph with a model in eval mode.
@@ -81,13 +82,14 @@ def restore_array(
         max_pixels: larger photographs are cut into tiles of about so many pixels.
         estimate_pixels: on larger ones the blur is estimated in parts of so many pixels.
         maps, floats: what the result holds beside the restored pixels.
+        strength: in [0, 1], how much of the correction is applied; see `_share`.
     """
     height, width = blur.shape[:2]
     estimate = _estimate(model, blur, estimate_pixels, device)
     # Two kernels wide, on the grid: what lies further out does not change the photograph.
     frame = max(FRAME, -(-2 * model.config.kernel_size // GRID) * GRID)
     frame = frame if height * width >= FRAMED_FROM else 0
-    work = _Work(model, blur, estimate, frame, device)
+    work = _Work(model, blur, estimate, frame, strength, device)
     result = _Result.empty(blur, maps, floats)
     if height * width <= max_pixels:
         result.put(0, *work.whole())
@@ -121,6 +123,12 @@ def pixels_for(config: ErAConfig, memory_gb: float) -> int:
         )
     per_pixel = 4 * (4 * config.kernels + 5 * config.prior_channels[0] + 90)
     return max((2 * OVERLAP) ** 2, int(memory_gb * 1e9 / per_pixel))
+
+
+@torch.inference_mode()
+def radius_of(model: ErA, blur: Image, estimate_pixels: int = sys.maxsize) -> Image:
+    """The estimated blur radius (H/4, W/4) in pixels of a photograph (H, W, 3)."""
+    return _array(model.radius(_estimate(model, blur, estimate_pixels, "cpu").coarse)[0, 0])
 
 
 def _estimate(model: ErA, blur: Image, max_pixels: int, device: str) -> Estimate:
@@ -226,12 +234,13 @@ class _Result:
 
 @dataclass(frozen=True)
 class _Work:
-    """A photograph, its estimated blur and the width of its frame."""
+    """A photograph, its estimated blur, the width of its frame and the strength."""
 
     model: ErA
     blur: Image
     estimate: Estimate
     frame: int
+    strength: float
     device: str
 
     def whole(self) -> tuple[Image, Image]:
@@ -272,17 +281,28 @@ class _Work:
         size = y.stop - y.start, x.stop - x.start
         pad = (*columns.outside, *rows.outside)
         weights = self.estimate.weights(y.start, x.start, *size)
+        blur = _tensor(self.blur[rows.mirrored()[:, None], columns.mirrored()], self.device)
+        confidence = functional.pad(self.estimate.confidence(y.start, x.start, *size), pad)
         output = self.model(
-            _tensor(self.blur[rows.mirrored()[:, None], columns.mirrored()], self.device),
+            blur,
             self.estimate,
             functional.pad(weights, pad, mode="replicate") if any(pad) else weights,
-            functional.pad(self.estimate.confidence(y.start, x.start, *size), pad),
+            confidence,
         )
+        image = output.restored
+        if self.strength < 1:
+            image = torch.lerp(blur, image, _share(self.strength, confidence))
         restored, error = (
             _array(image[0].permute(1, 2, 0)[rows.own, columns.own])
-            for image in (output.restored, output.error)
+            for image in (image, output.error)
         )
         return restored, error
+
+
+def _share(strength: float, confidence: Tensor) -> Tensor:
+    """The share of the correction: `strength` where the estimate of the blur is certain, its square
+    where it is not."""
+    return strength ** (2 - confidence)
 
 
 def _spans(length: int, frame: int, side: int) -> Iterator[_Span]:

@@ -186,6 +186,42 @@ def test_evaluate_writes_table_and_gallery(run: str, tiny_data: Path, tmp_path: 
     assert figures["radius error", "true radius 0 to 1 px"] == pytest.approx(np.mean(column))
 
 
+def test_pictures_of_other_methods_are_scored_beside(
+    run: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    split = open_split(str(tiny_data / "val"))
+    folders = [tmp_path / name for name in ("blurred", "sharp")]
+    for folder in folders:
+        folder.mkdir()
+        for key in split.keys:
+            sample = split.load(split.keys.index(key))
+            image = sample.blur if folder.name == "blurred" else sample.sharp
+            cv2.imwrite(str(folder / f"{key}.png"), image[..., ::-1])
+    given = [f"{folder.name}={folder}" for folder in folders]
+    found = evaluate(run, str(tiny_data / "val"), str(tmp_path / "out"), against=given)
+    blurred, sharp = (found.summary["against"][folder.name] for folder in folders)
+    assert blurred["psnr"] == pytest.approx(found.summary["psnr_blurred"])
+    assert blurred["psnr_difference"] == pytest.approx(found.summary["gain"])
+    assert (sharp["psnr"], sharp["psnr_difference"], sharp["better"]) == (None, None, 0)
+    assert sharp["ssim"] == pytest.approx(1.0)
+    header = (tmp_path / "out" / "per_image.csv").read_text().splitlines()[0]
+    assert "blurred_psnr,blurred_ssim,blurred_mae" in header
+    assert "Against other methods" in (tmp_path / "out" / "gallery.html").read_text()
+    (folders[0] / f"{split.keys[0]}.png").rename(folders[0] / "another.png")
+    for wrong, words in (
+        (given[:1], f"no picture is called {split.keys[0]}"),
+        ([str(folders[1])], "expected NAME=FOLDER"),
+        ([f"psnr={folders[1]}"], "expected NAME=FOLDER"),
+        ([given[1], given[1]], "given twice"),
+        ([f"x={tmp_path / 'no'}"], "no such folder"),
+    ):
+        with pytest.raises(UserError, match=words):
+            evaluate(run, str(tiny_data / "val"), str(tmp_path / "out"), against=wrong)
+    cv2.imwrite(str(folders[0] / f"{split.keys[0]}.png"), photograph(20, 20))
+    with pytest.raises(UserError, match="20x20 pixels; the sharp image has"):
+        evaluate(run, str(tiny_data / "val"), str(tmp_path / "out"), against=given[:1])
+
+
 def test_evaluate_without_truth_has_pictures_only(run: str, tmp_path: Path) -> None:
     from pipeline.preprocess import preprocess
 
@@ -412,16 +448,14 @@ def test_pictures_on_request(run: str, tmp_path: Path) -> None:
     assert cv2.imread(str(tmp_path / "out" / "a.compare.png")).shape == (40, 104, 3)
 
 
-def test_blur_beyond_the_models_range_is_said(
-    network: ErA, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A network that sees the widest blur everywhere."""
+def _wide(network: ErA, url: Path) -> str:
+    """A checkpoint whose network sees the widest blur everywhere."""
     wide = ErA(network.config)
     wide.load_state_dict(network.state_dict())
     with torch.no_grad():
         wide.estimator.to_weights.weight.zero_()
         wide.estimator.to_weights.bias.copy_(torch.tensor([-9.0, -9.0, 9.0]))
-    store = CheckpointStore(str(tmp_path / "wide"))
+    store = CheckpointStore(str(url))
     store.save(
         step=1,
         model=wide.state_dict(),
@@ -431,13 +465,59 @@ def test_blur_beyond_the_models_range_is_said(
         metrics={"val/psnr": 1.0},
     )
     store.wait()
+    return str(url)
+
+
+def test_blur_beyond_the_models_range_is_said(
+    network: ErA, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said once, with the scale to try."""
+    wide = _wide(network, tmp_path / "wide")
     cv2.imwrite(str(tmp_path / "a.png"), photograph())
     monkeypatch.setattr(logging.getLogger("era"), "propagate", True)
     with caplog.at_level(logging.INFO, logger="era"):
-        restore([str(tmp_path / "a.png")], str(tmp_path / "out"), str(tmp_path / "wide"))
+        restore([str(tmp_path / "a.png")], str(tmp_path / "out"), wide)
     assert "knows blur radii from 0 to 3 pixels" in caplog.text
     assert "100% of it seems blurred by about 3 pixels or more" in caplog.text
     assert "try --working-scale 0.5" in caplog.text
+
+
+def test_working_scale_auto_shrinks_what_is_blurred_beyond_the_model(
+    run: str,
+    network: ErA,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The run's network finds its smallest radii everywhere, one with other biases the widest."""
+    cv2.imwrite(str(tmp_path / "a.png"), photograph(80, 101))
+    for scale in ("1", "auto"):
+        restore([str(tmp_path / "a.png")], str(tmp_path / scale), run, working_scale=scale)
+    assert (tmp_path / "1/a.png").read_bytes() == (tmp_path / "auto/a.png").read_bytes()
+    wide = _wide(network, tmp_path / "wide")
+    monkeypatch.setattr(logging.getLogger("era"), "propagate", True)
+    restore([str(tmp_path / "a.png")], str(tmp_path / "at_wide"), wide, working_scale="auto")
+    assert "blurred by about 12 pixels or more" in caplog.text  # 3 pixels at a quarter
+    with pytest.raises(UserError, match="--working-scale half: expected auto, or a number"):
+        restore([str(tmp_path / "a.png")], str(tmp_path / "out"), run, working_scale="half")
+
+
+def test_strength_goes_from_the_photograph_to_the_restored_one(run: str, tmp_path: Path) -> None:
+    image = photograph(80, 101)
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    found = []
+    for strength in (0.0, 0.5, 1.0):
+        out = tmp_path / str(strength)
+        restore([str(tmp_path / "a.png")], str(out), run, strength=strength)
+        found.append(cv2.imread(str(out / "a.png")).astype(float))
+    restore([str(tmp_path / "a.png")], str(tmp_path / "default"), run)
+    assert (tmp_path / "default/a.png").read_bytes() == (tmp_path / "1.0/a.png").read_bytes()
+    assert np.array_equal(found[0], image)
+    half, whole = (np.abs(picture - image).mean() for picture in found[1:])
+    assert 0.2 * whole < half < 0.6 * whole
+    for strength in (-0.1, 1.1, np.nan):
+        with pytest.raises(UserError, match="expected a number from 0 to 1"):
+            restore([str(tmp_path / "a.png")], str(tmp_path / "out"), run, strength=strength)
 
 
 def test_working_scale_keeps_the_size(run: str, tmp_path: Path) -> None:

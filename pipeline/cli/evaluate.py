@@ -25,6 +25,13 @@ def evaluate(
         str, typer.Option(help="torchvision's AlexNet weights, for LPIPS; else torch's cache.")
     ] = "",
     compare: Annotated[str, typer.Option(help="A second checkpoint to compare with.")] = "",
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER",
+            help="Pictures of another method, named as the images, to compare with; repeatable.",
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Score restored images, and for comparison the blurred ones, against the sharp ones."""
@@ -32,6 +39,7 @@ def evaluate(
     def work() -> dict[str, Any]:
         from pipeline.evaluate import evaluate as score
 
-        return score(checkpoint, data, out, protocol, lpips_weights, compare).summary
+        found = score(checkpoint, data, out, protocol, lpips_weights, compare, against or ())
+        return found.summary
 
     run_verb(work, show_summary, as_json)

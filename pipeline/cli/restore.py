@@ -26,7 +26,13 @@ def restore(
         ),
     ] = "tiny",
     working_scale: Annotated[
-        float, typer.Option(help="Below 1 for blur beyond the model's range.")
+        str,
+        typer.Option(
+            help="Below 1 for blur beyond the model's range; auto chooses 1, 0.5 or 0.25."
+        ),
+    ] = "1",
+    strength: Annotated[
+        float, typer.Option(help="From 0 to 1: how much of the correction is applied.")
     ] = 1.0,
     memory: Annotated[
         float, typer.Option(help="GB for a photograph and the network; decides the tiles.")
@@ -42,6 +48,6 @@ def restore(
     def work() -> dict[str, Any]:
         from pipeline.restore import restore as restore_all
 
-        return restore_all(inputs, out, checkpoint, working_scale, memory, compare, maps)
+        return restore_all(inputs, out, checkpoint, working_scale, memory, compare, maps, strength)
 
     run_verb(work, show_summary, as_json)

@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.checkpoint import resolve
 from pipeline.data.manifest import Manifest
 from pipeline.data.split import open_split
 from pipeline.errors import UserError
+from pipeline.evaluate.against import columns, pictures_of, score_pictures
 from pipeline.evaluate.calibration import FIGURES, table
 from pipeline.evaluate.labels import read_labels
 from pipeline.evaluate.lpips import find_weights
@@ -61,6 +63,7 @@ def evaluate(
     protocol: str = "standard",
     lpips_weights: str = "",
     compare: str = "",
+    against: Sequence[str] = (),
 ) -> Evaluation:
     """Score a checkpoint on a split.
 
@@ -70,6 +73,8 @@ def evaluate(
         protocol: see `pipeline.metrics`.
         lpips_weights: URL of AlexNet's weights; empty looks in torch's usual cache.
         compare: a second checkpoint, compared image by image.
+        against: ``NAME=FOLDER``, the pictures of another method under the images' keys; each is
+            scored and compared image by image (`against` in the summary, columns in the CSV).
 
     Returns:
         The summary has the means over the images (`psnr`, `ssim`, `mae`, `lpips`, `psnr_blurred`,
@@ -90,7 +95,9 @@ def evaluate(
     rival = resolve(compare).url if compare else ""
     if compare and not split.has_sharp:
         raise UserError("--compare needs sharp images; this split has none")
+    pictures = pictures_of(against, split)
     rows = _score_all(job, range(len(split)))
+    others = score_pictures(pictures, data, protocol, weights)
     summary: dict[str, Any] = {
         **totals(rows),
         "prediction": table(rows),
@@ -104,6 +111,11 @@ def evaluate(
     if compare:
         other = _score_all(_with(job, checkpoint=rival), range(len(split)))
         summary["comparison"] = {"checkpoint": rival, **comparison(rows, other)}
+    if others:
+        summary["against"] = {
+            name: {**_means(found), **comparison(rows, found)} for name, found in others.items()
+        }
+        rows = [{**row, **columns(others, index)} for index, row in enumerate(rows)]
     if reason and "psnr" in rows[0]:
         rows = [{**row, "lpips": None} for row in rows]
     told = [{**row, "lpips": reason} if reason and "lpips" in row else row for row in rows]
@@ -140,6 +152,10 @@ def totals(rows: list[Row]) -> dict[str, Any]:
     return means
 
 
+def _means(rows: list[dict[str, float]]) -> dict[str, float | None]:
+    return {name: _mean(rows, name) for name in rows[0]}
+
+
 def _mean(rows: list[Row], name: str) -> float | None:
     if name not in rows[0]:
         return None
@@ -167,7 +183,9 @@ def comparison(rows: list[Row], other: list[Row]) -> dict[str, Any]:
     A difference is None where it is infinite for an image. There must be ground truth.
     """
     found: dict[str, Any] = {}
-    for name in ("psnr", "ssim"):
+    for name in ("psnr", "ssim", "lpips"):
+        if name == "lpips" and name not in rows[0]:
+            continue
         differences = [_difference(a[name], b[name]) for a, b in zip(rows, other, strict=True)]
         finite = all(map(math.isfinite, differences))
         found[f"{name}_difference"] = float(np.mean(differences)) if finite else None

@@ -57,8 +57,9 @@ def score(job: ScoreJob) -> tuple[dict[str, Any], Case | None]:
     row: dict[str, Any] = {"name": sample.key, "height": blur.shape[0], "width": blur.shape[1]}
     sharp = None if sample.sharp is None else to_float(sample.sharp)
     if sharp is not None:
-        row |= _scores(result.restored_float, sharp, job, "")
-        row |= _scores(blur, sharp, job, "_blurred")
+        for suffix, image in (("", result.restored_float), ("_blurred", blur)):
+            scores = scores_of(image, sharp, job.protocol, job.lpips_weights)
+            row |= {name + suffix: value for name, value in scores.items()}
         row["gain"] = row["psnr"] - row["psnr_blurred"]
     true_radius = None if sample.radius is None else sample.radius / np.float32(RADIUS_UNITS)
     if true_radius is not None:
@@ -67,16 +68,18 @@ def score(job: ScoreJob) -> tuple[dict[str, Any], Case | None]:
     return row, _case(sample, result, sharp, true_radius, row) if job.pictures else None
 
 
-def _scores(image: Image, sharp: Image, job: ScoreJob, suffix: str) -> dict[str, float]:
+def scores_of(
+    image: Image, sharp: Image, protocol: str, lpips_weights: str = ""
+) -> dict[str, float]:
+    """PSNR, SSIM, MAE and, with weights, LPIPS of an image (H, W, 3), float in [0, 1]."""
     scores = {
-        "psnr": psnr(image, sharp, job.protocol),
-        "ssim": ssim(image, sharp, job.protocol),
-        "mae": mae(image, sharp, job.protocol),
+        "psnr": psnr(image, sharp, protocol),
+        "ssim": ssim(image, sharp, protocol),
+        "mae": mae(image, sharp, protocol),
     }
-    if job.lpips_weights:
-        pair = prepare(image, job.protocol), prepare(sharp, job.protocol)
-        scores["lpips"] = lpips(*pair, job.lpips_weights)
-    return {name + suffix: value for name, value in scores.items()}
+    if lpips_weights:
+        scores["lpips"] = lpips(prepare(image, protocol), prepare(sharp, protocol), lpips_weights)
+    return scores
 
 
 def _case(

@@ -61,7 +61,7 @@ class Gallery:
     def labels(self) -> dict[str, dict[str, Any]]:
         """Means by label, such as indoor and outdoor."""
         means = {k: v for k, v in self.summary.items() if isinstance(v, dict)}
-        return {k: v for k, v in means.items() if k != "comparison"}
+        return {k: v for k, v in means.items() if k not in ("comparison", "against")}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ is refused before the network runs.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from pipeline import storage
 from pipeline.checkpoint import LoadedModel, load_model, resolve, shipped_models
 from pipeline.errors import UserError
 from pipeline.images import codecs, encode_png, from_float, to_float
-from pipeline.inference import Restoration, pixels_for, restore_array
+from pipeline.inference import Restoration, pixels_for, radius_of, restore_array
 from pipeline.parallel_map import parallel_map
 from pipeline.progress import track
 from pipeline.report import false_colours, tile
@@ -33,6 +34,8 @@ Image = np.ndarray[Any, Any]
 COMPARE, MAPS = ("compare",), ("radius", "error", "weights")  # pictures beside a photograph
 BEYOND = 0.9  # of the greatest radius: an estimate above may be of a blur that is greater still
 BEYOND_SHARE = 0.05
+AUTO = 0.0  # a working scale: the largest of these at which the model knows the blur
+AUTO_SCALES = (1.0, 0.5, 0.25)
 _opening = threading.Lock()
 
 
@@ -42,8 +45,9 @@ class RestoreJob:
 
     Attributes:
         checkpoint, input, output: URLs; the output's is known once the input is checked.
-        working_scale: in (0, 1]; the blur is removed at this scale.
+        working_scale: in (0, 1]; the blur is removed at this scale; `AUTO` chooses it.
         memory_gb: about how much memory the photograph and the network may take.
+        strength: in [0, 1], the share of the correction.
         compare, maps: write these pictures too.
     """
 
@@ -52,6 +56,7 @@ class RestoreJob:
     output: str
     working_scale: float
     memory_gb: float
+    strength: float
     compare: bool
     maps: bool
 
@@ -60,10 +65,11 @@ def restore(
     inputs: Sequence[str],
     out: str,
     checkpoint: str = "tiny",
-    working_scale: float = 1.0,
+    working_scale: float | str = 1.0,
     memory_gb: float = 3.0,
     compare: bool = False,
     maps: bool = False,
+    strength: float = 1.0,
 ) -> dict[str, Any]:
     """Restore photographs into a folder, under their own names.
 
@@ -71,11 +77,14 @@ def restore(
         inputs: files, folders, patterns (``*.jpg``), local or on S3.
         out: URL of a folder; never the inputs' own.
         checkpoint: see `pipeline.checkpoint.resolve`.
-        working_scale: less than 1 for blur beyond the range that the model knows.
+        working_scale: less than 1 for blur beyond the range that the model knows; ``auto``: 1,
+            0.5 or 0.25 for each photograph, the largest at which the model knows its blur.
         memory_gb: about how much memory one photograph may take, beside the program's own half
             GB; the network gets at most two thirds of it, which decides the tiles.
         compare: also write ``NAME.compare.png``, blurred beside restored.
         maps: also write ``NAME.radius.png``, ``NAME.weights.png`` and ``NAME.error.png``.
+        strength: from 0 (the photograph as it is) to 1; less corrects less, least where the
+            estimate of the blur is uncertain.
 
     Returns:
         `restored`, `failed` (counts), `out`; `incomplete` if any failed.
@@ -83,8 +92,9 @@ def restore(
     Raises:
         UserError: if no photograph can be restored.
     """
-    if not 0 < working_scale <= 1:
-        raise UserError(f"--working-scale {working_scale}: expected a number above 0, at most 1")
+    scale = _scale(working_scale)
+    if not 0 <= strength <= 1:
+        raise UserError(f"--strength {strength}: expected a number from 0 to 1")
     files, problems = expand(inputs)
     out = storage.absolute(out)
     beside = (*COMPARE * compare, *MAPS * maps)
@@ -93,7 +103,7 @@ def restore(
     loaded = _open(_checkpoint(checkpoint))
     pixels_for(loaded.config, memory_gb)  # refuses what is no memory
     log.info("%s knows blur radii from 0 to %g pixels", loaded.url, loaded.config.radius_max)
-    base = RestoreJob(loaded.url, "", "", working_scale, memory_gb, compare, maps)
+    base = RestoreJob(loaded.url, "", "", scale, memory_gb, strength, compare, maps)
     for problem in problems:
         log.warning("failed: %s", problem)
     jobs, names = [], []
@@ -113,6 +123,18 @@ def restore(
         raise UserError(f"{problems[0]}{rest}")
     summary = {"restored": restored, "failed": len(problems), "out": out}
     return {**summary, "incomplete": bool(problems)}
+
+
+def _scale(given: float | str) -> float:
+    try:
+        scale = AUTO if given == "auto" else float(given)
+    except ValueError:
+        scale = math.nan
+    if given != "auto" and not 0 < scale <= 1:
+        raise UserError(
+            f"--working-scale {given}: expected auto, or a number above 0 and at most 1"
+        )
+    return scale
 
 
 @dataclass(frozen=True)
@@ -194,10 +216,16 @@ def _restored(job: RestoreJob, photo: Photo, space: Plan) -> tuple[Restoration, 
 
     loaded = _open(job.checkpoint)
     size = photo.rgb.shape[1], photo.rgb.shape[0]
-    small, scaled = photo.rgb, job.working_scale < 1
-    if scaled:
-        reduced = tuple(max(16, round(side * job.working_scale)) for side in size)
-        small = cv2.resize(photo.rgb, reduced, interpolation=cv2.INTER_AREA)
+    scale, small = job.working_scale, photo.rgb
+    for scale in (job.working_scale,) if job.working_scale != AUTO else AUTO_SCALES:
+        if scale < 1:
+            reduced = tuple(max(16, round(side * scale)) for side in size)
+            small = cv2.resize(photo.rgb, reduced, interpolation=cv2.INTER_AREA)
+        if job.working_scale == AUTO:
+            coarse = radius_of(loaded.model, small, space.estimate_pixels)
+            if _beyond(coarse, loaded) <= BEYOND_SHARE:
+                break
+    scaled = scale < 1
     result = restore_array(
         loaded.model,
         small,
@@ -205,20 +233,28 @@ def _restored(job: RestoreJob, photo: Photo, space: Plan) -> tuple[Restoration, 
         estimate_pixels=space.estimate_pixels,
         maps=job.maps,
         floats=scaled,
+        strength=job.strength,
     )
-    beyond = float((result.coarse_radius > BEYOND * loaded.config.radius_max).mean())
+    beyond = _beyond(result.coarse_radius, loaded)
     warning = ""
     if beyond > BEYOND_SHARE:
         warning = (
-            f"{beyond:.0%} of it seems blurred by about {loaded.config.radius_max:g} pixels or "
-            f"more, the most that this model knows; try --working-scale {job.working_scale / 2:g}"
+            f"{beyond:.0%} of it seems blurred by about {loaded.config.radius_max / scale:g} "
+            f"pixels or more, the most that this model knows; try --working-scale {scale / 2:g}"
         )
+    elif job.working_scale == AUTO and scaled:
+        warning = f"restored at --working-scale {scale:g}, since its blur is wide"
     if scaled:
         # Only the correction is enlarged: what is sharp already keeps its detail.
         correction = cv2.resize(result.restored_float - to_float(small), size)
         floats = to_float(photo.rgb) + correction
         result = replace(result, restored=from_float(floats, photo.rgb.dtype))
     return result, warning
+
+
+def _beyond(radius: Image, loaded: LoadedModel) -> float:
+    """The share of a photograph whose blur may be wider than the model knows."""
+    return float((radius > BEYOND * loaded.config.radius_max).mean())
 
 
 def _pictures(job: RestoreJob, photo: Photo, result: Restoration) -> Iterator[tuple[str, Image]]:
