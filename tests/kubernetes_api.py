@@ -43,6 +43,7 @@ class Api:
         self.asked: list[str] = []
         self.down = 0
         self.head: dict[str, Any] = {"phase": "Running"}  # the head pod's status
+        self.head_deleted, self.reachable = False, True  # the pod; its node's kubelet
         self.events: list[dict[str, Any]] = []
         self.log = log  # the job's log, as the head has it
 
@@ -52,8 +53,12 @@ class Api:
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         """The answer to one request."""
-        pod = {"kind": "Pod", "apiVersion": "v1", "metadata": {"name": HEAD, "namespace": "era"}}
-        pod |= {"spec": {"containers": [{"name": "ray-head"}]}, "status": self.head}
+        pod: dict[str, Any] = {"kind": "Pod", "apiVersion": "v1"}
+        pod["metadata"] = {"name": HEAD, "namespace": "era"}
+        pod |= {"spec": {"containers": [{"name": "ray-head"}], "nodeName": "n2"}}
+        pod |= {"status": self.head}
+        if self.head_deleted:
+            pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
         fixed = {
             "/api": {"kind": "APIVersions", "versions": ["v1"]},
             "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": [GROUP]},
@@ -127,6 +132,9 @@ def _handler(api: Api) -> type[BaseHTTPRequestHandler]:
             if api.down > 0:
                 api.down -= 1
                 self.close_connection = True
+                return
+            if url.path.endswith("/exec") and not api.reachable:
+                self.send_error(500, "dial tcp: connect: no route to host")
                 return
             if url.path.endswith("/exec"):
                 self._exec(parse_qs(url.query)["command"])

@@ -24,12 +24,15 @@ from pipeline.errors import UserError
 from pipeline.submit import (
     KubernetesOptions,
     Outcome,
+    kubectl,
     render,
     submit_to_kubernetes,
     urls_command,
 )
 from pipeline.submit.rules import problems
 from pipeline.submit.template import cluster_of
+
+RULES = {"deletionStrategy": {"deletionRules": [{"policy": "DeleteWorkers"}]}}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -41,12 +44,12 @@ def test_kuberays_own_rules_hold(overlay: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shutdownAfterJobFinishes": True}, "deletionRules exclude shutdownAfterJobFinishes"),
-        ({"suspend": True}, "suspend .Kueue. needs shutdownAfterJobFinishes"),
+        (RULES, "deletionRules exclude shutdownAfterJobFinishes"),
+        ({"suspend": True, "shutdownAfterJobFinishes": False}, "suspend .Kueue. needs shutdown"),
         ({"suspend": True}, "excludes the autoscaler"),
-        ({"ttlSecondsAfterFinished": 5}, "needs shutdownAfterJobFinishes"),
+        ({"shutdownAfterJobFinishes": False}, "ttlSecondsAfterFinished needs shutdownAfter"),
         ({"activeDeadlineSeconds": 0}, "must be positive"),
-        ({"deletionStrategy": {"deletionRules": [{"policy": "DeleteWorkers"}]}}, "autoscaler"),
+        (RULES, "autoscaler"),
     ],
 )
 def test_settings_that_exclude_each_other_are_found(change: Object, message: str) -> None:
@@ -140,14 +143,20 @@ def test_contradictions_are_refused_with_the_reason(
         job(overlay, *overrides, **options)
 
 
-def test_queue_and_deletion_rules_are_apart() -> None:
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_job_may_be_suspended(overlay: str) -> None:
+    settings = job(overlay)["spec"]
+    assert settings["shutdownAfterJobFinishes"] is True
+    assert settings["ttlSecondsAfterFinished"] > 0
+    assert "deletionStrategy" not in settings
+
+
+def test_only_kueues_jobs_begin_suspended() -> None:
     queued, plain = job("kueue"), job("gpu")
     label = "kueue.x-k8s.io/queue-name"
     assert queued["metadata"]["labels"][label] == cluster("kueue")["metadata"]["labels"][label]
-    assert queued["spec"]["suspend"] is queued["spec"]["shutdownAfterJobFinishes"] is True
-    assert "deletionStrategy" not in queued["spec"]
-    assert plain["spec"]["deletionStrategy"]["deletionRules"]
-    assert not {"suspend", "shutdownAfterJobFinishes"} & set(plain["spec"])
+    assert queued["spec"]["suspend"] is True
+    assert "suspend" not in plain["spec"]
 
 
 def test_dry_run_prints_yaml_and_nothing_else(tmp_path: Path) -> None:
@@ -264,7 +273,7 @@ def test_deadlines_and_stops_have_exit_codes(api: Api) -> None:
     assert run(job("base"))[0].exit_code == 143
 
 
-def test_a_refused_or_suspended_rayjob_ends(api: Api) -> None:
+def test_a_refused_rayjob_ends(api: Api) -> None:
     api.jobs["era-tiny"] = {**job("base"), "status": dict(RUNNING)}
     refused = {"jobDeploymentStatus": "ValidationFailed", "message": "not allowed to be suspended"}
     Operator(api, refused, new=False)
@@ -273,15 +282,41 @@ def test_a_refused_or_suspended_rayjob_ends(api: Api) -> None:
     assert "not allowed to be suspended; its pods may still run" in outcome.message
     Operator(api, {**RUNNING, **DONE})  # the same command starts it again
     assert run(job("base"))[0].exit_code == 0
-    api.jobs["era-tiny"] = {**job("base"), "status": {"jobDeploymentStatus": "Suspended"}}
-    outcome, _ = run(job("base"))
-    assert (outcome.exit_code, outcome.state) == (143, "SUSPENDED")
 
 
-def test_a_queued_rayjob_is_waited_for(api: Api) -> None:
-    api.jobs["era-tiny"] = {**job("kueue"), "status": {"jobDeploymentStatus": "Suspended"}}
+@pytest.mark.parametrize("overlay", ["kueue", "base"])
+def test_a_queued_or_suspended_rayjob_is_waited_for(
+    api: Api, overlay: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Through the lives of two drivers, each with a log of its own."""
+    wanted = job(overlay)
+    api.jobs["era-tiny"] = {**wanted, "status": {"jobDeploymentStatus": "Suspended"}}
     Operator(api, {"jobDeploymentStatus": "Initializing"}, {**RUNNING, **DONE}, new=False)
-    assert run(job("kueue"))[0].exit_code == 0
+    with caplog.at_level("INFO", "era"):
+        assert run(wanted)[0].exit_code == 0
+    assert ("goes on after `kubectl -n era patch rayjob" in caplog.text) is (overlay == "base")
+
+
+def test_a_head_whose_node_is_gone_is_given_up(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Kubernetes deletes the pod but can't end it; KubeRay before 1.7 would wait for ever."""
+    monkeypatch.setattr(kubectl, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(kubectl, "GONE_SECONDS", 3.0)
+    api.jobs["era-tiny"] = {**job("base"), "status": dict(RUNNING)}
+    api.log.write_text("step 1\n")
+
+    def lose() -> None:
+        api.reachable = False
+        time.sleep(2)
+        api.head_deleted = True
+        Operator(api, {**RUNNING, **DONE})
+
+    threading.Timer(1, lose).start()
+    outcome, _ = run(job("base"))
+    assert outcome.exit_code == 0
+    assert "on node n2 does not answer" in caplog.text
+    assert api.asked.count("POST /apis/ray.io/v1/namespaces/era/rayjobs") == 1
 
 
 def test_what_keeps_pods_from_running_is_shown(api: Api, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,15 +6,15 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from era import ErA, ErAConfig
 from pipeline import storage
 from pipeline.errors import DamagedError, UserError
 from pipeline.runfolder import BEST_BY, Checkpoint, RunFolder, open_checkpoint
 from pipeline.runfolder.names import COMMIT, MODEL
+
+if TYPE_CHECKING:
+    from era import ErA, ErAConfig
 
 log = logging.getLogger("era")
 SHIPPED = Path(__file__).parents[1] / "models"  # one bundle per folder
@@ -85,6 +85,10 @@ def _candidates(url: str, metric: str) -> list[Checkpoint]:
 
 
 def _load(checkpoint: Checkpoint) -> LoadedModel:
+    import torch  # a run's driver, which computes nothing, does without
+
+    from era import ErA, ErAConfig
+
     state = checkpoint.load_model_state()
     try:
         config = ErAConfig.from_dict(checkpoint.meta["model"])

@@ -9,11 +9,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from safetensors.torch import save as save_safetensors
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.checkpoint.prune import Pruner
@@ -28,6 +24,9 @@ from pipeline.runfolder import (
     write_commit,
 )
 from pipeline.runfolder.names import COMMIT, META, MODEL, RUN_FILES, TRAINING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger("era")
 
@@ -255,6 +254,9 @@ def serialised(
     model: dict[str, Tensor], training: dict[str, Any], meta: dict[str, Any]
 ) -> dict[str, bytes]:
     """The bytes of a checkpoint's own files."""
+    import torch
+    from safetensors.torch import save as save_safetensors
+
     stream = io.BytesIO()
     torch.save(training, stream)
     return {

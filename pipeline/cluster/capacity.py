@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.cluster.waiting import wait_for
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
 from pipeline.errors import UserError
 
 log = logging.getLogger("era")
 GROWTH_CHECK_SECONDS = 5.0
+PODS_SECONDS = 300.0  # for a new head's pods and autoscaler
 
 
 def per_worker(config: TrainConfig) -> dict[str, int]:
@@ -33,10 +37,20 @@ def room(config: TrainConfig) -> int:
 def require_resources(config: TrainConfig) -> None:
     """Refuse what the cluster cannot provide, unless an autoscaler may add nodes.
 
+    A cluster of KubeRay's whose head was replaced starts without workers: they are waited for.
+
     Raises:
         UserError: at once, where Ray would wait for ever.
     """
-    fits, least = room(config), worker_range(config)[0]
+    least = worker_range(config)[0]
+    if room(config) < least and os.environ.get("RAY_CLUSTER_NAME"):  # set by KubeRay
+        with contextlib.suppress(TimeoutError):
+            wait_for(
+                lambda: room(config) >= least or autoscaling_state() is not None,
+                "the cluster's workers, or its autoscaler",
+                PODS_SECONDS,
+            )
+    fits = room(config)
     if fits >= least:
         return
     if autoscaling_state() is not None:

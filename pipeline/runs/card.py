@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from era import ErA, ErAConfig, parameter_count
+from era import ErAConfig
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import UserError
@@ -56,6 +56,8 @@ def _section(title: str, lines: list[str]) -> str:
 
 
 def _model(model: ErAConfig, config: dict[str, Any]) -> list[str]:
+    from era import ErA, parameter_count  # they bring torch
+
     size = _table(config, "model").get("size", "unknown")
     count = parameter_count(ErA(model))
     return [

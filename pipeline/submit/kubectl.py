@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError
@@ -26,9 +27,13 @@ POLL = 5.0  # seconds
 PATIENCE = 600.0  # seconds without an answer, after which the job counts as lost
 OVER = ("Complete", "Failed")
 INVALID = "ValidationFailed"
-# KubeRay's reasons for a head that was lost, which it does not retry itself (backoffLimit).
-LOST_HEAD = ("JobStatusCheckTimeoutExceeded",)
+# A head that was lost, which KubeRay does not replace itself: its reason (since 1.7), and ours.
+GONE = "its head does not answer"
+LOST_HEAD = ("JobStatusCheckTimeoutExceeded", GONE)
+SILENT_SECONDS = 30.0  # without an answer of the head, after which it is said
+GONE_SECONDS = 60.0  # without one, after which a head that Kubernetes deletes counts as lost
 DELETION_SECONDS = 300.0  # pods save for up to 150 s when they are stopped
+EXEC = 15.0  # seconds for the log; the network of a lost node answers nothing
 TRIES = 3  # RayJobs that one command starts after lost heads
 QUEUE = "kueue.x-k8s.io/queue-name"
 LOG = "/tmp/ray/session_latest/logs/job-driver-{job}.log"
@@ -60,8 +65,10 @@ def submit_to_kubernetes(
         for _ in range(TRIES - 1):
             if not outcome.message.startswith(LOST_HEAD):
                 break
-            log.warning("RayJob %s lost its head (%s)", job.name, outcome.message)
-            _start(job, rayjob)
+            log.warning(
+                "RayJob %s lost its head (%s); applying it again", job.name, outcome.message
+            )
+            _start(job, rayjob, lost=True)
             outcome = _follow(job, write, poll, patience)
         return outcome
     except Exception:
@@ -91,7 +98,7 @@ class _RayJob:
             )
         self.program = found
 
-    def kubectl(self, *arguments: str, given: str = "") -> str:
+    def kubectl(self, *arguments: str, given: str = "", seconds: float = 120.0) -> str:
         """Run kubectl in the job's namespace; its refusal is the user's error."""
         try:
             done = subprocess.run(
@@ -99,11 +106,11 @@ class _RayJob:
                 input=given,
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=seconds,
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise UserError(f"kubectl {arguments[0]}: no answer in two minutes") from None
+            raise UserError(f"kubectl {arguments[0]}: no answer in {seconds:.0f} s") from None
         if done.returncode:
             reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
             raise UserError(f"kubectl {arguments[0]}: {reason}")
@@ -114,29 +121,48 @@ class _RayJob:
         text = self.kubectl("get", "rayjob", self.name, "--ignore-not-found", "-o", "json")
         return json.loads(text) if text.strip() else None
 
-    def head(self, status: dict[str, Any]) -> tuple[str, str]:
-        """Name and UID of the newest head pod of the job's cluster; empty if there is none."""
+    def head(self, status: dict[str, Any]) -> _Head | None:
+        """The newest head pod of the job's cluster; None if there is none."""
         chosen = f"ray.io/cluster={status.get('rayClusterName')},ray.io/node-type=head"
         try:
             pods = json.loads(self.kubectl("get", "pods", "-l", chosen, "-o", "json"))["items"]
         except UserError:
-            return "", ""
+            return None
         newest = max(pods, key=lambda p: p["metadata"].get("creationTimestamp", ""), default=None)
-        return (
-            (newest["metadata"]["name"], newest["metadata"].get("uid", "")) if newest else ("", "")
+        if newest is None:
+            return None
+        meta = newest["metadata"]
+        return _Head(
+            name=meta["name"],
+            uid=meta.get("uid", ""),
+            node=newest.get("spec", {}).get("nodeName", ""),
+            deleted="deletionTimestamp" in meta,
         )
 
-    def log_from(self, line: int, pod: str, ray_job: str) -> str:
-        """The job's log from a line on; empty while there is none, or the head can't be reached."""
+    def log_from(self, line: int, head: _Head, ray_job: str) -> str | None:
+        """The job's log from a line on; None while there is none, or the head can't be reached."""
         tail = ["tail", "-n", f"+{line + 1}", LOG.format(job=ray_job)]
         try:
-            return self.kubectl("exec", pod, "-c", "ray-head", "--", *tail) if pod else ""
+            return self.kubectl("exec", head.name, "-c", "ray-head", "--", *tail, seconds=EXEC)
         except UserError:
-            return ""
+            return None
 
 
-def _start(job: _RayJob, rayjob: dict[str, Any]) -> None:
-    """Apply it; a finished one of that name is removed first, a running one is only followed."""
+@dataclass(frozen=True)
+class _Head:
+    """A job's head pod."""
+
+    name: str
+    uid: str
+    node: str
+    deleted: bool  # or being deleted
+
+
+def _start(job: _RayJob, rayjob: dict[str, Any], lost: bool = False) -> None:
+    """Apply it; one of that name that has ended, or is lost, is removed first.
+
+    One that runs is only followed.
+    """
     before = job.read()
     if before and before["metadata"].get("deletionTimestamp"):
         log.info("RayJob %s of an earlier try is being deleted; waiting until it is gone", job.name)
@@ -149,7 +175,8 @@ def _start(job: _RayJob, rayjob: dict[str, Any]) -> None:
                 )
             time.sleep(1)
             before = job.read()
-    if before and before.get("status", {}).get("jobDeploymentStatus") not in (*OVER, INVALID):
+    over = lost or not before or _state(before) in (*OVER, INVALID)
+    if before and not over:
         if others := _differences(before, rayjob):
             raise UserError(
                 f"RayJob {job.name} runs with {', '.join(others)}; delete it first, or give --name"
@@ -157,7 +184,8 @@ def _start(job: _RayJob, rayjob: dict[str, Any]) -> None:
         log.info("RayJob %s runs already; following it", job.name)
         return
     if before:
-        log.info("RayJob %s of an earlier try has ended; starting it again", job.name)
+        if not lost:
+            log.info("RayJob %s of an earlier try has ended; starting it again", job.name)
         job.kubectl("delete", "rayjob", job.name, "--wait=true", "--timeout=110s")
     job.kubectl("apply", "-f", "-", given=json.dumps(rayjob))
     log.info("RayJob %s applied in namespace %s", job.name, job.namespace)
@@ -188,62 +216,101 @@ def _images(rayjob: dict[str, Any]) -> set[str]:
 
 
 def _follow(job: _RayJob, write: Callable[[str], None], poll: float, patience: float) -> Outcome:
-    shown, attempt, state, kept = 0, ("", ""), "", ""
-    heard, troubles = time.monotonic(), Troubles(job.kubectl, job.name)
+    state, heard = "", time.monotonic()
+    troubles, tail = Troubles(job.kubectl, job.name), _Tail(job, write)
     while True:
         try:
             found = job.read()
             heard = time.monotonic()
         except UserError as error:
             if time.monotonic() - heard > patience:
-                return Outcome(job.name, "LOST", 1, f"{error}; it may still run", kept)
+                return Outcome(job.name, "LOST", 1, f"{error}; it may still run", tail.kept)
             log.info("%s; trying again", error)
             time.sleep(poll)
             continue
         if found is None:
-            return Outcome(job.name, "DELETED", STOPPED, "somebody deleted it", kept)
+            return Outcome(job.name, "DELETED", STOPPED, "somebody deleted it", tail.kept)
         status = found.get("status", {})
-        if status.get("jobDeploymentStatus", "") != state:
-            state = status.get("jobDeploymentStatus", "")
-            log.info("RayJob %s: %s", job.name, state or "new")
-        if ended := _not_running(job, found):
-            return ended
+        if _state(found) != state:
+            state = _state(found)
+            log.info("RayJob %s: %s", job.name, _described(job, found) or "new")
+        if state == INVALID:
+            return _invalid(job, status)
         if state not in OVER:
             troubles.look(status)
         if state in ("Running", *OVER):
-            pod, uid = job.head(status)
-            life = (status.get("jobId", ""), uid)
-            if pod and life != attempt:  # another cluster, or another head: another log
-                shown, attempt = 0, life
-            text = job.log_from(shown, pod, life[0])
-            whole = text if state in OVER else text[: text.rfind("\n") + 1]
-            shown += whole.count("\n")
-            kept = (kept + whole)[-KEPT:]
-            if whole:
-                write(whole)
+            lost = tail.read(status, over=state in OVER)
+            if lost and state not in OVER:
+                return Outcome(job.name, "LOST", 1, lost, tail.kept)
         if state in OVER:
-            return _ended(job.name, status, kept)
+            return _ended(job.name, status, tail.kept)
         time.sleep(poll)
 
 
-def _not_running(job: _RayJob, found: dict[str, Any]) -> Outcome | None:
-    """The end of a job that KubeRay no longer manages or runs, though it is not over."""
-    status = found.get("status", {})
-    state, queue = status.get("jobDeploymentStatus"), found["metadata"].get("labels", {}).get(QUEUE)
-    if state == INVALID:
-        message = (
-            f"{status.get('message') or 'KubeRay refuses its settings'}; its pods may still run: "
-            f"`kubectl -n {job.namespace} delete rayjob {job.name}` ends them"
-        )
-        return Outcome(job.name, "INVALID", 2, message)
-    if state == "Suspended" and not queue:
-        return Outcome(
-            job.name,
-            "SUSPENDED",
-            STOPPED,
-            "somebody suspended it; delete the RayJob, then the same command continues",
-        )
-    return None
+class _Tail:
+    """A job's log as it grows, through new heads; and whether its head still answers."""
+
+    def __init__(self, job: _RayJob, write: Callable[[str], None]) -> None:
+        self.job, self.write = job, write
+        self.kept = ""
+        self.shown, self.life = 0, ("", "")  # lines of the log of one driver on one head
+        self.answered = self.said = time.monotonic()
+
+    def read(self, status: dict[str, Any], over: bool) -> str:
+        """Pass on what is new; returns why the head counts as lost, if it does."""
+        head = self.job.head(status)
+        if head is None:
+            return ""
+        life = (status.get("jobId", ""), head.uid)
+        if life != self.life:  # another cluster, or another head: another log
+            self.shown, self.life, self.answered = 0, life, time.monotonic()
+        text = self.job.log_from(self.shown, head, life[0])
+        if text is None:
+            return self._silent(head)
+        self.answered = time.monotonic()
+        whole = text if over else text[: text.rfind("\n") + 1]
+        self.shown += whole.count("\n")
+        self.kept = (self.kept + whole)[-KEPT:]
+        if whole:
+            self.write(whole)
+        return ""
+
+    def _silent(self, head: _Head) -> str:
+        seconds = time.monotonic() - self.answered
+        if head.deleted and seconds > GONE_SECONDS:
+            return f"{GONE}, and Kubernetes deletes it; node {head.node}"
+        if self.shown and seconds > SILENT_SECONDS < time.monotonic() - self.said:
+            self.said = time.monotonic()
+            log.warning(
+                "RayJob %s: its head %s on node %s does not answer for %.0f s; is the node lost?",
+                self.job.name,
+                head.name,
+                head.node,
+                seconds,
+            )
+        return ""
+
+
+def _state(rayjob: dict[str, Any]) -> str:
+    return str(rayjob.get("status", {}).get("jobDeploymentStatus", ""))
+
+
+def _described(job: _RayJob, rayjob: dict[str, Any]) -> str:
+    """A RayJob's state, and what it waits for where that is a person."""
+    state = _state(rayjob)
+    if state == "Suspended" and not rayjob["metadata"].get("labels", {}).get(QUEUE):
+        resume = '{"spec":{"suspend":false}}'
+        patch = f"kubectl -n {job.namespace} patch rayjob {job.name} --type=merge -p '{resume}'"
+        return f"{state}; it has saved, and goes on after `{patch}`"
+    return state
+
+
+def _invalid(job: _RayJob, status: dict[str, Any]) -> Outcome:
+    message = (
+        f"{status.get('message') or 'KubeRay refuses its settings'}; its pods may still run: "
+        f"`kubectl -n {job.namespace} delete rayjob {job.name}` ends them"
+    )
+    return Outcome(job.name, "INVALID", 2, message)
 
 
 def _ended(name: str, status: dict[str, Any], kept: str) -> Outcome:

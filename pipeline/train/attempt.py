@@ -18,9 +18,9 @@ from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
 from pipeline.errors import Stopped, UserError
 from pipeline.train.driver_channel import POLL_SECONDS, Report, start_channel
+from pipeline.train.entry import Payload, train_worker
 from pipeline.train.failures import find_user_error
 from pipeline.train.show import Display, OnEvent
-from pipeline.train.worker import Payload, train_worker
 
 log = logging.getLogger("era")
 LISTEN_SECONDS = 5.0  # for workers that have just started to hear of a signal
@@ -74,19 +74,19 @@ def run_attempt(
 def run_trainer(config: TrainConfig, payload: Payload, scratch: str, outcome: Outcome) -> None:
     """Run Ray Train; every error goes to `outcome`, for the main thread to raise."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    from pipeline.train.process_group import torch_config
+    from pipeline.train.process_group import process_group
 
     least, most = worker_range(config)
     workers: Any = least if least == most else (least, most)
     resources = {"CPU": config.scaling.cpus_per_worker, "GPU": int(config.scaling.gpu)}
     try:
         with environment(**_settings(payload.preemptible)):
-            TorchTrainer(
+            DataParallelTrainer(
                 train_worker,
                 train_loop_config={"payload": payload},
-                torch_config=torch_config(config.scaling.gpu, scratch),
+                backend_config=process_group(config.scaling.gpu, scratch),
                 scaling_config=ScalingConfig(
                     num_workers=workers,
                     use_gpu=config.scaling.gpu,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from ray.exceptions import RayActorError
 
 from pipeline.config import TrainConfig
 from pipeline.runfolder import RunFolder
@@ -17,6 +18,22 @@ from pipeline.train.driver_channel import DriverChannel
 from pipeline.train.gradients import sum_over_ranks
 
 PREEMPTION_CHECK_SECONDS = 5.0
+
+
+class NodeTakenAway(RayActorError):
+    """Ends every rank once a checkpoint is saved, so that the node may go and be replaced at once.
+
+    Ray Train takes it for the death of a preempted worker: it starts a new group of workers, and
+    counts no failure.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(error_msg=f"a node is being taken away; saved at step {step}")
+        self._preempted = True
+        self.step = step
+
+    def __reduce__(self) -> tuple[type[NodeTakenAway], tuple[int]]:
+        return NodeTakenAway, (self.step,)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""How torch's process group is formed: as Ray does it, or without any port open to the network."""
+"""How torch's process group is formed: through an address, or without any port open to the network.
+
+Ray's own `TorchConfig` imports torch where it is made and where the group is watched. A run's
+driver and its controller compute nothing: without torch each takes a quarter of the memory.
+"""
 
 from __future__ import annotations
 
@@ -7,64 +11,95 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import (
-    _set_torch_distributed_env_vars,
-    _setup_torch_process_group,
-    _TorchBackend,
-)
+from ray.train.backend import Backend, BackendConfig
 
 from pipeline.cluster import on_loopback
 
+TIMEOUT_SECONDS = 1800  # of one collective
+LEAVE_SECONDS = 30  # for the ranks to leave the group
 
-def torch_config(gpu: bool, folder: str) -> TorchConfig:
+
+@dataclass
+class ProcessGroupConfig(BackendConfig):
+    """A run's process group.
+
+    Attributes:
+        backend: of torch, nccl or gloo.
+        folder: of the driver, where the workers of one machine meet through a file; empty = through
+            an address of rank 0, who would otherwise listen on all interfaces without a password.
+    """
+
+    backend: str
+    folder: str = ""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """What Ray Train calls as a group of workers starts and ends."""
+        return ProcessGroup
+
+    def to_dict(self) -> dict[str, Any]:
+        """What Ray shows of it."""
+        return {"backend": self.backend}
+
+
+def process_group(gpu: bool, folder: str) -> ProcessGroupConfig:
     """The process group of a run on the cluster that this process has joined.
 
     Args:
         gpu: whether workers compute on GPUs.
         folder: of the driver, for a file in which workers on this machine find each other.
     """
-    backend = "nccl" if gpu else "gloo"
-    return FileConfig(backend, folder=folder) if on_loopback() else TorchConfig(backend)
+    return ProcessGroupConfig("nccl" if gpu else "gloo", folder if on_loopback() else "")
 
 
-@dataclass
-class FileConfig(TorchConfig):
-    """Workers on one machine meet through a file.
+class ProcessGroup(Backend):
+    """Forms the group on the workers; runs in Ray Train's controller."""
 
-    Through an address, rank 0 would listen on all interfaces of the machine, without a password.
-    """
-
-    folder: str = ""
-
-    @property
-    def backend_cls(self) -> type[_TorchBackend]:
-        """What Ray Train calls as a group of workers starts."""
-        return FileBackend
-
-
-class FileBackend(_TorchBackend):
-    """Ray's backend, except for how the ranks find each other."""
+    share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Form the group; Ray Train calls it for each new group of workers."""
         import ray
 
-        assert isinstance(backend_config, FileConfig)
-        # A new name for each group: a killed one leaves its file behind.
-        file = Path(backend_config.folder) / f"ranks-{secrets.token_hex(8)}"
-        worker_group.execute(_set_torch_distributed_env_vars)
         size = len(worker_group)
-        joining = [
-            worker_group.execute_single_async(
-                rank,
-                _setup_torch_process_group,
-                backend=backend_config.backend,
-                world_rank=rank,
-                world_size=size,
-                init_method=f"file://{file}",
-                timeout_s=backend_config.timeout_s,
-            )
-            for rank in range(size)
-        ]
-        ray.get(joining)
+        method = _meeting_point(worker_group, backend_config.folder)
+        ray.get(
+            [
+                worker_group.execute_single_async(
+                    rank, _join, backend_config.backend, rank, size, method
+                )
+                for rank in range(size)
+            ]
+        )
+
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        """Leave the group, within a bounded time."""
+        import ray
+
+        leaving = worker_group.execute_async(_leave, len(worker_group) > 1)
+        ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_SECONDS)
+
+
+def _meeting_point(worker_group: Any, folder: str) -> str:
+    """The URL at which the ranks find each other; a new one for each group."""
+    if folder:  # a killed group leaves its file behind
+        return f"file://{Path(folder) / f'ranks-{secrets.token_hex(8)}'}"
+    from ray._common.network_utils import build_address  # type: ignore[attr-defined]
+    from ray.train._internal.utils import get_address_and_port
+
+    return f"tcp://{build_address(*worker_group.execute_single(0, get_address_and_port))}"
+
+
+def _join(backend: str, rank: int, size: int, method: str) -> None:
+    """On a worker: as Ray's own backend does it."""
+    from ray.train.torch import config
+
+    config._set_torch_distributed_env_vars()
+    config._setup_torch_process_group(backend, rank, size, method, TIMEOUT_SECONDS)
+
+
+def _leave(destroy: bool) -> None:
+    """On a worker."""
+    from ray.train.torch import config
+
+    config._shutdown_torch(destroy_process_group=destroy)

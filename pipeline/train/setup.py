@@ -29,7 +29,9 @@ def prepare_torch(config: TrainConfig) -> torch.device:
     if config.scaling.gpu:
         import ray.train.torch
 
-        return ray.train.torch.get_device()
+        device = ray.train.torch.get_device()
+        torch.cuda.set_device(device)
+        return device
     return torch.device("cpu")
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import resource
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,59 +11,18 @@ import torch
 import torch.distributed as dist
 
 from pipeline.checkpoint import CheckpointStore
-from pipeline.cluster import work_in
-from pipeline.config import TrainConfig, to_plain
+from pipeline.config import to_plain
 from pipeline.data.loader import TrainLoader
 from pipeline.tracking import Tracker
-from pipeline.train.driver_channel import DriverChannel, Event, ToDriver
+from pipeline.train.driver_channel import DriverChannel, Event
+from pipeline.train.entry import Payload
 from pipeline.train.incidents import Incidents
-from pipeline.train.interruptions import Interruptions
+from pipeline.train.interruptions import Interruptions, NodeTakenAway
 from pipeline.train.lineage import Lineage
 from pipeline.train.loop import Loop, StepResult, gather_lists
 from pipeline.train.setup import imitated, open_splits, order_plan, prepare_torch
 from pipeline.train.state import TrainState
 from pipeline.train.validate import validate
-
-
-@dataclass(frozen=True)
-class Payload:
-    """What the driver hands to every rank.
-
-    Attributes:
-        config: the run's configuration.
-        run_url: the run's folder.
-        channel: the actor between driver and rank 0.
-        owner: id of this attempt, which owns the run.
-        folder: the driver's current folder, where relative paths begin.
-        preemptible: whether Ray is to be asked for nodes that are being taken away.
-        gated: whether to wait for a decision after each validation, see `driver.train`.
-    """
-
-    config: TrainConfig
-    run_url: str
-    channel: Any
-    owner: str
-    folder: str
-    preemptible: bool
-    gated: bool = False
-
-
-def train_worker(config: dict[str, Payload]) -> None:
-    """Ray Train's entry on every rank; `config` holds the `payload`."""
-    import ray.train
-
-    payload = config["payload"]
-    context = ray.train.get_context()
-    rank = context.get_world_rank()
-    work_in(payload.folder)
-    log = logging.getLogger("era")
-    log.setLevel(logging.INFO)
-    log.handlers[:] = [ToDriver(payload.channel, rank)]
-    worker = Worker(payload, rank, context.get_world_size())
-    try:
-        worker.run()
-    finally:
-        worker.close()
 
 
 class Worker:
@@ -186,6 +143,8 @@ class Worker:
             self._save(metrics)
         if decision.drain or decision.stop:
             self.store.wait()
+        if decision.drain and not decision.stop:
+            raise NodeTakenAway(step)
         if decision.stop or (validated and self._stopped_for_its_result()):
             self.loader.stop()
         self.interruptions.strike(step)
