@@ -30,6 +30,7 @@ from manifests import (
     pods,
 )
 
+from pipeline.cluster import stop_jobs
 from pipeline.submit.template import overlays
 
 CRDS = os.environ.get("KUBERAY_CRD_DIR", "")
@@ -207,6 +208,17 @@ def test_grace_outlasts_the_drain() -> None:
     rays_own = 30
     assert int(found[1]) == int(found[2]) < worker["terminationGracePeriodSeconds"] - rays_own
     subprocess.run(["sh", "-n", *command[1:]], check=True)
+
+
+def test_a_heads_jobs_save_before_it_goes() -> None:
+    """The autoscaler beside it must not be process 1, which SIGTERM would not end."""
+    head = next(pods(cluster("base")))
+    command = head["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert command == ["python3", "-m", stop_jobs.__name__]
+    stops = {e["name"]: e.get("value") for e in head["containers"][0]["env"]}
+    wait = int(stops["RAY_JOB_STOP_WAIT_TIME_S"] or 0)
+    assert wait < stop_jobs.SECONDS < head["terminationGracePeriodSeconds"]
+    assert head["shareProcessNamespace"] is True
 
 
 def test_pods_wait_for_their_credentials() -> None:

@@ -167,7 +167,7 @@ def test_dry_run_prints_yaml_and_nothing_else(tmp_path: Path) -> None:
     made = yaml.safe_load(done.stdout)
     assert made["kind"] == "RayJob"
     assert made["spec"]["entrypoint"].startswith("era train --config tiny run.root=s3://b/runs")
-    assert "&" not in done.stdout  # no anchors
+    assert "&id" not in done.stdout  # no anchors
     missing = subprocess.run(
         command[:-1], capture_output=True, text=True, env=bare, check=False, timeout=60
     )
@@ -332,6 +332,7 @@ def test_what_keeps_pods_from_running_is_shown(api: Api, caplog: pytest.LogCaptu
         ],
     }
     account = {"reason": "AutoscalerServiceAccountNotFound", "message": "no era-head"}
+    of_an_earlier = {"kind": "RayJob", "name": "era-tiny", "uid": "another"}
     cluster_of_job = {"kind": "RayCluster", "name": "era-tiny-x7k2p"}
     other = {"kind": "Pod", "name": "era-tiny2-head"}
     api.events = [
@@ -349,6 +350,13 @@ def test_what_keeps_pods_from_running_is_shown(api: Api, caplog: pytest.LogCaptu
             "involvedObject": other,
             "reason": "Alien",
         },
+        {
+            "kind": "Event",
+            "apiVersion": "v1",
+            "metadata": {"name": "c"},
+            "involvedObject": of_an_earlier,
+            "reason": "Earlier",
+        },
     ]
     Operator(api, {}, {}, {**RUNNING, **DONE}, new=False)
     with caplog.at_level("WARNING", "era"):
@@ -360,6 +368,7 @@ def test_what_keeps_pods_from_running_is_shown(api: Api, caplog: pytest.LogCaptu
     ):
         assert caplog.text.count(line) == 1
     assert "Alien" not in caplog.text
+    assert "Earlier" not in caplog.text
     assert "ContainerCreating" not in caplog.text
 
 

@@ -237,7 +237,7 @@ def _follow(job: _RayJob, write: Callable[[str], None], poll: float, patience: f
         if state == INVALID:
             return _invalid(job, status)
         if state not in OVER:
-            troubles.look(status)
+            troubles.look(found)
         if state in ("Running", *OVER):
             lost = tail.read(status, over=state in OVER)
             if lost and state not in OVER:
@@ -301,7 +301,7 @@ def _described(job: _RayJob, rayjob: dict[str, Any]) -> str:
     if state == "Suspended" and not rayjob["metadata"].get("labels", {}).get(QUEUE):
         resume = '{"spec":{"suspend":false}}'
         patch = f"kubectl -n {job.namespace} patch rayjob {job.name} --type=merge -p '{resume}'"
-        return f"{state}; it has saved, and goes on after `{patch}`"
+        return f"{state}; its pods save and go; it goes on after `{patch}`"
     return state
 
 

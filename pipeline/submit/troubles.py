@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 log = logging.getLogger("era")
 REPEAT = 30.0  # seconds between two reports of what still holds
 NORMAL = ("ContainerCreating", "PodInitializing")  # waiting reasons of a pod that is starting
+EVERYDAY = ("Unhealthy",)  # events of every start: Ray answers its probes after some seconds
 
 
 class Troubles:
@@ -23,11 +24,11 @@ class Troubles:
         self.known: set[str] = set()
         self.reported = 0.0
 
-    def look(self, status: dict[str, Any]) -> None:
+    def look(self, rayjob: dict[str, Any]) -> None:
         """Log what keeps the job from running."""
-        cluster = str(status.get("rayClusterName", ""))
+        cluster = str(rayjob.get("status", {}).get("rayClusterName", ""))
         waiting = self._waiting(cluster) if cluster else []
-        events = self._events(cluster)
+        events = self._events(cluster, rayjob["metadata"].get("uid", ""))
         again = time.monotonic() - self.reported >= REPEAT
         shown = [line for line in waiting if again or line not in self.known]
         shown += [line for line in events if line not in self.known]
@@ -44,12 +45,15 @@ class Troubles:
             for line in _of_pod(pod)
         ]
 
-    def _events(self, cluster: str) -> list[str]:
+    def _events(self, cluster: str, uid: str) -> list[str]:
         found = []
         for event in self._items("events", "--field-selector", "type=Warning"):
             of = event.get("involvedObject", {})
             name = str(of.get("name", ""))
-            if name == self.name or (cluster and f"{name}-".startswith(f"{cluster}-")):
+            if event.get("reason") in EVERYDAY or "already exists" in event.get("message", ""):
+                continue
+            mine = name == self.name and of.get("uid", "") == uid  # an earlier one had the name too
+            if mine or (cluster and f"{name}-".startswith(f"{cluster}-")):
                 found.append(_line(f"{of.get('kind', 'object')} {name}".lower(), event))
         return found
 
