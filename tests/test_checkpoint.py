@@ -30,6 +30,7 @@ from pipeline.checkpoint import (
     resolve,
 )
 from pipeline.errors import UserError
+from pipeline.runfolder.names import CLAIM
 
 CONFIG = ErAConfig(
     stages=1,
@@ -183,11 +184,11 @@ def test_an_attempt_that_was_overtaken_deletes_and_commits_nothing(run_url: str)
             assert len(removed) <= max(0, allowed - PUTS)  # one for each guard after COMMIT
             assert 300 in older.steps() or not removed
     assert older.steps() == [300]
-    found = json.loads(storage.read_text(storage.join(older.url_of(300), COMMIT)))
-    assert found["attempt"] == "0001-old"
+    latest = older.latest()
+    assert latest is not None and latest.commit.attempt == "0001-old"
 
 
-PUTS = 8  # guarded requests that save: COMMIT's removal, five files, COMMIT, newest.json
+PUTS = 9  # guards of a save: two around its claim, five files, COMMIT, newest.json
 
 
 def older_files(run_url: str) -> set[str]:
@@ -235,8 +236,43 @@ def test_saving_a_step_again_is_never_half_done(
     monkeypatch.setattr(storage, "write_bytes", killed_at_training)
     with pytest.raises(RuntimeError, match="killed"):
         save(store, 200, model={"other": torch.ones(1)})
-    latest = CheckpointStore(str(tmp_path)).latest()
-    assert latest is not None and latest.step == 100
+    latest = CheckpointStore(str(tmp_path)).load_latest()
+    assert latest is not None and latest.checkpoint.step == 200  # as it was
+    assert "other" not in latest.weights
+    monkeypatch.undo()
+    save(CheckpointStore(str(tmp_path)), 200, model={"other": torch.ones(1)})
+    latest = CheckpointStore(str(tmp_path)).load_latest()
+    assert latest is not None and "other" in latest.weights
+
+
+def test_a_folder_of_an_earlier_version_is_read_and_left_as_it_is(run_url: str) -> None:
+    """Without a claim, and with a newest.json that has no name."""
+    store = CheckpointStore(run_url)
+    save(store, 100)
+    storage.delete(storage.join(store.url_of(100), CLAIM))
+    storage.write_json(storage.join(run_url, "checkpoints", "newest.json"), {"step": 100})
+    before = {e.relative: e.size for e in storage.find(store.url_of(100))}
+    newer = CheckpointStore(run_url, attempt="0002-new")
+    loaded = newer.load_latest()
+    assert loaded is not None and loaded.checkpoint.name == "step-00000100"
+    save(newer, 100)
+    assert {e.relative: e.size for e in storage.find(store.url_of(100))} in (before, {})
+    loaded = newer.load_latest()
+    assert loaded is not None and loaded.checkpoint.commit.attempt == "0002-new"
+    assert loaded.checkpoint.name.startswith("step-00000100.0002-") and newer.steps() == [100]
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_a_file_is_created_only_where_there_is_none(
+    where: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    root = str(tmp_path) if where == "local" else request.getfixturevalue("s3_server").url
+    url = storage.join(root, "folder", "claim")
+    assert storage.create(url, b"first")
+    if storage.create(url, b"second"):  # this server ignores conditions: it must not be local
+        assert where == "s3"
+    else:
+        assert storage.read_bytes(url) == b"first"
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:

@@ -1,170 +1,223 @@
-"""Two attempts of one run over a store that is late: nothing committed is lost, the newest wins."""
+"""Attempts of one run over a store that is late: docs/protocol.md, explored by hypothesis.
+
+A longer search: python tests/test_protocol.py 10000
+"""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from unittest.mock import patch
 
 import pytest
-import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from late_store import RUN, LateStore, Node, Request, curve
 
 from pipeline import storage
 from pipeline.checkpoint import CheckpointStore
-from pipeline.config import load_train_config
-from pipeline.errors import UserError
-from pipeline.runfolder import RunFolder
-from pipeline.storage.entry import Entry, Kind
+from pipeline.runfolder.attempts import attempt_key
+from pipeline.runfolder.names import COMMIT, NEWEST
 
-RUN = "s3://bucket/run"
-CONFIG = load_train_config("tiny")
+NODE = st.integers(0, 9)  # which of the nodes, counted around
+SCORE = st.integers(0, 3)  # of a validation
 
 
-class LateStore:
-    """Objects in memory. Listings may be old; a hook runs before every write and deletion."""
+class Attempts(RuleBasedStateMachine):
+    """Up to four attempts; each saves, hangs, wakes up, dies, and has requests that come late."""
 
-    def __init__(self) -> None:
-        self.objects: dict[str, bytes] = {}
-        self.listed: dict[str, bytes] = {}  # what listings show while they are stale
-        self.stale = False
-        self.hook: Callable[[], None] = lambda: None
-
-    def kind(self, url: str) -> Kind:
-        if url in self.objects:
-            return "file"
-        return "folder" if any(key.startswith(url + "/") for key in self.objects) else "missing"
-
-    def size(self, url: str) -> int:
-        return len(self.read(url, None, None))
-
-    def modified(self, url: str) -> datetime:
-        return datetime.now(UTC)
-
-    def find(self, url: str) -> list[Entry]:
-        seen = self.listed if self.stale else self.objects
-        below = {k[len(url) + 1 :]: len(v) for k, v in seen.items() if k.startswith(url + "/")}
-        return [Entry(f"{url}/{name}", name, below[name]) for name in sorted(below)]
-
-    def list_names(self, url: str) -> list[str]:
-        return sorted({entry.relative.partition("/")[0] for entry in self.find(url)})
-
-    def read(self, url: str, start: int | None, end: int | None, most: int | None = None) -> bytes:
-        if url not in self.objects:
-            raise UserError(f"{url}: no such object; check the URL")
-        return self.objects[url][start:end]
-
-    def write(self, url: str, data: bytes) -> None:
-        self.hook()
-        self.objects[url] = data
-
-    def write_from(self, path: Path, url: str) -> None:
-        self.write(url, path.read_bytes())
-
-    def delete(self, url: str) -> None:
-        self.hook()
-        for key in [k for k in self.objects if k == url or k.startswith(url + "/")]:
-            del self.objects[key]
-
-    def remove_unfinished(self, url: str) -> None:
-        """Nothing is ever half written."""
-
-    def check_writable(self, url: str) -> None:
-        """It always is."""
-
-
-class Node:
-    """A machine that runs the command: it begins an attempt, resumes, and saves steps."""
+    rules_run = 0
 
     def __init__(self) -> None:
-        folder = RunFolder(RUN)
-        self.attempt = folder.begin_attempt(CONFIG, None)
-        guard = lambda: folder.require_owner(self.attempt)  # noqa: E731
-        self.store = CheckpointStore(RUN, guard, self.attempt, warn=lambda _: None)
-        loaded = self.store.load_latest()
-        self.step = loaded.checkpoint.step if loaded else 0
-        self.resumed = self.step
+        super().__init__()
+        self.nodes: list[Node] = []
+        self.late: list[Request] = []
+        self.promised = 0  # the newest step that its owner has saved
+        self.late_commits: set[str] = set()
+        self.pointer_may_be_old = False
 
-    def save(self, score: int) -> bool:
-        """Save the next step; return false where another attempt has taken over."""
-        step = self.step + 1
-        lines = "".join(f'{{"step": {s}}}\n' for s in range(1, step + 1)).encode()
-        try:
-            self.store.save(
-                step=step,
-                model={"w": torch.full((2,), float(step))},
-                training={"step": step},
-                meta={"step": step, "model": {}},
-                files={"metrics.jsonl": lines},
-                metrics={"val/psnr": float(score)},
-                keep_best=1,
+    @initialize(conditional=st.booleans())
+    def begin(self, conditional: bool) -> None:
+        self.files = LateStore(conditional)
+        storage._files = lambda url: self.files
+
+    @property
+    def alive(self) -> list[Node]:
+        return [node for node in self.nodes if not node.dead]
+
+    @property
+    def owner(self) -> Node | None:
+        return max(self.nodes, key=lambda node: attempt_key(node.attempt), default=None)
+
+    @precondition(lambda self: len(self.nodes) < 4)
+    @rule()
+    def start(self) -> None:
+        node = Node(self.files)
+        self.nodes.append(node)
+        if not self.pointer_may_be_old or self.files.listed is None:
+            assert node.resumed >= self.promised, "something committed is lost"
+
+    @precondition(lambda self: any(not node.saving for node in self.alive))
+    @rule(which=NODE, scores=st.lists(SCORE, min_size=1, max_size=3))
+    def save(self, which: int, scores: list[int]) -> None:
+        node = self._one(which, saving=False)
+        for score in scores:
+            if not node.dead:
+                self._begin_save(node, score)
+                self._let_pass(node)
+
+    @precondition(lambda self: any(not node.saving for node in self.alive))
+    @rule(which=NODE, score=SCORE, requests=st.integers(0, 14))
+    def hang_in_a_save(self, which: int, score: int, requests: int) -> None:
+        node = self._one(which, saving=False)
+        self._begin_save(node, score)
+        self._let_pass(node, requests)
+
+    @precondition(lambda self: any(node.saving for node in self.alive))
+    @rule(which=NODE, requests=st.sampled_from([1, 1, 2, 3, 99]))
+    def wake_up(self, which: int, requests: int) -> None:
+        self._let_pass(self._one(which, saving=True), requests)
+
+    @precondition(lambda self: any(node.saving for node in self.alive))
+    @rule(which=NODE, verdict=st.sampled_from(["unanswered", "refused", "late"]))
+    def fail(self, which: int, verdict: str) -> None:
+        node = self._one(which, saving=True)
+        request = node.let_pass(verdict)
+        if verdict == "late" and request is not None:
+            self.late.append(request)
+        self._look_at(node)
+
+    @precondition(lambda self: self.alive)
+    @rule(which=NODE)
+    def die(self, which: int) -> None:
+        node = self.alive[which % len(self.alive)]
+        node.dead = True
+        if node.waiting is not None:
+            self.late.append(node.waiting)
+
+    @precondition(lambda self: self.late)
+    @rule(which=NODE)
+    def arrive_late(self, which: int) -> None:
+        request = self.late.pop(which % len(self.late))
+        request.apply()
+        if request.url.endswith(COMMIT):
+            self.late_commits.add(request.url)
+        self.pointer_may_be_old |= request.url.endswith(NEWEST)
+
+    @precondition(lambda self: self.files.conditional)
+    @rule()
+    def listings_fall_behind(self) -> None:
+        self.files.listed = dict(self.files.objects)
+        for node in self.nodes:
+            node.may_save |= node.saving
+
+    @rule()
+    def listings_catch_up(self) -> None:
+        self.files.listed = None
+
+    @invariant()
+    def nothing_committed_is_lost_or_changed(self) -> None:
+        type(self).rules_run += 1
+        objects = self.files.objects
+        for url in [url for url in objects if url.endswith(f"/{COMMIT}")]:
+            folder, prints = url.removesuffix(COMMIT), json.loads(objects[url])["files"]
+            sound = all(
+                hashlib.sha256(objects.get(folder + name, b"")).hexdigest() == entry["sha256"]
+                for name, entry in prints.items()
             )
-            self.store.wait()
-        except UserError as error:
-            assert "has taken it over" in str(error)
-            return False
-        self.step = step
-        return True
+            assert sound or url in self.late_commits, f"{url} names files that are not there"
 
+    @invariant()
+    def the_newest_can_be_resumed(self) -> None:
+        late, self.files.listed = self.files.listed, None
+        found = CheckpointStore(RUN, warn=lambda _: None).load_latest()
+        self.files.listed = late
+        step = found.checkpoint.step if found else 0
+        assert step >= self.promised, "something committed is lost"
+        if found is not None:
+            assert found.weights["w"].tolist() == [float(step)] * 2
+            assert found.run_files["metrics.jsonl"] == curve(step), "more than one curve"
+            assert found.training["by"] == found.checkpoint.commit.attempt
+            if self.owner and self.owner.step == step > self.owner.resumed:
+                assert found.training["by"] == self.owner.attempt, "the owner has not won"
 
-SAVES = st.lists(st.integers(0, 9), min_size=1, max_size=4)
+    def teardown(self) -> None:
+        for node in self.nodes:
+            node.end()
+
+    def _one(self, which: int, saving: bool) -> Node:
+        nodes = [node for node in self.alive if node.saving == saving]
+        return nodes[which % len(nodes)]
+
+    def _begin_save(self, node: Node, score: int) -> None:
+        node.may_save = node is self.owner or self.files.listed is not None
+        node.begin_save(score)
+        self._look_at(node)
+
+    def _let_pass(self, node: Node, requests: int = 99) -> None:
+        for _ in range(requests):
+            if node.saving:
+                node.let_pass()
+                self._look_at(node)
+
+    def _look_at(self, node: Node) -> None:
+        """Where a save has ended, what its end must be."""
+        if node.saving:
+            return
+        error = node.error()
+        owns = node is self.owner
+        if error is None:
+            node.step += 1
+            assert node.may_save, "two owners"
+            self.promised = max(self.promised, node.step) if owns else self.promised
+        else:
+            node.dead = True
+            if owns:
+                assert "no answer" in str(error), f"the owner was stopped: {error}"
 
 
 @pytest.fixture
-def late_store(monkeypatch: pytest.MonkeyPatch) -> list[LateStore]:
-    """Holds the store that stands behind every URL."""
-    held = [LateStore()]
-    monkeypatch.setattr(storage, "_files", lambda url: held[0])
-    return held
+def at_once() -> Iterator[None]:
+    """Retries of storage operations wait for nothing."""
+    with (
+        patch("pipeline.storage.outage_retry.WAITS", (0.0,) * 5),
+        patch.object(storage, "_files"),
+    ):
+        yield
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(before=SAVES, after=SAVES, moment=st.integers(0, 14), stale=st.booleans())
-def test_a_node_that_hangs_anywhere_in_a_save_loses_nothing_of_the_newer_attempt(
-    late_store: list[LateStore], before: list[int], after: list[int], moment: int, stale: bool
-) -> None:
-    """The older node hangs before its n-th request; the newer one works; the older one wakes up."""
-    late_store[0] = store = LateStore()
-    older = Node()
-    for score in before[:-1]:
-        assert older.save(score)
-    committed = older.step
-    newer: list[Node] = []
-    countdown = [moment]
+def search(examples: int, steps: int) -> None:
+    """Explore interleavings."""
+    chosen = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(Attempts, settings=chosen)
 
-    def hang() -> None:
-        countdown[0] -= 1
-        if countdown[0] != -1 or threading.current_thread().name != "era-checkpoints":
-            return
-        store.hook = lambda: None
-        newer.append(Node())
-        store.listed, store.stale = dict(store.objects), stale
-        for score in after:
-            assert newer[0].save(score)
-        store.stale = False
 
-    store.hook = hang
-    done = older.save(before[-1])
-    store.hook = lambda: None
-    if not newer:
-        return
-    assert newer[0].resumed >= committed  # nothing committed is lost
-    assert not done or newer[0].resumed == older.step  # the newest attempt owns the run
-    assert not older.save(9)
-    found = CheckpointStore(RUN, warn=lambda _: None).load_latest()
-    same_step = newer[0].step == committed + 1  # the request that was on its way may hit it
-    if found is None:
-        assert same_step
-        return
-    step = found.checkpoint.step
-    if not same_step:
-        assert step == newer[0].step
-        assert found.checkpoint.commit.attempt == newer[0].attempt
-    assert step >= min(newer[0].resumed, newer[0].step)
-    assert found.weights["w"].tolist() == [float(step)] * 2
-    curve = [f'{{"step": {n}}}' for n in range(1, step + 1)]
-    assert found.run_files["metrics.jsonl"].decode().splitlines() == curve  # one curve
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # ended nodes
+def test_no_interleaving_of_attempts_loses_what_was_committed() -> None:
+    search(examples=30, steps=40)
+
+
+if __name__ == "__main__":
+    with (
+        patch("pipeline.storage.outage_retry.WAITS", (0.0,) * 5),
+        patch.object(storage, "_files"),
+    ):
+        while Attempts.rules_run < int(sys.argv[1]):
+            search(examples=100, steps=60)
+    print(f"{Attempts.rules_run} steps, nothing lost")

@@ -6,15 +6,22 @@ from collections.abc import Callable
 
 from pipeline import storage
 from pipeline.errors import StorageDown, UserError
-from pipeline.runfolder import BEST_BY, Checkpoint, RunFolder, best_first, open_checkpoint
-from pipeline.runfolder.names import COMMIT
+from pipeline.runfolder import (
+    BEST_BY,
+    Checkpoint,
+    RunFolder,
+    best_first,
+    newest_of_each_step,
+    open_checkpoint,
+)
+from pipeline.runfolder.names import COMMIT, step_of
 
 
 class Pruner:
     """Deletes checkpoints of one run on behalf of one attempt.
 
     What it does not know to be superseded stays: steps above the one just saved, which belong to a
-    newer attempt; steps that were passed over; checkpoints that cannot be read now; and folders
+    newer attempt; folders that were passed over; checkpoints that cannot be read now; and folders
     without a COMMIT, unless the call before found them without it too.
 
     Args:
@@ -24,42 +31,46 @@ class Pruner:
 
     def __init__(self, folder: RunFolder, guard: Callable[[], None]) -> None:
         self.folder, self.guard = folder, guard
-        self.spared: set[int] = set()  # steps that are never deleted
-        self._unfinished: set[int] = set()
+        self.spared: set[str] = set()  # names of folders that are never deleted
+        self._unfinished: set[str] = set()
 
     def prune(self, keep_best: int, last: int, metric: str = BEST_BY) -> None:
         """Delete all but the best `keep_best` by a metric and the one of step `last`.
 
-        Where fewer have the metric the newest others take the free places. COMMIT goes first.
+        Where fewer have the metric the newest others take the free places. Of several checkpoints
+        of one step the newest attempt's is the one that counts. COMMIT goes first.
         """
-        steps = [s for s in self.folder.listed_steps() if s <= last and s not in self.spared]
-        committed = [s for s in steps if storage.exists(self._commit_url(s))]
+        listed = [n for n in self.folder.listed_names() if (step_of(n) or 0) <= last]
+        names = [name for name in listed if name not in self.spared]
+        committed = [n for n in names if storage.exists(self._commit_url(n))]
         opened = [c for c in map(self._open, committed) if c is not None]
-        best = [c.step for c in best_first(opened, metric)][:keep_best]
-        others = [c.step for c in reversed(opened) if c.step not in (*best, last)]
-        keep = {last, *best, *others[: keep_best - len(best)]}
-        unfinished = {step for step in steps if step not in committed and step != last}
-        superseded = {c.step for c in opened} - keep
-        for step in sorted(superseded | (unfinished & self._unfinished)):
-            self._delete(step)
+        counted = newest_of_each_step(opened)
+        best = [c.step for c in best_first(counted, metric)][:keep_best]
+        others = [c.step for c in reversed(counted) if c.step not in (*best, last)]
+        steps = {last, *best, *others[: keep_best - len(best)]}
+        keep = {c.name for c in counted if c.step in steps}
+        unfinished = set(names) - set(committed)
+        superseded = {c.name for c in opened} - keep
+        for name in sorted(superseded | (unfinished & self._unfinished)):
+            self._delete(name)
         self._unfinished = unfinished
 
-    def _open(self, step: int) -> Checkpoint | None:
+    def _open(self, name: str) -> Checkpoint | None:
         try:
-            return open_checkpoint(self.folder.checkpoint_url(step))
+            return open_checkpoint(self.folder.checkpoint_url(name))
         except StorageDown:
             raise
         except UserError:  # a bad answer is no reason to delete anything
             return None
 
-    def _delete(self, step: int) -> None:
-        url = self.folder.checkpoint_url(step)
+    def _delete(self, name: str) -> None:
+        url = self.folder.checkpoint_url(name)
         self.guard()
-        storage.delete(self._commit_url(step))
+        storage.delete(self._commit_url(name))
         for entry in storage.find(url):
             self.guard()
             storage.delete(entry.url)
         storage.delete(url)  # the empty folder of a local run
 
-    def _commit_url(self, step: int) -> str:
-        return storage.join(self.folder.checkpoint_url(step), COMMIT)
+    def _commit_url(self, name: str) -> str:
+        return storage.join(self.folder.checkpoint_url(name), COMMIT)

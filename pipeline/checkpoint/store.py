@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import queue
+import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +24,15 @@ from pipeline.runfolder import (
     open_checkpoint,
     write_commit,
 )
-from pipeline.runfolder.names import COMMIT, META, MODEL, RUN_FILES, TRAINING
+from pipeline.runfolder.names import (
+    CLAIM,
+    META,
+    MODEL,
+    RUN_FILES,
+    TRAINING,
+    checkpoint_name,
+    step_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,9 +67,15 @@ class _Job:
     metrics: dict[str, float]
     keep_best: int
 
+    def contents(self) -> dict[str, bytes]:
+        """The files of its folder."""
+        return {**serialised(self.model, self.training, self.meta), **self.files}
+
 
 class CheckpointStore:
     """The checkpoints of one run. `save` returns at once; one thread writes, in order.
+
+    A folder is written by one attempt only, and once: see `_claim`.
 
     Args:
         run_url: the run's folder.
@@ -84,8 +99,8 @@ class CheckpointStore:
         self._error: Exception | None = None
 
     def url_of(self, step: int) -> str:
-        """URL of a step's checkpoint."""
-        return self.folder.checkpoint_url(step)
+        """URL of a step's checkpoint, as a rule: another attempt may have taken its name."""
+        return self.folder.checkpoint_url(checkpoint_name(step))
 
     def save(
         self,
@@ -100,7 +115,7 @@ class CheckpointStore:
     ) -> None:
         """Write a checkpoint in the background; waits only for the one before the last.
 
-        Saving a step again is safe: its COMMIT is removed first.
+        Saving a step again is safe: it goes to a folder of its own.
 
         Args:
             model, training: CPU copies that nobody changes any more.
@@ -137,14 +152,15 @@ class CheckpointStore:
         Raises:
             UserError: if the storage does not answer: that is no reason to pass anything over.
         """
-        committed = self.folder.steps()
+        committed = self.folder.committed()
         for checkpoint in self.folder.newest_first():
             try:
                 loaded = LoadedCheckpoint(*_load(checkpoint), self._run_files(checkpoint))
             except DamagedError as error:
                 self.warn(f"checkpoint passed over: {error}")
                 continue
-            self._pruner.spared = {step for step in committed if step > checkpoint.step}
+            later = {name for name in committed if (step_of(name) or 0) >= checkpoint.step}
+            self._pruner.spared = later - {checkpoint.name}
             return loaded
         self._pruner.spared = set(committed)
         return None
@@ -219,18 +235,34 @@ class CheckpointStore:
             raise self._error
 
     def _write(self, job: _Job) -> None:
-        files = {**serialised(job.model, job.training, job.meta), **job.files}
+        files, writer = job.contents(), _writer(self.attempt)
+        what = f"checkpoint of step {job.step}"
         with storage.checked_before_retries(self.guard):
-            storage.retry_outages(lambda: self._put(job, files), f"checkpoint of step {job.step}")
+            name = storage.retry_outages(lambda: self._claim(job.step, writer), what)
+            storage.retry_outages(lambda: self._put(job, files, name), what)
             storage.retry_outages(
                 lambda: self.prune(job.keep_best, job.step), "removal of old checkpoints"
             )
 
-    def _put(self, job: _Job, files: dict[str, bytes]) -> None:
-        url = self.url_of(job.step)
+    def _claim(self, step: int, writer: str) -> str:
+        """The name of a folder that nobody else writes to, now or later.
+
+        The plain name is ours if the claim in it is. A store without conditional writes may take a
+        second claim: an attempt that lost its claim so is either older than the other one, and
+        fails at the guard, or newer, and then reads the other's claim here.
+        """
+        plain, own = checkpoint_name(step), checkpoint_name(step, writer)
+        url = self.folder.checkpoint_url(plain)
+        place, claim = storage.join(url, CLAIM), json.dumps({"writer": writer}).encode()
         self.guard()
-        if storage.exists(storage.join(url, COMMIT)):
-            storage.delete(storage.join(url, COMMIT))  # what was there is not whole any more
+        if not (storage.exists(place) or storage.exists(url)):
+            storage.create(place, claim)
+        self.guard()
+        mine = storage.exists(place) and storage.read_bytes(place) == claim
+        return plain if mine else own
+
+    def _put(self, job: _Job, files: dict[str, bytes], folder: str) -> None:
+        url = self.folder.checkpoint_url(folder)
         for name, data in files.items():
             self.guard()
             storage.write_bytes(storage.join(url, name), data)
@@ -241,8 +273,12 @@ class CheckpointStore:
         self.guard()
         write_commit(url, job.step, job.metrics, prints, self.attempt)
         self.guard()
-        self.folder.note_newest(job.step, self.attempt)
-        self._pruner.spared.discard(job.step)
+        self.folder.note_newest(folder, self.attempt)
+
+
+def _writer(attempt: str) -> str:
+    """Names this save alone, not even another save of the same attempt."""
+    return f"{attempt.partition('-')[0] or 'none'}-{secrets.token_hex(4)}"
 
 
 def _load(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, Tensor], dict[str, Any]]:

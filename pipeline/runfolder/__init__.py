@@ -5,8 +5,9 @@ attempts/NNNN-ID.json        one object per attempt; the newest owns the run
 attempts.jsonl               a view of these objects
 metrics.jsonl, samples.jsonl as of the newest checkpoint, which has a copy of both
 chaos.jsonl, nonfinite.jsonl, skipped.jsonl
-checkpoints/newest.json      the step of the newest checkpoint, for stores with late listings
-checkpoints/step-00000200/
+checkpoints/newest.json      the folder of the newest checkpoint, for stores with late listings
+checkpoints/step-00000200/   or, where that name was taken, step-00000200.WRITER/
+    CLAIM                    which attempt writes this folder, and no other
     model.safetensors        averaged weights under plain names
     training.pt              everything else that resuming needs (loaded with weights_only=True)
     metrics.jsonl, samples.jsonl
@@ -21,6 +22,7 @@ from pipeline.runfolder.folder import (
     RunFolder,
     best_first,
     is_run,
+    newest_of_each_step,
     run_of_checkpoint,
 )
 from pipeline.runfolder.frozen import freeze, frozen_hash, frozen_part, load_frozen
@@ -41,6 +43,7 @@ __all__ = [
     "higher_is_better",
     "is_run",
     "load_frozen",
+    "newest_of_each_step",
     "open_checkpoint",
     "parse_line",
     "ranked",

@@ -62,13 +62,18 @@ def require_owner(run_url: str, owner: str) -> None:
     Raises:
         UserError: if the run has been taken over, by the same command on another machine say.
     """
-    number, _, identity = owner.partition("-")
     newest = max(_keys(run_url), default=(0, ""))
-    if newest > (int(number), identity):
+    if newest > attempt_key(owner):
         raise UserError(
             f"run {run_url}: attempt {newest[0]} has taken it over since; this one "
             "stops. Train under another run.name to have two runs"
         )
+
+
+def attempt_key(attempt: str) -> Key:
+    """Orders the ids of attempts by age; earlier versions wrote none, which is the oldest."""
+    number, _, identity = attempt.partition("-")
+    return (int(number), identity) if number.isascii() and number.isdecimal() else (0, attempt)
 
 
 def _keys(run_url: str) -> list[Key]:

@@ -6,11 +6,12 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import groupby
 
 from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.errors import DamagedError, UserError
-from pipeline.runfolder.attempts import begin_attempt, require_owner
+from pipeline.runfolder.attempts import attempt_key, begin_attempt, require_owner
 from pipeline.runfolder.checkpoint import Checkpoint
 from pipeline.runfolder.commit import Commit, is_count, read_commit, read_object
 from pipeline.runfolder.frozen import freeze
@@ -54,9 +55,9 @@ class RunFolder:
         """URL of one of the run's files."""
         return storage.join(self.url, name)
 
-    def checkpoint_url(self, step: int) -> str:
-        """URL of a step's checkpoint."""
-        return storage.join(self.checkpoints_url, checkpoint_name(step))
+    def checkpoint_url(self, name: str) -> str:
+        """URL of a checkpoint's folder."""
+        return storage.join(self.checkpoints_url, name)
 
     def freeze(self, config: TrainConfig) -> None:
         """Write config.yaml, or refuse a configuration with another frozen part."""
@@ -85,27 +86,30 @@ class RunFolder:
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that have a COMMIT, oldest first; nothing is read."""
-        listed = self._listed()
+        return sorted({step for step in map(step_of, self.committed()) if step is not None})
+
+    def committed(self) -> list[str]:
+        """Names of the folders that have a COMMIT, by step; nothing is read."""
+        found = {name for name, sizes in self._listed().items() if COMMIT in sizes}
         newest = self._newest()
-        found = {step for step, sizes in listed.items() if COMMIT in sizes}
-        if newest is not None and storage.exists(storage.join(self.checkpoint_url(newest), COMMIT)):
+        if newest and storage.exists(storage.join(self.checkpoint_url(newest), COMMIT)):
             found.add(newest)
-        return sorted(found)
+        return _by_step(found)
 
     def newest_first(self) -> Iterator[Checkpoint]:
-        """The checkpoints that count, newest first; a warning for each that is passed over."""
+        """All sound ones, newest first, of a step the newest attempt's first.
+
+        A warning for each that is passed over.
+        """
         listed = self._listed()
-        known = set(listed) | {step for step in [self._newest()] if step is not None}
-        for step in sorted(known, reverse=True):
-            try:
-                yield self._look(step, listed.get(step))
-            except DamagedError as error:
-                if step in listed:
-                    self.warn(f"checkpoint passed over: {error}")
+        names = _by_step({*listed, *filter(None, [self._newest()])})
+        for _, group in groupby(reversed(names), key=step_of):
+            found = [self._sound(name, listed.get(name)) for name in group]
+            yield from sorted(filter(None, found), key=_age, reverse=True)
 
     def checkpoints(self) -> list[Checkpoint]:
-        """The checkpoints that count, oldest first."""
-        return list(self.newest_first())[::-1]
+        """The checkpoints that count, oldest first; of a step, the newest attempt's."""
+        return newest_of_each_step(list(self.newest_first()))
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that counts."""
@@ -121,18 +125,25 @@ class RunFolder:
         best = best_first(found, metric)
         return [*best, *(c for c in found[::-1] if c not in best)]
 
-    def note_newest(self, step: int, attempt: str) -> None:
+    def note_newest(self, name: str, attempt: str) -> None:
         """Remember the newest checkpoint by name: a listing may be late, a read is not."""
         url = storage.join(self.checkpoints_url, NEWEST)
-        storage.write_json(url, {"step": step, "attempt": attempt})
+        storage.write_json(url, {"step": step_of(name), "name": name, "attempt": attempt})
 
-    def listed_steps(self) -> list[int]:
-        """Steps of all folders of checkpoints, whole or not, oldest first."""
-        found = (step_of(name) for name in storage.list_names(self.checkpoints_url))
-        return sorted(step for step in found if step is not None)
+    def listed_names(self) -> list[str]:
+        """Names of all folders of checkpoints, whole or not, by step."""
+        return _by_step(set(storage.list_names(self.checkpoints_url)))
 
-    def _look(self, step: int, sizes: dict[str, int] | None) -> Checkpoint:
-        url = self.checkpoint_url(step)
+    def _sound(self, name: str, sizes: dict[str, int] | None) -> Checkpoint | None:
+        try:
+            return self._look(name, sizes)
+        except DamagedError as error:
+            if sizes is not None:
+                self.warn(f"checkpoint passed over: {error}")
+            return None
+
+    def _look(self, name: str, sizes: dict[str, int] | None) -> Checkpoint:
+        url, step = self.checkpoint_url(name), step_of(name) or 0
         try:
             commit = _read_commit(url, step)
         except DamagedError:  # read twice before it counts as damaged
@@ -145,28 +156,45 @@ class RunFolder:
                 checkpoint.require_sizes({e.relative: e.size for e in storage.find(url)})
         return checkpoint
 
-    def _listed(self) -> dict[int, dict[str, int]]:
-        """By step, the sizes of the files of each folder, by name."""
-        found: dict[int, dict[str, int]] = defaultdict(dict)
+    def _listed(self) -> dict[str, dict[str, int]]:
+        """By name, the sizes of the files of each folder, by name."""
+        found: dict[str, dict[str, int]] = defaultdict(dict)
         for entry in storage.find(self.checkpoints_url):
             folder, _, name = entry.relative.partition("/")
-            step = step_of(folder)
-            if step is not None and name:
-                found[step][name] = entry.size
+            if step_of(folder) is not None and name:
+                found[folder][name] = entry.size
         return dict(found)
 
-    def _newest(self) -> int | None:
+    def _newest(self) -> str:
+        """The name in `newest.json`; empty where it has none. Earlier versions wrote a step."""
         url = storage.join(self.checkpoints_url, NEWEST)
         try:
-            step = read_object(url).get("step") if storage.exists(url) else None
+            found = read_object(url) if storage.exists(url) else {}
         except DamagedError:
-            return None  # an aid only: the listing still has them
-        return step if is_count(step) else None
+            return ""  # an aid only: the listing still has them
+        step, name = found.get("step"), found.get("name")
+        if isinstance(name, str):
+            return name if step_of(name) is not None else ""
+        return checkpoint_name(int(step or 0)) if is_count(step) else ""
 
 
 def best_first(checkpoints: list[Checkpoint], metric: str) -> list[Checkpoint]:
     """The checkpoints that have a metric, best first; of equals the later first."""
     return ranked(checkpoints, metric, lambda checkpoint: checkpoint.metrics)
+
+
+def newest_of_each_step(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    """By step, oldest first; where two attempts have saved the same step, the newer one's."""
+    ordered = sorted(checkpoints, key=lambda checkpoint: (checkpoint.step, _age(checkpoint)))
+    return list({checkpoint.step: checkpoint for checkpoint in ordered}.values())
+
+
+def _by_step(names: set[str]) -> list[str]:
+    return sorted((n for n in names if step_of(n) is not None), key=lambda n: (step_of(n), n))
+
+
+def _age(checkpoint: Checkpoint) -> tuple[int, str]:
+    return attempt_key(checkpoint.commit.attempt)
 
 
 def is_run(url: str) -> bool:

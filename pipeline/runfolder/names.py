@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 CONFIG = "config.yaml"
 ATTEMPTS, ATTEMPT_FOLDER = "attempts.jsonl", "attempts"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -10,18 +12,18 @@ CHECKPOINTS, NEWEST = "checkpoints", "newest.json"
 WANDB = "wandb"
 
 MODEL, TRAINING, META, COMMIT = "model.safetensors", "training.pt", "meta.json", "COMMIT"
+CLAIM = "CLAIM"  # which attempt writes this folder; see docs/protocol.md
 RUN_FILES = (METRICS, SAMPLES)  # each checkpoint keeps a copy of these
 
-_PREFIX = "step-"
+_CHECKPOINT = re.compile(r"step-([0-9]{1,18})([.][A-Za-z0-9-]{1,60})?")
 
 
-def checkpoint_name(step: int) -> str:
-    """The folder name of a step's checkpoint."""
-    return f"{_PREFIX}{step:08d}"
+def checkpoint_name(step: int, writer: str = "") -> str:
+    """The folder name of a step's checkpoint; with the writer where that name was taken."""
+    return f"step-{step:08d}" + (f".{writer}" if writer else "")
 
 
 def step_of(name: str) -> int | None:
     """The step of a checkpoint's folder name; None for any other name."""
-    digits = name.removeprefix(_PREFIX)
-    known = name.startswith(_PREFIX) and digits.isascii() and digits.isdecimal()
-    return int(digits) if known and len(digits) <= 18 else None
+    found = _CHECKPOINT.fullmatch(name)
+    return int(found[1]) if found else None

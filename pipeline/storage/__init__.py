@@ -31,6 +31,7 @@ __all__ = [
     "absolute",
     "check_writable",
     "checked_before_retries",
+    "create",
     "delete",
     "download",
     "exists",
@@ -68,6 +69,7 @@ class _Files(Protocol):
     def find(self, url: str) -> list[Entry]: ...
     def read(self, url: str, start: int | None, end: int | None, most: int) -> bytes: ...
     def write(self, url: str, data: bytes) -> None: ...
+    def create(self, url: str, data: bytes) -> bool: ...
     def write_from(self, path: Path, url: str) -> None: ...
     def delete(self, url: str) -> None: ...
     def remove_unfinished(self, url: str) -> None: ...
@@ -134,6 +136,15 @@ def read_json(url: str) -> Any:
 def write_bytes(url: str, data: bytes) -> None:
     """Write a file atomically; missing folders are created."""
     _files(url).write(url, data)
+
+
+def create(url: str, data: bytes) -> bool:
+    """Write a file only where there is none; returns whether it was written.
+
+    Atomic where the store has conditional writes. A store that ignores the condition replaces the
+    file and returns True: where that matters, read it back.
+    """
+    return _files(url).create(url, data)
 
 
 def write_text(url: str, text: str) -> None:

@@ -15,7 +15,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_e
 
 from pipeline.errors import StorageDown, UserError
 from pipeline.storage.entry import Entry, Kind
-from pipeline.storage.faults import ShortBody, endpoint, explain, is_transient
+from pipeline.storage.faults import ShortBody, endpoint, explain, is_taken, is_transient
 from pipeline.storage.recheck import recheck
 from pipeline.storage.url import require_unversioned
 
@@ -142,6 +142,19 @@ class BucketFiles:
     def write(self, url: str, data: bytes) -> None:
         require_unversioned(url)
         self._required(url, self.fs.pipe_file, _key(url), data, chunksize=UPLOAD_PART)
+
+    def create(self, url: str, data: bytes) -> bool:
+        require_unversioned(url)
+        return self._required(url, self._create, _key(url), data)
+
+    def _create(self, key: str, data: bytes) -> bool:
+        try:
+            self.fs.pipe_file(key, data, mode="create")
+        except OSError as error:
+            if not is_taken(error):
+                raise
+            return False
+        return True
 
     def write_from(self, path: Path, url: str) -> None:
         from pipeline.storage.local import explained, require_file

@@ -52,6 +52,11 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, (OSError, TimeoutError, ResponseParserError)) or _is_aiohttp(error)
 
 
+def is_taken(error: BaseException) -> bool:
+    """Whether a write was refused because the object exists."""
+    return isinstance(error, FileExistsError) or _code_and_status(error)[1] == 412
+
+
 def explain(url: str, error: BaseException) -> str:
     """One line about a fault that persisted: what, where and what to do."""
     from botocore.exceptions import NoCredentialsError, PartialCredentialsError

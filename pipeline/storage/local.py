@@ -129,6 +129,21 @@ class LocalFiles:
         with written_beside(path) as stream:
             write_all(stream, data, path)
 
+    def create(self, url: str, data: bytes) -> bool:
+        path = local_path(url)
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                stream = path.open("xb")
+            except FileExistsError:
+                return False
+            with stream:
+                write_all(stream, data, path)
+                stream.flush()
+                os.fsync(stream.fileno())
+            _sync_folder(path.parent)
+        return True
+
     def write_from(self, path: Path, url: str) -> None:
         target = local_path(url)
         with explained(path):
