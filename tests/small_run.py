@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config import TrainConfig, load_train_config
+from pipeline.runfolder import RunFolder
 
 SMALL_NETWORK = (
     "model.overrides={stages: 3, kernels: 3, kernel_size: 7, radius_max: 3.0,"
@@ -45,8 +46,9 @@ def config_of(data: Path, root: Path, name: str, *overrides: str) -> TrainConfig
 
 def weights(summary: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The averaged weights of the last checkpoint."""
-    checkpoint = Path(summary["run"]) / "checkpoints" / f"step-{STEPS:08d}"
-    return load_file(checkpoint / "model.safetensors")
+    latest = RunFolder(summary["run"]).latest()
+    assert latest is not None and latest.step == STEPS
+    return load_file(Path(latest.url) / "model.safetensors")
 
 
 def curve(summary: dict[str, Any]) -> list[dict[str, float]]:

@@ -95,7 +95,7 @@ class Attempts(RuleBasedStateMachine):
         request = node.let_pass(verdict)
         if verdict == "late" and request is not None:
             self.late.append(request)
-        self._look_at(node)
+        self._sent(node, request)
 
     @precondition(lambda self: self.alive)
     @rule(which=NODE)
@@ -167,8 +167,12 @@ class Attempts(RuleBasedStateMachine):
     def _let_pass(self, node: Node, requests: int = 99) -> None:
         for _ in range(requests):
             if node.saving:
-                node.let_pass()
-                self._look_at(node)
+                self._sent(node, node.let_pass())
+
+    def _sent(self, node: Node, request: Request | None) -> None:
+        if request is not None and request.url.endswith(NEWEST):
+            self.pointer_may_be_old |= node is not self.owner
+        self._look_at(node)
 
     def _look_at(self, node: Node) -> None:
         """Where a save has ended, what its end must be."""

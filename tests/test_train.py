@@ -15,6 +15,7 @@ from pipeline.checkpoint import load_model
 from pipeline.config import load_train_config
 from pipeline.errors import UserError
 from pipeline.train import train
+from pipeline.train.dry_run import dry_run
 from pipeline.train.setup import imitated
 
 GOLDEN = Path(__file__).with_name("golden_curve.json")
@@ -51,6 +52,25 @@ def test_killed_workers_change_nothing(
     killed = train(config_of(Path(), tmp_path, "killed", "chaos.kill_every=7"))
     assert len((Path(killed["run"]) / "chaos.jsonl").read_text().splitlines()) == 2
     assert_same_run(undisturbed, killed)
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    undisturbed: dict[str, Any], tiny_data: Path, tmp_path: Path
+) -> None:
+    run = Path(undisturbed["run"])
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    again = ["debug.stop_at=3", "tracking.log_every=1"]
+    found = dry_run(config_of(tiny_data, run.parent, run.name, *again))
+    assert (found["action"], found["step"], found["hours"]) == ("none", STEPS, 0.0)
+    assert found["differs"] == ["debug.stop_at: 0 -> 3", "tracking.log_every: 2 -> 1"]
+    assert found["estimate"] == "measured in this run" and found["step_seconds"] > 0
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    with pytest.raises(UserError, match=r"train.global_batch: 5 -> 7"):
+        dry_run(config_of(tiny_data, run.parent, run.name, "train.global_batch=7"))
+    found = dry_run(config_of(tiny_data, tmp_path, "new"))
+    assert (found["action"], found["checkpoint"], found["differs"]) == ("start", "", [])
+    assert "a model that assumes 0.03 TFLOP/s" in found["estimate"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_finished_run_says_so_and_does_nothing(

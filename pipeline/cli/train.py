@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,11 @@ from pipeline.cli.common import (
     show_summary,
 )
 
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Only say what would be done, from where, and what it takes."),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
@@ -21,13 +26,30 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    overrides: Overrides = None, config: ConfigName = "tiny", as_json: JsonFlag = False
+    overrides: Overrides = None,
+    config: ConfigName = "tiny",
+    dry_run: DryRun = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Train a network, or continue the run of that name from its last checkpoint.
 
     Example: era train --config tiny data.train=URL data.val=URL run.name=first scaling.workers=2
     """
-    run_verb(lambda: _train(config, overrides or []), _show, as_json)
+    if dry_run:
+        run_verb(lambda: _dry_run(config, overrides or []), _show_plan, as_json)
+    else:
+        run_verb(lambda: _train(config, overrides or []), _show, as_json)
+
+
+def _dry_run(name: str, overrides: list[str]) -> dict[str, Any]:
+    from pipeline.config import load_train_config
+    from pipeline.train.dry_run import dry_run
+
+    return dry_run(load_train_config(name, overrides))
+
+
+def _show_plan(summary: dict[str, Any]) -> None:
+    show_summary({**summary, "differs": "; ".join(summary["differs"]) or "nothing"})
 
 
 def _train(name: str, overrides: list[str]) -> dict[str, Any]:

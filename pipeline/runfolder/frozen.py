@@ -38,6 +38,17 @@ def freeze(run_url: str, config: TrainConfig) -> None:
     Raises:
         UserError: naming every frozen key that differs, with both values.
     """
+    if not has_begun(run_url, config):
+        text = yaml.safe_dump(to_plain(config), sort_keys=False)
+        storage.write_text(storage.join(run_url, CONFIG), text)
+
+
+def has_begun(run_url: str, config: TrainConfig) -> bool:
+    """Whether a run has begun, with this frozen part. Writes nothing.
+
+    Raises:
+        UserError: if it began with another one, naming every key that differs, with both values.
+    """
     url = storage.join(run_url, CONFIG)
     if not storage.exists(url):
         others = [name for name in storage.list_names(run_url) if not name.startswith(".")]
@@ -46,14 +57,14 @@ def freeze(run_url: str, config: TrainConfig) -> None:
                 f"run {run_url}: the folder holds {others[0]} but no {CONFIG}; "
                 "choose another run.name"
             )
-        storage.write_text(url, yaml.safe_dump(to_plain(config), sort_keys=False))
-        return
-    changes = list(_differences(frozen_part(load_frozen(url)), frozen_part(config), ""))
+        return False
+    changes = differences(frozen_part(load_frozen(url)), frozen_part(config))
     if changes:
         raise UserError(
             f"run {run_url}: it began with other settings: {'; '.join(changes)}. "
             "Choose another run.name, or go back to the old values"
         )
+    return True
 
 
 def load_frozen(url: str) -> TrainConfig:
@@ -65,9 +76,10 @@ def load_frozen(url: str) -> TrainConfig:
     return parse_train_config(storage.read_text(url), url)
 
 
-def _differences(old: Any, new: Any, prefix: str) -> list[str]:
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """The keys of two plain configurations that differ, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = dict.fromkeys([*old, *new])
-        parts = [_differences(old.get(k), new.get(k), f"{prefix}.{k}".lstrip(".")) for k in keys]
+        parts = [differences(old.get(k), new.get(k), f"{prefix}.{k}".lstrip(".")) for k in keys]
         return [line for part in parts for line in part]
     return [] if old == new else [f"{prefix}: {old} -> {new}"]

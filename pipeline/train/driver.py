@@ -44,10 +44,7 @@ def train(
         UserError: for input that cannot work, and after three failures without progress.
         Stopped: after SIGTERM, Ctrl-C or `on_event`'s request, with a checkpoint saved.
     """
-    _require_data(config)
-    revision = config.run.revision or git_revision()
-    config = replace(config, run=replace(config.run, revision=revision))
-    run_url = storage.absolute(storage.join(config.run.root, config.run.name))
+    config, run_url = prepared(config)
     store = CheckpointStore(run_url)
     store.folder.freeze(config)
     latest = store.latest()
@@ -59,6 +56,18 @@ def train(
         require_resources(config)
         _retry(config, run_url, store, on_event, gated)
     return _summary(run_url, store)
+
+
+def prepared(config: TrainConfig) -> tuple[TrainConfig, str]:
+    """The configuration with the code's revision, and the URL of its run.
+
+    Raises:
+        UserError: if there is no data to train on.
+    """
+    _require_data(config)
+    revision = config.run.revision or git_revision()
+    config = replace(config, run=replace(config.run, revision=revision))
+    return config, storage.absolute(storage.join(config.run.root, config.run.name))
 
 
 def git_revision(folder: Path = Path(__file__).parent) -> str:

@@ -70,18 +70,22 @@ class Lineage:
 
     def changes(self, meta: dict[str, Any]) -> str:
         """What may change the bits since a checkpoint was written, in a line; empty if nothing."""
-        before, now = _flat(meta), _flat(self.meta(0))
-        changed = [
-            f"{name} {before[name]} -> {now[name]}"
-            for name in now
-            if before.get(name) not in (None, now[name])
-        ]
+        changed = self.changed(meta)
         if not changed:
             return ""
         return (
             f"resumed under other conditions than the checkpoint's: {', '.join(changed)}; "
             "results may differ in the last digits from an undisturbed run's"
         )
+
+    def changed(self, meta: dict[str, Any]) -> list[str]:
+        """The conditions that may change the bits since a checkpoint was written, old -> new."""
+        before, now = _flat(meta), _flat(self.meta(0))
+        return [
+            f"{name} {before[name]} -> {now[name]}"
+            for name in now
+            if before.get(name) not in (None, now[name])
+        ]
 
 
 def _flat(meta: dict[str, Any]) -> dict[str, Any]:
