@@ -110,9 +110,7 @@ class Attempts(RuleBasedStateMachine):
     def arrive_late(self, which: int) -> None:
         request = self.late.pop(which % len(self.late))
         request.apply()
-        if request.url.endswith(COMMIT):
-            self.late_commits.add(request.url)
-        self.pointer_may_be_old |= request.url.endswith(NEWEST)
+        self._came_late(request)
 
     @precondition(lambda self: self.files.conditional)
     @rule()
@@ -170,9 +168,14 @@ class Attempts(RuleBasedStateMachine):
                 self._sent(node, node.let_pass())
 
     def _sent(self, node: Node, request: Request | None) -> None:
-        if request is not None and request.url.endswith(NEWEST):
-            self.pointer_may_be_old |= node is not self.owner
+        if request is not None and node is not self.owner:
+            self._came_late(request)
         self._look_at(node)
+
+    def _came_late(self, request: Request) -> None:
+        self.pointer_may_be_old |= request.url.endswith(NEWEST)
+        if request.url.endswith(COMMIT):  # its folder may have been removed
+            self.late_commits.add(request.url)
 
     def _look_at(self, node: Node) -> None:
         """Where a save has ended, what its end must be."""

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from small_run import assert_same_run, config_of
 from test_chain import start
 
 from pipeline.checkpoint import CheckpointStore
-from pipeline.cluster import require_resources
+from pipeline.cluster import require_resources, wait_for
 from pipeline.errors import UserError
 from pipeline.train import train
 from pipeline.train.driver_channel import Event
@@ -27,15 +28,37 @@ THREE_SLOW = THREE, "train.global_batch=24", "train.patch=[40]"
 
 
 @pytest.mark.full
-def test_elastic_run_takes_what_there_is(ray_cluster: str, tiny_data: Path, tmp_path: Path) -> None:
+def test_elastic_run_shrinks_and_grows_with_its_nodes(
+    ray_nodes: Cluster, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node is killed in mid-run and another one added: to the bit, nothing happened."""
+    from ray.train import ScalingConfig
+
+    strict = "train.deterministic=strict"
+    calm = train(config_of(tiny_data, tmp_path, "calm", strict))
+    soon = partial(ScalingConfig, elastic_resize_monitor_interval_s=1.0)  # else once a minute
+    monkeypatch.setattr("ray.train.ScalingConfig", soon)
     lines: list[str] = []
+    done: list[str] = []
 
     def listen(event: Event) -> None:
+        """Validations wait for this to return."""
         lines.append(event.line)
+        if event.checkpoint and not done:
+            done.append("killed")
+            victim = next(n for n in ray_nodes.worker_nodes if n.node_id == node_of_a_worker())
+            ray_nodes.remove_node(victim, allow_graceful=False)  # kill -9 of all that is on it
+        elif event.checkpoint and "on 2 workers, resumed" in "".join(lines) and len(done) == 1:
+            done.append("added")
+            ray_nodes.add_node(num_cpus=2)
+            wait_for(lambda: workers() == 3, "the third worker", 120)
 
-    config = config_of(tiny_data, tmp_path, "elastic", "scaling.workers=[1, 3]")
-    assert train(config, on_event=listen)["step"] == 20
-    assert re.search(r"on [123] workers", "".join(lines))
+    one_per_node = "scaling.workers=[2, 3]", "scaling.cpus_per_worker=2", strict
+    config = config_of(tiny_data, tmp_path, "elastic", *one_per_node)
+    elastic = train(config, on_event=listen, gated=True)
+    openings = re.findall(r"on (\d) workers, (from the start|resumed)", " ".join(lines))
+    assert openings == [("3", "from the start"), ("2", "resumed"), ("3", "resumed")]
+    assert_same_run(calm, elastic)
 
 
 @pytest.mark.full
@@ -107,6 +130,14 @@ def test_what_an_autoscaler_can_never_bring_is_refused(
     with pytest.raises(UserError, match="the autoscaler says that it can never have it"):
         train(config)
     assert time.monotonic() - began < 60
+
+
+def workers() -> int:
+    """How many training processes live."""
+    from ray.util.state import list_actors
+
+    alive = [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
+    return len(list_actors(filters=alive))
 
 
 def node_of_a_worker() -> str:

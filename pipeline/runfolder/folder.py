@@ -152,8 +152,8 @@ class RunFolder:
         if sizes is not None:
             try:
                 checkpoint.require_sizes(sizes)
-            except DamagedError:
-                checkpoint.require_sizes({e.relative: e.size for e in storage.find(url)})
+            except DamagedError:  # the listing may be late; asked by name, the store is not
+                checkpoint.require_sizes(_sizes(checkpoint))
         return checkpoint
 
     def _listed(self) -> dict[str, dict[str, int]]:
@@ -208,6 +208,12 @@ def _read_commit(url: str, step: int) -> Commit:
     if commit.step != step:
         raise DamagedError(f"{storage.join(url, COMMIT)}: damaged (it is of step {commit.step})")
     return commit
+
+
+def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
+    """Bytes of those of its files that are there."""
+    urls = {name: storage.join(checkpoint.url, name) for name in checkpoint.files}
+    return {name: storage.size(url) for name, url in urls.items() if storage.exists(url)}
 
 
 def run_of_checkpoint(url: str) -> str:
