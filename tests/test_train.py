@@ -62,7 +62,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     again = ["debug.stop_at=3", "tracking.log_every=1"]
     found = dry_run(config_of(tiny_data, run.parent, run.name, *again))
     assert (found["action"], found["step"], found["hours"]) == ("none", STEPS, 0.0)
-    assert found["differs"] == ["debug.stop_at: 0 -> 3", "tracking.log_every: 2 -> 1"]
+    assert sorted(found["differs"]) == ["debug.stop_at: 0 -> 3", "tracking.log_every: 2 -> 1"]
     assert found["estimate"] == "measured in this run" and found["step_seconds"] > 0
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     with pytest.raises(UserError, match=r"train.global_batch: 5 -> 7"):
