@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-all lint format bench docs lock clean
+.PHONY: setup demo test test-all test-cluster lint format bench docs lock clean
 
 setup: $(VENV)/.dev  ## the environment, as the lock has it
 
@@ -12,11 +12,14 @@ demo: $(VENV)/.runtime  ## the whole chain on real photographs; ends with runs/d
 	$(BIN)/era demo --out runs/demo
 
 test: setup lint  ## one proof of each promise
-	$(BIN)/pytest -m "not full"
+	$(BIN)/pytest -m "not full and not cluster"
 
 test-all: setup  ## random kills, sweeps, bucket faults, browser, the users' day
 	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq -y chromium >/dev/null; }
 	$(BIN)/pytest -m full
+
+test-cluster: setup  ## on the Kubernetes cluster that KUBECONFIG names, with KubeRay and the image
+	$(BIN)/pytest -m cluster tests/cluster
 
 lint: setup
 	$(BIN)/ruff check .
