@@ -306,16 +306,18 @@ def test_a_head_whose_node_is_gone_is_given_up(
     api.jobs["era-tiny"] = {**job("base"), "status": dict(RUNNING)}
     api.log.write_text("step 1\n")
 
-    def lose() -> None:
-        api.reachable = False
-        time.sleep(2)
+    def operate() -> None:
+        while "on node n2 does not answer" not in caplog.text:
+            time.sleep(0.1)
         api.head_deleted = True
         Operator(api, {**RUNNING, **DONE})
 
-    threading.Timer(1, lose).start()
-    outcome, _ = run(job("base"))
+    def write(text: str) -> None:  # the log was read once
+        api.reachable = False
+
+    threading.Thread(target=operate, daemon=True).start()
+    outcome = submit_to_kubernetes(job("base"), write, poll=0.2, patience=20)
     assert outcome.exit_code == 0
-    assert "on node n2 does not answer" in caplog.text
     assert api.asked.count("POST /apis/ray.io/v1/namespaces/era/rayjobs") == 1
 
 
