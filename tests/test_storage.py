@@ -160,7 +160,7 @@ def test_multipart_upload(
     s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.storage.bucket.UPLOAD_PART", 5 << 20)
-    monkeypatch.setattr("pipeline.storage.DOWNLOAD_PART", 3 << 20)
+    monkeypatch.setattr("pipeline.storage.ranges.PART", 3 << 20)
     data = BIG * 12
     (tmp_path / "big").write_bytes(data)
     url = storage.join(s3_server.url, "big")
@@ -362,7 +362,11 @@ def test_environment_is_read_each_time(
         ("s3://b/x?X-Amz-Signature=hidden-word", "presigned"),
         ("https://h/a.png?X-Amz-Signature=hidden-word", "https:// is not supported"),
         ("ftp://u:hidden-word@h/a.png", "ftp:// is not supported"),
-        ("gs://b/x", "gs:// is not supported"),
+        ("zip://b/x", "zip:// is not supported"),
+        ("memory://b/x", "memory:// is not supported"),
+        ("nonsense://b/x", "nonsense:// is not supported"),
+        ("gs://key:hidden-word@b/x", "with credentials|is not supported"),
+        ("az:/x", "names no bucket"),
         ("a\0b", "NUL"),
     ],
 )
@@ -373,6 +377,15 @@ def test_urls_that_name_no_file_are_refused(url: str, said: str) -> None:
         assert "hidden-word" not in str(refused.value)
     with pytest.raises(UserError, match=said):
         storage.write_bytes(storage.join(url, "below"), b"x")
+
+
+@pytest.mark.parametrize(("scheme", "extra"), [("gs", "gcs"), ("az", "azure"), ("abfs", "azure")])
+def test_a_scheme_without_its_package_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, extra: str
+) -> None:
+    monkeypatch.setattr("pipeline.storage.url._has", lambda package: False)
+    with pytest.raises(UserError, match=rf"{scheme}:// is not supported .*\[{extra}\]"):
+        storage.exists(f"{scheme}://bucket/key")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
-"""The single interface to files, local or on S3.
+"""The single interface to files, local or in a bucket.
 
-A URL is a string: a local path, or ``s3://bucket/key``. The endpoint and the credentials of S3 come
-from the environment or the standard AWS chain (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ...),
-never from an argument or a file of this program.
+A URL is a string: a local path, ``s3://bucket/key``, and with their extras ``gs://bucket/key`` and
+``az://container/key``. The endpoint and the credentials come from the environment or the standard
+chain of the provider (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ...), never from an argument or
+a file of this program. What else fsspec has a package for, as ``hf://``, can be read.
 
-Writes are atomic: a local file is written next to its destination, synced and renamed; on S3 a file
-is one PUT or one completed multipart upload. Transient faults are retried for a bounded time; an
+Writes are atomic: a local file is written next to its destination, synced and renamed; in a bucket
+it is one PUT or one completed multipart upload. Transient faults are retried for a bounded time; an
 error that remains is a `UserError` of one line that names the URL and contains no credential.
 """
 
@@ -16,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +36,7 @@ __all__ = [
     "create",
     "delete",
     "download",
+    "download_into",
     "exists",
     "find",
     "folder_beside",
@@ -57,7 +60,6 @@ __all__ = [
     "write_text",
 ]
 
-DOWNLOAD_PART = 32 << 20  # bytes; each part is retried by itself
 MOST_BYTES = 4 << 30  # a larger file is not read into memory in one piece
 
 
@@ -163,18 +165,23 @@ def upload(path: str | Path, url: str) -> None:
 
 
 def download(url: str, path: str | Path) -> None:
-    """Copy a file to a local path in parts; it appears atomically."""
+    """Copy a file to a local path, several ranges at once; it appears atomically."""
     target = Path(path)
     if is_local(url):
         _files(str(target)).write_from(local_path(url), str(target))
         return
-    from pipeline.storage import local
+    from pipeline.storage.local import written_beside
 
     total = size(url)
-    with local.written_beside(target) as stream:
-        for start in range(0, total, DOWNLOAD_PART):
-            part = read_bytes(url, start, min(start + DOWNLOAD_PART, total))
-            local.write_all(stream, part, target)
+    with written_beside(target) as stream:
+        download_into(url, total, Path(stream.name))
+
+
+def download_into(url: str, size: int, path: Path) -> str:
+    """Fill an existing local file with a remote one of `size` bytes; returns its sha256."""
+    from pipeline.storage.ranges import fill
+
+    return fill(partial(read_bytes, url), size, path)
 
 
 def delete(url: str) -> None:
@@ -231,6 +238,10 @@ def _files(url: str) -> _Files:
         from pipeline.storage.local import LocalFiles
 
         return LocalFiles()
+    if not url.startswith("s3://"):
+        from pipeline.storage.clouds import cloud_files
+
+        return cloud_files(url.partition("://")[0])
     from pipeline.storage.bucket import bucket_files
 
     return bucket_files()

@@ -24,13 +24,18 @@ T = TypeVar("T")
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 8  # seconds without an answer
 RETRY_FOR, LEAST_TRIES = 18.0, 3  # seconds; a long transfer gets the tries however long it takes
 UPLOAD_PART = 32 << 20  # bytes; smaller files are one PUT
-CONCURRENCY = 4
+CONCURRENCY = 4  # of one upload
+POOL = 32  # connections
 
 
 def bucket_files() -> BucketFiles:
     """S3 operations with the present environment of this process."""
-    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
-    return _bucket_files(os.getpid(), settings)
+    return _bucket_files(os.getpid(), environment("AWS_"))
+
+
+def environment(*prefixes: str) -> tuple[tuple[str, str], ...]:
+    """The variables that a client is made from; it is made anew when they change."""
+    return tuple(sorted(item for item in os.environ.items() if item[0].startswith(prefixes)))
 
 
 @lru_cache(maxsize=4)
@@ -46,6 +51,7 @@ def _bucket_files(pid: int, settings: tuple[tuple[str, str], ...]) -> BucketFile
         config_kwargs={
             "connect_timeout": CONNECT_TIMEOUT,
             "read_timeout": READ_TIMEOUT,
+            "max_pool_connections": POOL,
             "retries": {"total_max_attempts": 1},  # all retries are made below, in one place
             **_checksum_settings(),
         },
@@ -61,7 +67,15 @@ def _checksum_settings() -> dict[str, str]:
 
 
 class BucketFiles:
-    """Storage operations on S3."""
+    """Storage operations on S3; `clouds.CloudFiles` says what differs elsewhere."""
+
+    scheme = "s3"
+    least_tries = LEAST_TRIES
+
+    @property
+    def upload(self) -> dict[str, Any]:
+        """Options of an upload."""
+        return {"chunksize": UPLOAD_PART}
 
     def __init__(self, filesystem: Any) -> None:
         self.fs = filesystem
@@ -96,7 +110,9 @@ class BucketFiles:
         key, found = _key(url), self._below(url)
         names = [path[len(key) + 1 :] for path in found if path != key]
         files = sorted(name for name in names if name and not name.endswith("/"))
-        return [Entry(f"s3://{key}/{name}", name, found[f"{key}/{name}"]) for name in files]
+        return [
+            Entry(f"{self.scheme}://{key}/{name}", name, found[f"{key}/{name}"]) for name in files
+        ]
 
     def _below(self, url: str) -> dict[str, int]:
         """Sizes of all objects below a folder by key, with the empty `name/` of web consoles."""
@@ -141,7 +157,7 @@ class BucketFiles:
 
     def write(self, url: str, data: bytes) -> None:
         require_unversioned(url)
-        self._required(url, self.fs.pipe_file, _key(url), data, chunksize=UPLOAD_PART)
+        self._required(url, self.fs.pipe_file, _key(url), data, **self.upload)
 
     def create(self, url: str, data: bytes) -> bool:
         require_unversioned(url)
@@ -162,7 +178,7 @@ class BucketFiles:
         require_unversioned(url)
         with explained(path):
             require_file(path)
-        self._required(url, self.fs.put_file, str(path), _key(url), chunksize=UPLOAD_PART)
+        self._required(url, self.fs.put_file, str(path), _key(url), **self.upload)
 
     def delete(self, url: str) -> None:
         require_unversioned(url)
@@ -171,7 +187,7 @@ class BucketFiles:
             self._remove(url, _key(url))
         elif kind == "folder":
             for key in self._below(url):
-                self._remove(f"s3://{key}", key)
+                self._remove(f"{self.scheme}://{key}", key)
 
     def _remove(self, url: str, key: str) -> None:
         """Remove an object; s3fs's own way cannot name `folder/`, a web console's empty object."""
@@ -192,10 +208,25 @@ class BucketFiles:
         if bucket in self.known_buckets:
             return
         try:
-            self._try(url, self.fs.call_s3, "head_bucket", Bucket=bucket)
+            self._try(url, self._find_bucket, bucket)
         except FileNotFoundError:
-            raise _no_bucket(bucket) from None
+            raise UserError(
+                f"{self.scheme}://{bucket}: no such bucket; create it, or check its name and the "
+                "endpoint"
+            ) from None
         self.known_buckets.add(bucket)
+
+    def _find_bucket(self, bucket: str) -> None:
+        """Raise FileNotFoundError if there is no such bucket."""
+        self.fs.call_s3("head_bucket", Bucket=bucket)
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Whether trying again may help."""
+        return is_transient(error)
+
+    def explain(self, url: str, error: BaseException) -> str:
+        """One line about a fault that persisted."""
+        return explain(url, error)
 
     def _required(self, url: str, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call with retries; a missing object is a UserError."""
@@ -208,9 +239,9 @@ class BucketFiles:
     def _try(self, url: str, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call with retries; raises FileNotFoundError, or a UserError that explains the fault."""
         retrying = Retrying(
-            retry=retry_if_exception(is_transient),
+            retry=retry_if_exception(self.is_transient),
             wait=wait_random_exponential(multiplier=0.2, max=2.0),
-            stop=_given_up,
+            stop=self._given_up,
             before=recheck,
             reraise=True,
         )
@@ -219,20 +250,13 @@ class BucketFiles:
         except (FileNotFoundError, UserError):
             raise
         except Exception as error:
-            kind = StorageDown if is_transient(error) else UserError
-            raise kind(explain(url, error)) from None
+            kind = StorageDown if self.is_transient(error) else UserError
+            raise kind(self.explain(url, error)) from None
 
-
-def _given_up(state: RetryCallState) -> bool:
-    waited = state.seconds_since_start or 0.0
-    return state.attempt_number >= LEAST_TRIES and waited >= RETRY_FOR
-
-
-def _no_bucket(bucket: str) -> UserError:
-    return UserError(
-        f"s3://{bucket}: no such bucket; create it, or check its name and the endpoint"
-    )
+    def _given_up(self, state: RetryCallState) -> bool:
+        waited = state.seconds_since_start or 0.0
+        return state.attempt_number >= self.least_tries and waited >= RETRY_FOR
 
 
 def _key(url: str) -> str:
-    return url.removeprefix("s3://").strip("/")
+    return url.partition("://")[2].strip("/")

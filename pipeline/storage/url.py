@@ -1,8 +1,10 @@
-"""URLs: local paths and ``s3://bucket/key``; what else they may look like is refused by name."""
+"""URLs: local paths, ``s3://bucket/key`` and its like; what cannot be used is refused by name."""
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.errors import UserError, masked
@@ -10,10 +12,20 @@ from pipeline.errors import UserError, masked
 # s3: and s3:/x would be local paths
 _CUT_SCHEME = re.compile(r"(s3|s3a|gs|gcs|az|abfss?|https?|s?ftp|hdfs):(/(?!/)|$)", re.IGNORECASE)
 _SIGNED = re.compile(r"[?&](x-amz-|signature=|awsaccesskeyid=|sig=|token=)", re.IGNORECASE)
-_HINTS = {
-    "gs": "; Google Cloud Storage answers S3 requests: set AWS_ENDPOINT_URL to "
-    "https://storage.googleapis.com",
+# What a scheme needs: the package, and the extra that brings it.
+CLOUDS = {
+    "gs": ("gcsfs", "gcs"),
+    "gcs": ("gcsfs", "gcs"),
+    "az": ("adlfs", "azure"),
+    "abfs": ("adlfs", "azure"),
+    "abfss": ("adlfs", "azure"),
 }
+# No folders that could be listed, not remote, or made of other URLs.
+_UNFIT = {
+    "http", "https", "ftp", "file", "local", "memory", "data", "reference", "dir", "zip", "tar",
+    "libarchive", "blockcache", "cached", "filecache", "simplecache", "generic", "root",
+}  # fmt: skip
+_KEYS = {"s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"}
 
 
 def is_local(url: str) -> bool:
@@ -76,22 +88,55 @@ def check_url(url: str) -> None:
         return
     scheme, _, rest = url.partition("://")
     if scheme != "s3":
-        raise UserError(
-            f"{masked(url)}: {scheme}:// is not supported, and no extra of this version adds it; "
-            f"use a local path or s3://bucket/key{_HINTS.get(scheme, '')}"
-        )
+        _require_package(url, scheme)
     bucket = rest.partition("/")[0]
     if not bucket:
-        raise UserError(f"{url}: names no bucket; give s3://bucket/key")
+        raise UserError(f"{url}: names no bucket; give {scheme}://bucket/key")
     if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")):
+        keys = _KEYS.get(scheme, "the environment variables of its client")
         raise UserError(
-            "an s3:// URL with credentials; set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY instead, and give s3://bucket/key"
+            f"an {scheme}:// URL with credentials; set {keys} instead, and give "
+            f"{scheme}://bucket/key"
         )
     if _SIGNED.search(rest):
         raise UserError(
             f"{masked(url.partition('?')[0])}: a presigned URL cannot be used; give s3://bucket/key"
         )
+
+
+def _require_package(url: str, scheme: str) -> None:
+    """Refuse a scheme that nothing here can read."""
+    if scheme in CLOUDS:
+        package, extra = CLOUDS[scheme]
+        if not _has(package):
+            raise UserError(
+                f"{masked(url)}: {scheme}:// is not supported without the package {package}: "
+                f"pip install 'era-deblurring[{extra}]'"
+            )
+    elif not _readable(scheme):
+        raise UserError(
+            f"{masked(url)}: {scheme}:// is not supported, and no extra of this version adds it; "
+            "use a local path, s3://bucket/key, gs://bucket/key or az://container/key"
+        )
+
+
+@lru_cache(maxsize=16)
+def _has(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+@lru_cache(maxsize=16)
+def _readable(scheme: str) -> bool:
+    """Whether fsspec has a package here for a scheme of which nothing else is known."""
+    if scheme in _UNFIT or not scheme.isalnum():
+        return False
+    from fsspec import get_filesystem_class
+
+    try:
+        get_filesystem_class(scheme)
+    except (ImportError, ValueError):
+        return False
+    return True
 
 
 def require_unversioned(url: str) -> None:
