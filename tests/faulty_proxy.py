@@ -79,8 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
     proxy: FaultyProxy
 
     def _serve(self) -> None:
+        fault = self.proxy.plan(self.command, self.path)
         with self.proxy.lock:
-            fault = self.proxy.plan(self.command, self.path)
             self.proxy.asked.append((self.command, self.path, fault))
         if fault == "drop":
             return self._hang_up()

@@ -255,7 +255,7 @@ def test_remote_shards_are_cached_checked_and_shared(
     assert {hashlib.sha256(p.read_bytes()).hexdigest() for p in copies} == {
         shard.sha256 for shard in manifest.shards
     }
-    monkeypatch.setattr("pipeline.storage.download", None)  # nothing is downloaded twice
+    monkeypatch.setattr("pipeline.storage.download_into", None)  # nothing is downloaded twice
     assert samples(loader(open_split(url, str(tmp_path)))) == local
 
 
@@ -339,12 +339,12 @@ def test_vanished_and_damaged_objects_are_named_or_skipped(
         samples(loader(open_split(url, str(tmp_path))))
     downloads: list[str] = []
 
-    def counted(source: str, path: Path) -> None:
+    def counted(source: str, size: int, path: Path) -> str:
         downloads.append(storage.name_of(source))
-        download(source, path)
+        return download_into(source, size, path)
 
-    download = storage.download
-    monkeypatch.setattr("pipeline.storage.download", counted)
+    download_into = storage.download_into
+    monkeypatch.setattr("pipeline.storage.download_into", counted)
     lenient = loader(open_split(url, str(tmp_path)), skip_damaged=True)
     assert len(samples(lenient)) == PLAN.steps * PLAN.global_batch
     assert set(lenient.skipped) == {s.key for shard in (first, second) for s in shard.samples}
@@ -432,6 +432,68 @@ def test_cache_survives_kill_in_a_download(
     open_split(url, str(tmp_path)).shards.get(1)
     assert not list(left.glob(".*.era-part"))
     assert len(list(left.glob("*.tar"))) == 1
+
+
+def test_ranges_and_shards_come_together_and_the_first_is_not_kept_waiting(
+    tiny_data: Path, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = storage.join(s3_server.url, "train")
+    upload(tiny_data / "train", url)
+    split = open_split(url, str(tmp_path))
+    plan = replace(PLAN, window=1, global_batch=1)
+    part = TrainLoader(split, plan, rank=0, world_size=1, start_step=0, steps=1)
+    first = split.manifest.shards[split.shard_of(part.order.image(0))]
+    monkeypatch.setattr("pipeline.storage.ranges.PART", -(-first.bytes // 4))
+    monkeypatch.setattr("pipeline.storage.bucket.READ_TIMEOUT", 60)
+    together, second, used = threading.Barrier(4), threading.Event(), threading.Event()
+
+    def gate(method: str, path: str) -> str:
+        if method == "GET" and first.name in path:
+            together.wait(60)  # all its ranges are asked for at once
+            second.wait(60)
+        elif method == "GET" and "shard-" in path:
+            second.set()  # asked for before the first is there
+            used.wait(60)
+        return ""
+
+    with faulty_proxy(s3_server.endpoint, gate) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        assert part.batch(0).ids
+        assert second.is_set()
+        assert [path.name for path in split.shards.cache.folder.glob("*.tar")] == [
+            f"{first.sha256}.tar"
+        ]
+        used.set()
+        part.close()
+
+
+def test_a_hung_download_is_passed_over_and_may_still_end(
+    tiny_data: Path, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = storage.join(s3_server.url, "train")
+    upload(tiny_data / "train", url)
+    monkeypatch.setattr("pipeline.data.node_locks.REPORT", 0.2)
+    monkeypatch.setattr("pipeline.data.node_locks.STALLED", 1.0)
+    shard = load_manifest(url)[0].shards[0]
+    cache, where = ShardCache(tmp_path, 1.0), storage.join(url, shard.name)
+    hung, go_on = threading.Event(), threading.Event()
+
+    def hang(method: str, path: str) -> str:
+        if method == "GET" and "shard-" in path and not hung.is_set():
+            hung.set()
+            go_on.wait(60)
+        return ""
+
+    with faulty_proxy(s3_server.endpoint, hang) as proxy, ThreadPoolExecutor(1) as pool:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        slow = pool.submit(cache.open, where, shard)
+        assert hung.wait(60)
+        assert len(cache.open(where, shard)) == shard.bytes
+        go_on.set()
+        assert len(slow.result()) == shard.bytes
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache.lock"] == [
+        f"{shard.sha256}.tar"
+    ]
 
 
 def test_jobs_together_stay_within_the_limit(
@@ -565,7 +627,7 @@ def test_a_locked_cache_says_what_it_waits_for(
 ) -> None:
     url = storage.join(s3_server.url, "train")
     upload(tiny_data / "train", url)
-    monkeypatch.setattr("pipeline.data.cache.REPORT", 0.05)
+    monkeypatch.setattr("pipeline.data.node_locks.REPORT", 0.05)
     (tmp_path / "shards").mkdir()
     with ThreadPoolExecutor(1) as pool:
         with FileLock(tmp_path / "shards" / "cache.lock"):

@@ -5,24 +5,25 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import secrets
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from pipeline import storage
 from pipeline.arrays import Image
 from pipeline.data.manifest import Shard
-from pipeline.errors import DamagedError, UserError
+from pipeline.data.node_locks import NodeLocks
+from pipeline.errors import DamagedError, StorageDown, UserError
+from pipeline.storage.entry import UNFINISHED
+from pipeline.storage.local import allocate
 
 GB = 10**9
-REPORT = 30  # seconds between messages about a lock that is waited for
 log = logging.getLogger("era")
 
 
@@ -52,9 +53,9 @@ class ShardCache:
     """Copies of shards, named by sha256, so that data sets with a common shard share its copy.
 
     An existing copy is opened without a lock: it was renamed into place when complete, and an open
-    copy stays readable after its eviction. Eviction and downloads happen under one lock per node,
-    which keeps the cache within its limit; the operating system releases the lock of a killed
-    process, and the next one removes its temporary files.
+    copy stays readable after its eviction. A download holds the lock of its shard (`NodeLocks`),
+    so that several shards come at once and none of them twice. Its file has its full size from the
+    start, so that the space it will take is counted; what is evicted is chosen under one lock.
 
     Args:
         folder: local; several jobs may use it at once.
@@ -63,6 +64,7 @@ class ShardCache:
 
     def __init__(self, folder: Path, limit_gb: float) -> None:
         self.folder, self.limit = folder, int(limit_gb * GB)
+        self.locks = NodeLocks(folder)
 
     def open(self, url: str, shard: Shard) -> Image:
         """A shard's bytes as a memory map of its local copy, downloaded first where need be.
@@ -76,32 +78,16 @@ class ShardCache:
         if mapped is None:
             storage.check_writable(str(self.folder))
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._locked():
+            with self.locks.of_shard(shard.sha256) as owned:
                 mapped = self._sound_copy(shard)  # another process may have brought it
                 if mapped is None:
-                    mapped = self._download(url, shard)
+                    mapped = self._download(url, shard, owned)
         self.touch(shard)
         return mapped
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the cache's lock; while another process has it, say so every 30 seconds."""
-        lock, waited = FileLock(self.folder / "cache.lock"), 0
-        while True:
-            with suppress(Timeout):
-                lock.acquire(timeout=REPORT)
-                break
-            waited += REPORT
-            log.warning(
-                "%s: locked by another process for %d s; waiting until it has downloaded its shard"
-                " (if that process is stopped, continue or end it)",
-                lock.lock_file,
-                waited,
-            )
-        try:
-            yield
-        finally:
-            lock.release()
+    def is_coming(self, shard: Shard) -> bool:
+        """Whether a process of this node is downloading a shard."""
+        return self.locks.is_held(shard.sha256)
 
     def identity(self, shard: Shard) -> Identity | None:
         """What changes when the copy of a shard is written to; None if there is no copy."""
@@ -127,38 +113,64 @@ class ShardCache:
     def _path(self, shard: Shard) -> Path:
         return self.folder / f"{shard.sha256}.tar"
 
-    def _download(self, url: str, shard: Shard) -> Image:
-        storage.remove_unfinished(str(self.folder))
-        self._make_room(shard)
-        if not storage.exists(url):
-            raise DamagedError(f"{url}: this shard has vanished; preprocess again")
-        size = storage.size(url)
-        if size != shard.bytes:
-            raise DamagedError(
-                f"{url}: damaged: {size} bytes instead of {shard.bytes}; preprocess again"
-            )
-        path = self._path(shard)
-        storage.download(url, path)
+    def _download(self, url: str, shard: Shard, owned: bool) -> Image:
+        _require_whole(url, shard)
+        part, path = self._reserve(shard, owned), self._path(shard)
+        try:
+            digest = storage.download_into(url, shard.bytes, part)
+            if digest != shard.sha256:
+                raise DamagedError(
+                    f"{url}: damaged: its sha256 is not the manifest's; preprocess again"
+                )
+            remember_sha256(part, path, digest)
+            with suppress(FileNotFoundError):  # a stopped process that goes on was given up
+                part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
         mapped = self._sound_copy(shard)
         if mapped is None:
-            path.unlink(missing_ok=True)
-            raise DamagedError(
-                f"{url}: damaged: its sha256 is not the manifest's; preprocess again"
-            )
+            raise StorageDown(f"{path}: removed by another process while it was downloaded")
         return mapped
 
-    def _make_room(self, shard: Shard) -> None:
+    def _reserve(self, shard: Shard, owned: bool) -> Path:
+        """An empty file of the shard's size, once it fits beside what other downloads will take."""
         if shard.bytes > self.limit:
             raise UserError(
                 f"cache.max_gb={self.limit / GB:g} is less than one shard ({shard.bytes / GB:.2f})"
             )
+        part = self.folder / f".{shard.sha256}.{secrets.token_hex(4)}{UNFINISHED}"
+        while True:
+            with self.locks.of_folder():
+                self.locks.remove_dead(shard.sha256 if owned else "")
+                if self._make_room(shard.bytes):
+                    allocate(part, shard.bytes)
+                    return part
+            time.sleep(0.2)  # until another download has become a copy, which can be evicted
+
+    def _make_room(self, size: int) -> bool:
         copies = sorted(self.folder.glob("*.tar"), key=lambda path: path.stat().st_atime)
-        used = sum(path.stat().st_size for path in copies)
+        used = sum(path.stat().st_size for path in copies) + self.locks.coming_bytes()
         for oldest in copies:
-            if used + shard.bytes <= self.limit:
-                return
+            if used + size <= self.limit:
+                break
             used -= oldest.stat().st_size
             oldest.unlink()
+        return used + size <= self.limit
+
+
+def _require_whole(url: str, shard: Shard) -> None:
+    try:
+        size = storage.size(url)
+    except StorageDown:
+        raise
+    except UserError:
+        if storage.exists(url):
+            raise
+        raise DamagedError(f"{url}: this shard has vanished; preprocess again") from None
+    if size != shard.bytes:
+        raise DamagedError(
+            f"{url}: damaged: {size} bytes instead of {shard.bytes}; preprocess again"
+        )
 
 
 def identity_of(path: Path) -> Identity | None:
@@ -169,11 +181,24 @@ def identity_of(path: Path) -> Identity | None:
     return None
 
 
+_arrived: dict[Identity, str] = {}  # digests of files that were hashed while they were written
+
+
 @lru_cache(maxsize=100_000)
 def sha256_of(path: Path, identity: Identity) -> str:
     """A file's sha256, read once in a process for as long as its identity is the same."""
+    if digest := _arrived.pop(identity, ""):
+        return digest
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def remember_sha256(part: Path, path: Path, digest: str) -> None:
+    """Note the digest of a file that is about to be renamed to `path`, instead of reading it."""
+    identity = identity_of(part)
+    if identity is not None:
+        _arrived[identity] = digest
+        sha256_of(path, identity)
 
 
 def map_file(path: Path, size: int) -> Image | None:

@@ -30,6 +30,8 @@ from pipeline.data.split import Split
 from pipeline.errors import DamagedError, UserError
 
 log = logging.getLogger("era")
+FETCHED = 4  # shards fetched in advance at once, their ranges one shard after another
+LOOK_AHEAD = 4096  # positions within which shards are fetched by their first use
 AGAIN = 60.0  # seconds between updates of what the cache holds for use
 
 
@@ -226,7 +228,7 @@ class _Ahead:
         self.split, self.order = split, order
         self.reached, self.said = (-1, -1), 0.0
         self.wanted: list[int] = []
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="era-fetch")
+        self.pool = ThreadPoolExecutor(FETCHED, thread_name_prefix="era-fetch")
 
     def reach(self, position: int) -> None:
         """Report the position being read; a new window is fetched in the background."""
@@ -234,6 +236,7 @@ class _Ahead:
         is_new = window != self.reached
         if is_new:
             self.reached, self.wanted = window, self._needed(*window)
+            self.wanted = self._by_first_use(position)
         if is_new or time.monotonic() - self.said > AGAIN:
             self.said = time.monotonic()
             self.split.shards.hold(self.wanted)
@@ -248,11 +251,18 @@ class _Ahead:
         together = list(dict.fromkeys([*wanted, *following]))
         return next((s for s in (together, wanted) if self.split.shards.fits(s)), [])
 
+    def _by_first_use(self, position: int) -> list[int]:
+        """The wanted shards, those first whose samples come next."""
+        epoch = position // self.order.per_epoch + 1
+        near = range(position, min(position + LOOK_AHEAD, epoch * self.order.per_epoch))
+        soon = dict.fromkeys(self.split.shard_of(self.order.image(p)) for p in near)
+        return [*(s for s in soon if s in self.wanted), *(s for s in self.wanted if s not in soon)]
+
     def _fetch(self, shard: int) -> None:
         if shard in self.wanted:  # unless reading has gone on since
             with suppress(UserError):  # the reader meets it again and reports it
-                self.split.shards.get(shard)
+                self.split.shards.prefetch(shard)
 
     def close(self) -> None:
-        """Finish the current download and cancel the others."""
+        """Finish the current downloads and cancel the others."""
         self.pool.shutdown(cancel_futures=True)

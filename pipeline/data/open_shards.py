@@ -48,6 +48,7 @@ class Shards(ABC):
         self._opened: dict[int, Opened] = {}
         self._refused: dict[int, str] = {}  # a damaged shard is read once
         self._lock = threading.Lock()
+        self._opening: dict[int, threading.Lock] = {}
 
     def where(self, shard: int) -> str:
         """A shard's URL."""
@@ -88,7 +89,17 @@ class Shards(ABC):
     def _identity(self, shard: int) -> Identity | None:
         """Of a shard's local file."""
 
+    def prefetch(self, shard: int) -> None:
+        """Open a shard that will be needed, unless another process is bringing it already."""
+        if shard not in self._opened:
+            self.get(shard)
+
     def _open(self, shard: int) -> Opened:
+        with self._opening.setdefault(shard, threading.Lock()):
+            opened = self._opened.get(shard)
+            return opened or self._open_once(shard)
+
+    def _open_once(self, shard: int) -> Opened:
         if shard in self._refused:
             raise DamagedError(self._refused[shard])
         try:
@@ -132,6 +143,10 @@ class CachedShards(Shards):
 
     def fits(self, shards: Collection[int]) -> bool:
         return sum(self.manifest.shards[shard].bytes for shard in shards) <= self.cache.limit
+
+    def prefetch(self, shard: int) -> None:
+        if not self.cache.is_coming(self.manifest.shards[shard]):
+            super().prefetch(shard)
 
     def hold(self, shards: Collection[int]) -> None:
         for shard in shards:

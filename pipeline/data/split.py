@@ -82,6 +82,10 @@ class Split:
         """A sample's key."""
         return self._entries[index][1].key
 
+    def shard_of(self, index: int) -> int:
+        """The number of the shard that a sample is in."""
+        return self._entries[index][0]
+
     def member(self, index: int, name: str) -> Image | None:
         """A member as an array on the memory map, not copied; None where the sample lacks it.
 

@@ -67,6 +67,12 @@ def written_beside(path: Path) -> Iterator[IO[bytes]]:
         beside.unlink(missing_ok=True)
 
 
+def allocate(path: Path, size: int) -> None:
+    """Create a file of this size that has no content yet."""
+    with explained(path), path.open("xb") as stream:
+        stream.truncate(size)
+
+
 def write_all(stream: IO[bytes], data: bytes, path: Path) -> None:
     """Write to an open stream; a failure names the final path."""
     with explained(path):

@@ -1,0 +1,78 @@
+"""Several ranges of several files at once, over one pool of connections of the process."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
+from functools import lru_cache
+from pathlib import Path
+
+from pipeline.storage.local import explained
+
+CONNECTIONS = 16  # ranges in transfer at once; with PART they bound the memory that is used
+PART = 8 << 20  # bytes; each range is retried by itself
+
+
+@lru_cache(maxsize=1)
+def _pool(pid: int) -> ThreadPoolExecutor:
+    """Serves ranges in the order in which they were asked for: the first file is whole first."""
+    return ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="era-range")
+
+
+def fill(read: Callable[[int, int], bytes], size: int, path: Path) -> str:
+    """Fill a file with ranges as they come; returns the sha256 of what is in it then.
+
+    Args:
+        read: the bytes [start, end) of the source.
+        size: bytes of the whole.
+        path: an existing file.
+
+    Raises:
+        UserError: what `read` raises, once no range is in transfer any more.
+    """
+    with explained(path):
+        target = os.open(path, os.O_RDWR)
+    try:
+        with explained(path):
+            os.ftruncate(target, size)
+        starts = range(0, size, PART)
+        pool, put = _pool(os.getpid()), _put(read, target, path)
+        parts = [pool.submit(copy_context().run, put, at, min(at + PART, size)) for at in starts]
+        return _hashed(parts, target, path)
+    finally:
+        os.close(target)
+
+
+def _put(read: Callable[[int, int], bytes], target: int, path: Path) -> Callable[[int, int], int]:
+    def put(start: int, end: int) -> int:
+        data = memoryview(read(start, end))
+        with explained(path):
+            while data:
+                data = data[os.pwrite(target, data, end - len(data)) :]
+        return end
+
+    return put
+
+
+def _hashed(parts: list[Future[int]], target: int, path: Path) -> str:
+    """Hash the file's parts in order, each as soon as it is there."""
+    digest, done = hashlib.sha256(), 0
+    try:
+        for part in parts:
+            end = part.result()
+            with explained(path):
+                while done < end:
+                    data = os.pread(target, min(1 << 20, end - done), done)
+                    if not data:
+                        raise OSError(errno.ESTALE, "shortened by another program")
+                    digest.update(data)
+                    done += len(data)
+    finally:
+        for part in parts:
+            part.cancel()
+        wait(parts)
+    return digest.hexdigest()
