@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -113,6 +113,47 @@ def test_workers_come_from_the_configuration() -> None:
     assert 'nvidia.com/gpu"' not in json.dumps(render(train(), KubernetesOptions()))
 
 
+def test_pods_have_the_shape_that_is_asked_for() -> None:
+    shape = KubernetesOptions("gpu", cpu="32", memory="400Gi", gpus_per_pod=4)
+    made = render(train("scaling.gpu=true", "scaling.workers=[4, 6]", "cache.max_gb=20"), shape)
+    group = made["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    assert [group[k] for k in ("replicas", "minReplicas", "maxReplicas")] == [1, 1, 2]
+    assert group["rayStartParams"]["num-cpus"] == "4"
+    pod = group["template"]["spec"]
+    resources = pod["containers"][0]["resources"]
+    assert resources["requests"] == {"cpu": "32", "memory": "400Gi", "ephemeral-storage": "42Gi"}
+    assert resources["limits"] == {"memory": "400Gi", "ephemeral-storage": "42Gi", GPU: 4}
+    assert pod["volumes"][0] == {"name": "cache", "emptyDir": {"sizeLimit": "22Gi"}}
+
+
+def test_an_overlay_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rendered by kubectl, images included; settings of the RayJob may lie beside it."""
+    monkeypatch.setenv("PATH", f"{BIN}:{os.environ['PATH']}")
+    own = tmp_path / "mine"
+    own.mkdir()
+    lines = [
+        f"resources: [{os.path.relpath(ROOT / 'k8s/overlays/gpu', own)}]",
+        "images: [{name: era, newName: registry/mine, newTag: '7'}]",
+        "patches:",
+        "  - target: {kind: RayCluster}",
+        "    patch: |-",
+        "      - op: add",
+        "        path: /spec/workerGroupSpecs/0/template/spec/runtimeClassName",
+        "        value: nvidia",
+    ]
+    (own / "kustomization.yaml").write_text("\n".join(lines))
+    (own / "rayjob.yaml").write_text("spec: {activeDeadlineSeconds: 60}\n")
+    made = render(train("scaling.gpu=true"), KubernetesOptions(str(own)))
+    assert problems(made) == []
+    group = made["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    assert group["template"]["spec"]["runtimeClassName"] == "nvidia"
+    assert group["template"]["spec"]["containers"][0]["image"] == "registry/mine:7"
+    assert made["spec"]["activeDeadlineSeconds"] == 60
+    (own / "kustomization.yaml").write_text("resources: [nowhere]\n")
+    with pytest.raises(UserError, match=r"--overlay .*mine: .*nowhere"):
+        render(train(), KubernetesOptions(str(own)))
+
+
 def test_a_verb_without_configuration_keeps_the_template() -> None:
     values = {"source": "s3://b/raw", "dest": "s3://b/dpdd"}
     made = render(urls_command("preprocess", ["--x"], values, False), KubernetesOptions())
@@ -132,7 +173,7 @@ def test_a_verb_without_configuration_keeps_the_template() -> None:
         ("gpu", [f"run.name={'x' * 44}"], {}, "48 characters; RayJob takes 47"),
         ("gpu", [], {"name": "Big_Name"}, "must be small letters"),
         ("gpu", ["run.root=/runs"], {}, "run.root=/runs is a path of one machine"),
-        ("cloud", [], {}, "expected one of base, gpu, kueue, local, spot"),
+        ("cloud", [], {}, "expected one of base, gpu, kueue, local, spot, or a folder"),
         ("../base", [], {}, "expected one of base, gpu, kueue, local, spot"),
     ],
 )
@@ -215,12 +256,17 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
 class Operator(threading.Thread):
     """Plays KubeRay: a new RayJob's states come one by one, or a running one's further states."""
 
-    def __init__(self, api: Api, *steps: Object, new: bool = True) -> None:
+    def __init__(
+        self, api: Api, *steps: Object, new: bool = True, after: Callable[[], bool] = lambda: True
+    ) -> None:
         super().__init__(daemon=True)
+        self.after = after
         self.api, self.steps, self.new = api, steps, new
         self.start()
 
     def run(self) -> None:
+        while not self.after():
+            time.sleep(0.05)
         while self.new and "status" in self.api.jobs.get("era-tiny", {"status": {}}):
             time.sleep(0.05)
         for step in self.steps:
@@ -291,7 +337,8 @@ def test_a_queued_or_suspended_rayjob_is_waited_for(
     """Through the lives of two drivers, each with a log of its own."""
     wanted = job(overlay)
     api.jobs["era-tiny"] = {**wanted, "status": {"jobDeploymentStatus": "Suspended"}}
-    Operator(api, {"jobDeploymentStatus": "Initializing"}, {**RUNNING, **DONE}, new=False)
+    states = {"jobDeploymentStatus": "Initializing"}, {**RUNNING, **DONE}
+    Operator(api, *states, new=False, after=lambda: "Suspended" in caplog.text)
     with caplog.at_level("INFO", "era"):
         assert run(wanted)[0].exit_code == 0
     assert ("goes on after `kubectl -n era patch rayjob" in caplog.text) is (overlay == "base")
@@ -360,7 +407,8 @@ def test_what_keeps_pods_from_running_is_shown(api: Api, caplog: pytest.LogCaptu
             "reason": "Earlier",
         },
     ]
-    Operator(api, {}, {}, {**RUNNING, **DONE}, new=False)
+    seen = "AutoscalerServiceAccountNotFound"
+    Operator(api, {**RUNNING, **DONE}, new=False, after=lambda: seen in caplog.text)
     with caplog.at_level("WARNING", "era"):
         assert run(job("base"))[0].exit_code == 0
     for line in (
@@ -391,6 +439,14 @@ def test_a_rayjob_that_is_being_deleted_is_not_followed(api: Api) -> None:
     Operator(api, {**RUNNING, **DONE})
     assert run(job("base"))[0].exit_code == 0
     assert [line for line in api.asked if line.startswith("POST")]
+
+
+def test_kubectls_context_may_be_chosen(api: Api) -> None:
+    api.jobs["era-tiny"] = {**job("base"), "status": {**RUNNING, **DONE}}
+    with pytest.raises(UserError, match=r"context.*elsewhere"):
+        submit_to_kubernetes(job("base"), lambda text: None, context="elsewhere")
+    Operator(api, {**RUNNING, **DONE})
+    assert submit_to_kubernetes(job("base"), lambda t: None, context="c", poll=0.2).exit_code == 0
 
 
 def test_a_lost_head_is_started_again(api: Api) -> None:

@@ -45,11 +45,24 @@ def submit(
         bool, typer.Option("--dry-run", help="With --kubernetes: only print the manifest.")
     ] = False,
     overlay: Annotated[
-        str, typer.Option(help="With --kubernetes: base, local, gpu, spot or kueue.")
+        str,
+        typer.Option(
+            help="With --kubernetes: base, local, gpu, spot, kueue, or a kustomization's folder."
+        ),
     ] = "",
     image: Annotated[str, typer.Option(help="With --kubernetes: the image.")] = "",
     name: Annotated[str, typer.Option(help="With --kubernetes: the RayJob's name.")] = "",
     namespace: Annotated[str, typer.Option(help="With --kubernetes (default: era).")] = "",
+    kube_context: Annotated[
+        str, typer.Option("--context", help="With --kubernetes: kubectl's context.")
+    ] = "",
+    cpu: Annotated[str, typer.Option(help="With --kubernetes: processors of a worker's pod.")] = "",
+    memory: Annotated[
+        str, typer.Option(help="With --kubernetes: memory of a worker's pod, such as 48Gi.")
+    ] = "",
+    gpus_per_pod: Annotated[
+        int, typer.Option(min=0, help="With --kubernetes: GPUs, and so workers, of each pod.")
+    ] = 0,
     shared: Annotated[
         bool, typer.Option("--shared", help="Local paths name one file system on every node.")
     ] = False,
@@ -71,8 +84,19 @@ def submit(
     if verb in VERBS:
         values = _parse(context, verb, arguments)
     ray = RayOptions(address, working_dir, env or (), stop_on_exit, as_json)
-    pods = KubernetesOptions(overlay, image, name, namespace or "era")
-    given = {"--overlay": overlay, "--image": image, "--name": name, "--namespace": namespace}
+    pods = KubernetesOptions(
+        overlay, image, name, namespace or "era", kube_context, cpu, memory, gpus_per_pod
+    )
+    given = {
+        "--overlay": overlay,
+        "--image": image,
+        "--name": name,
+        "--namespace": namespace,
+        "--context": kube_context,
+        "--cpu": cpu,
+        "--memory": memory,
+        "--gpus-per-pod": gpus_per_pod,
+    }
     code = 0
 
     def work() -> dict[str, Any]:
@@ -152,7 +176,7 @@ def _run(command: Command, ray: RayOptions, pods: KubernetesOptions, kubernetes:
         return submit_to_ray(command, ray, write)
     if ray.as_json:
         command = replace(command, arguments=(*command.arguments, "--json"))
-    return submit_to_kubernetes(_render(command, pods), write, ray.stop_on_exit)
+    return submit_to_kubernetes(_render(command, pods), write, ray.stop_on_exit, pods.context)
 
 
 def _render(command: Command, pods: KubernetesOptions) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def submit_to_kubernetes(
     rayjob: dict[str, Any],
     write: Callable[[str], None],
     stop_on_exit: bool = False,
+    context: str = "",
     poll: float = POLL,
     patience: float = PATIENCE,
 ) -> Outcome:
@@ -52,13 +53,14 @@ def submit_to_kubernetes(
         rayjob: as `render` made it.
         write: receives the job's log as it comes.
         stop_on_exit: Ctrl-C or SIGTERM here deletes the RayJob, instead of leaving it alone.
+        context: kubectl's; empty = the current one.
         poll: seconds between two polls.
         patience: seconds without an answer, after which the job counts as lost.
 
     Raises:
         UserError: if kubectl is missing or refuses, or another job has that name.
     """
-    job = _RayJob(rayjob["metadata"]["name"], rayjob["metadata"]["namespace"])
+    job = _RayJob(rayjob["metadata"]["name"], rayjob["metadata"]["namespace"], context)
     _start(job, rayjob)
     try:
         outcome = _follow(job, write, poll, patience)
@@ -88,8 +90,8 @@ def submit_to_kubernetes(
 class _RayJob:
     """One RayJob in the cluster that kubectl's context names."""
 
-    def __init__(self, name: str, namespace: str) -> None:
-        self.name, self.namespace = name, namespace
+    def __init__(self, name: str, namespace: str, context: str = "") -> None:
+        self.name, self.namespace, self.context = name, namespace, context
         found = shutil.which("kubectl")
         if not found:
             raise UserError(
@@ -100,9 +102,10 @@ class _RayJob:
 
     def kubectl(self, *arguments: str, given: str = "", seconds: float = 120.0) -> str:
         """Run kubectl in the job's namespace; its refusal is the user's error."""
+        chosen = ["--context", self.context] if self.context else []
         try:
             done = subprocess.run(
-                [self.program, "--namespace", self.namespace, *arguments],
+                [self.program, "--namespace", self.namespace, *chosen, *arguments],
                 input=given,
                 capture_output=True,
                 text=True,

@@ -1,13 +1,15 @@
 """A RayJob from a checked command: the manifests of `k8s/`, changed only where it says so.
 
-One pod holds one training worker. Changed are the workers' number, their processors and GPUs, the
-image, the name and the namespace; a test holds everything else equal to `k8s/`.
+One pod holds one training worker, or as many as it has GPUs. Changed are the workers' number, their
+processors, GPUs and disk, the image, the name and the namespace; a test holds everything else equal
+to `k8s/`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -30,16 +32,25 @@ class KubernetesOptions:
     """Where a RayJob runs.
 
     Attributes:
-        overlay: base, local, gpu, spot or kueue; empty = gpu where scaling.gpu says so, else base.
+        overlay: base, local, gpu, spot or kueue, or a folder with a kustomization.yaml; empty = gpu
+            where scaling.gpu says so, else base.
         image: of head and workers; empty = the manifest's.
         name: of the RayJob; empty = from the run.
         namespace: for all of it.
+        context: kubectl's; empty = the current one.
+        cpu, memory: of each worker's pod, such as 8 and 48Gi; empty = the manifest's.
+        gpus_per_pod: GPUs, and so workers, of each pod; 0 = the manifest's. More than one share
+            NVLink: pods of one GPU each cannot.
     """
 
     overlay: str = ""
     image: str = ""
     name: str = ""
     namespace: str = "era"
+    context: str = ""
+    cpu: str = ""
+    memory: str = ""
+    gpus_per_pod: int = 0
 
 
 def render(command: Command, options: KubernetesOptions) -> dict[str, Any]:
@@ -53,8 +64,11 @@ def render(command: Command, options: KubernetesOptions) -> dict[str, Any]:
     overlay = options.overlay or ("gpu" if config and config.scaling.gpu else "base")
     cluster = cluster_of(overlay)
     spec = cluster["spec"]
+    if options.gpus_per_pod:
+        _limits(spec)[GPU] = options.gpus_per_pod
     if config is not None:
         _size(spec, command, config, overlay)
+    _reshape(spec, options)
     if options.image:
         for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
             group["template"]["spec"]["containers"][0]["image"] = options.image
@@ -85,7 +99,8 @@ def _size(spec: dict[str, Any], command: Command, config: TrainConfig, overlay: 
     """One pod for each worker of the run, or of the trials that run side by side."""
     least, most = worker_range(config)
     group = spec["workerGroupSpecs"][0]
-    resources = group["template"]["spec"]["containers"][0]["resources"]
+    pod = group["template"]["spec"]
+    resources = pod["containers"][0]["resources"]
     gang = not spec.get("enableInTreeAutoscaling")
     has, needs = int(resources["limits"].get(GPU, 0)), int(config.scaling.gpu)
     found = []
@@ -103,15 +118,50 @@ def _size(spec: dict[str, Any], command: Command, config: TrainConfig, overlay: 
     if not needs and has:
         log.warning("scaling.gpu=false: the workers of overlay %s leave their GPUs alone", overlay)
         del resources["limits"][GPU]
-    group["minReplicas"] = group["replicas"] = least * command.at_once
-    group["maxReplicas"] = most * command.at_once
-    processors = config.scaling.cpus_per_worker
+    workers = max(has, 1) if needs else 1  # in each pod
+    group["minReplicas"] = group["replicas"] = -(-least * command.at_once // workers)
+    group["maxReplicas"] = -(-most * command.at_once // workers)
+    processors = workers * config.scaling.cpus_per_worker
     # Ray places by this number, so that a second worker doesn't squeeze into the pod.
     group["rayStartParams"]["num-cpus"] = str(processors)
     if not needs:
         resources["requests"]["cpu"] = str(max(processors, config.scaling.threads))
     elif int(resources["requests"]["cpu"]) < processors:
         resources["requests"]["cpu"] = str(processors)
+    _store(pod, math.ceil(config.cache.max_gb * 11 / 10))
+
+
+def _store(pod: dict[str, Any], cache: int) -> None:
+    """Room for a cache of so many GiB on the nodes' disks, beside all else that counts."""
+    resources = pod["containers"][0]["resources"]
+    before = _gibibytes(resources["limits"]["ephemeral-storage"])
+    for volume in pod["volumes"]:
+        if volume["name"] == "cache":
+            before -= _gibibytes(volume["emptyDir"]["sizeLimit"])
+            volume["emptyDir"]["sizeLimit"] = f"{cache}Gi"
+    whole = f"{before + cache}Gi"
+    if resources["requests"]["ephemeral-storage"] == resources["limits"]["ephemeral-storage"]:
+        resources["requests"]["ephemeral-storage"] = whole
+    resources["limits"]["ephemeral-storage"] = whole
+
+
+def _gibibytes(amount: str) -> int:
+    return int(amount.removesuffix("Gi"))
+
+
+def _reshape(spec: dict[str, Any], options: KubernetesOptions) -> None:
+    """What the user says about the workers' pods, over what the configuration needs."""
+    resources = spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]
+    if options.cpu:
+        resources["requests"]["cpu"] = options.cpu
+    if options.memory:
+        resources["requests"]["memory"] = resources["limits"]["memory"] = options.memory
+
+
+def _limits(spec: dict[str, Any]) -> dict[str, Any]:
+    pod = spec["workerGroupSpecs"][0]["template"]["spec"]
+    limits: dict[str, Any] = pod["containers"][0]["resources"]["limits"]
+    return limits
 
 
 def _name(command: Command) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,18 +20,57 @@ def overlays() -> list[str]:
 
 
 def cluster_of(overlay: str) -> dict[str, Any]:
-    """The RayCluster that `kubectl kustomize` would make of an overlay."""
-    if overlay not in overlays():
-        raise UserError(f"--overlay {overlay}: expected one of {', '.join(overlays())}")
+    """The RayCluster that `kubectl kustomize` makes of an overlay.
+
+    Args:
+        overlay: a packaged name, or a folder of the user's with a kustomization.yaml.
+
+    Raises:
+        UserError: if there is no such overlay, or it does not make one RayCluster.
+    """
+    if _is_own(overlay):
+        return _own_cluster(overlay)
     folder = _folder() / ("base" if overlay == "base" else f"overlays/{overlay}")
     return next(_clusters(folder))
 
 
 def job_of(overlay: str) -> dict[str, Any]:
-    """The RayJob's settings for an overlay, without name, entrypoint and cluster."""
+    """The RayJob's settings for an overlay, without name, entrypoint and cluster.
+
+    A folder of the user's may hold its own in a file rayjob.yaml, merged like those of k8s/jobs.
+    """
     job = _read(_folder() / "jobs" / "base.yaml")
-    own = _folder() / "jobs" / f"{overlay}.yaml"
-    return _merged(job, _read(own)) if overlay != "base" else dict(job)
+    own = Path(overlay) / "rayjob.yaml"
+    if not _is_own(overlay):
+        own = _folder() / "jobs" / f"{overlay}.yaml"
+    return _merged(job, _read(own)) if own.is_file() and overlay != "base" else dict(job)
+
+
+def _is_own(overlay: str) -> bool:
+    if overlay in overlays():
+        return False
+    if (Path(overlay) / "kustomization.yaml").is_file():
+        return True
+    raise UserError(
+        f"--overlay {overlay}: expected one of {', '.join(overlays())}, or a folder with a "
+        f"kustomization.yaml, whose resources may name {_folder() / 'overlays'}"
+    )
+
+
+def _own_cluster(folder: str) -> dict[str, Any]:
+    program = shutil.which("kubectl")
+    if not program:
+        raise UserError(f"--overlay {folder}: rendered by kubectl, which is not on the PATH")
+    # The packaged manifests lie elsewhere than the user's folder.
+    command = [program, "kustomize", "--load-restrictor=LoadRestrictionsNone", folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode:
+        raise UserError(f"--overlay {folder}: {' '.join(done.stderr.split())}")
+    found = [one for one in yaml.safe_load_all(done.stdout) if one and one["kind"] == "RayCluster"]
+    if len(found) != 1:
+        raise UserError(f"--overlay {folder}: makes {len(found)} RayClusters, expected one")
+    cluster: dict[str, Any] = found[0]
+    return cluster
 
 
 def _clusters(folder: Path) -> Iterator[dict[str, Any]]:
