@@ -13,6 +13,7 @@ import tarfile
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -255,7 +256,7 @@ def test_remote_shards_are_cached_checked_and_shared(
     assert {hashlib.sha256(p.read_bytes()).hexdigest() for p in copies} == {
         shard.sha256 for shard in manifest.shards
     }
-    monkeypatch.setattr("pipeline.storage.download_into", None)  # nothing is downloaded twice
+    monkeypatch.setattr("pipeline.storage.begin_download", None)  # nothing is downloaded twice
     assert samples(loader(open_split(url, str(tmp_path)))) == local
 
 
@@ -339,12 +340,12 @@ def test_vanished_and_damaged_objects_are_named_or_skipped(
         samples(loader(open_split(url, str(tmp_path))))
     downloads: list[str] = []
 
-    def counted(source: str, size: int, path: Path) -> str:
+    def counted(source: str, size: int, path: Path) -> Callable[[], str]:
         downloads.append(storage.name_of(source))
-        return download_into(source, size, path)
+        return begin_download(source, size, path)
 
-    download_into = storage.download_into
-    monkeypatch.setattr("pipeline.storage.download_into", counted)
+    begin_download = storage.begin_download
+    monkeypatch.setattr("pipeline.storage.begin_download", counted)
     lenient = loader(open_split(url, str(tmp_path)), skip_damaged=True)
     assert len(samples(lenient)) == PLAN.steps * PLAN.global_batch
     assert set(lenient.skipped) == {s.key for shard in (first, second) for s in shard.samples}

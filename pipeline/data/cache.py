@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from functools import lru_cache
@@ -65,6 +66,7 @@ class ShardCache:
     def __init__(self, folder: Path, limit_gb: float) -> None:
         self.folder, self.limit = folder, int(limit_gb * GB)
         self.locks = NodeLocks(folder)
+        self._beginning = threading.Lock()  # downloads are whole in the order they are asked for
 
     def open(self, url: str, shard: Shard) -> Image:
         """A shard's bytes as a memory map of its local copy, downloaded first where need be.
@@ -114,10 +116,13 @@ class ShardCache:
         return self.folder / f"{shard.sha256}.tar"
 
     def _download(self, url: str, shard: Shard, owned: bool) -> Image:
-        _require_whole(url, shard)
-        part, path = self._reserve(shard, owned), self._path(shard)
+        path = self._path(shard)
+        with self._beginning:
+            _require_whole(url, shard)
+            part = self._reserve(shard, owned)
+            finish = storage.begin_download(url, shard.bytes, part)
         try:
-            digest = storage.download_into(url, shard.bytes, part)
+            digest = finish()
             if digest != shard.sha256:
                 raise DamagedError(
                     f"{url}: damaged: its sha256 is not the manifest's; preprocess again"

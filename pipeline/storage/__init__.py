@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
@@ -31,12 +31,12 @@ from pipeline.storage.url import absolute, check_url, is_local, join, local_path
 __all__ = [
     "Entry",
     "absolute",
+    "begin_download",
     "check_writable",
     "checked_before_retries",
     "create",
     "delete",
     "download",
-    "download_into",
     "exists",
     "find",
     "folder_beside",
@@ -174,14 +174,18 @@ def download(url: str, path: str | Path) -> None:
 
     total = size(url)
     with written_beside(target) as stream:
-        download_into(url, total, Path(stream.name))
+        begin_download(url, total, Path(stream.name))()
 
 
-def download_into(url: str, size: int, path: Path) -> str:
-    """Fill an existing local file with a remote one of `size` bytes; returns its sha256."""
-    from pipeline.storage.ranges import fill
+def begin_download(url: str, size: int, path: Path) -> Callable[[], str]:
+    """Begin to fill an existing local file with a remote one of `size` bytes.
 
-    return fill(partial(read_bytes, url), size, path)
+    Files are whole in the order in which they were begun. What is returned must be called: it waits
+    for the end, and returns the sha256 of the file.
+    """
+    from pipeline.storage.ranges import begin
+
+    return begin(partial(read_bytes, url), size, path)
 
 
 def delete(url: str) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from pipeline.storage.local import explained
@@ -23,28 +23,25 @@ def _pool(pid: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="era-range")
 
 
-def fill(read: Callable[[int, int], bytes], size: int, path: Path) -> str:
-    """Fill a file with ranges as they come; returns the sha256 of what is in it then.
+def begin(read: Callable[[int, int], bytes], size: int, path: Path) -> Callable[[], str]:
+    """Ask for all ranges of a file, behind those asked for earlier.
 
     Args:
         read: the bytes [start, end) of the source.
         size: bytes of the whole.
-        path: an existing file.
+        path: an existing file, which they are written to.
 
-    Raises:
-        UserError: what `read` raises, once no range is in transfer any more.
+    Returns:
+        What must be called: it waits for them and returns the sha256 of what is in the file then.
+        It raises what `read` raises, once no range is in transfer any more.
     """
     with explained(path):
         target = os.open(path, os.O_RDWR)
-    try:
-        with explained(path):
-            os.ftruncate(target, size)
-        starts = range(0, size, PART)
-        pool, put = _pool(os.getpid()), _put(read, target, path)
-        parts = [pool.submit(copy_context().run, put, at, min(at + PART, size)) for at in starts]
-        return _hashed(parts, target, path)
-    finally:
-        os.close(target)
+        os.ftruncate(target, size)
+    starts = range(0, size, PART)
+    pool, put = _pool(os.getpid()), _put(read, target, path)
+    parts = [pool.submit(copy_context().run, put, at, min(at + PART, size)) for at in starts]
+    return partial(_hashed, parts, target, path)
 
 
 def _put(read: Callable[[int, int], bytes], target: int, path: Path) -> Callable[[int, int], int]:
@@ -75,4 +72,5 @@ def _hashed(parts: list[Future[int]], target: int, path: Path) -> str:
         for part in parts:
             part.cancel()
         wait(parts)
+        os.close(target)
     return digest.hexdigest()
