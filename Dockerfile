@@ -19,19 +19,25 @@ LABEL org.opencontainers.image.title="era" \
       org.opencontainers.image.licenses="Apache-2.0"
 # The dependencies change seldom, the code often: two layers.
 COPY --from=dependencies /opt/era /opt/era
+# Group 0 may write what the user may: OpenShift runs images as some user of that group.
 # Copied, not mounted: older buildahs take a layer from their cache though what it mounts has changed.
 COPY --from=code /wheels /wheels
 RUN /opt/era/bin/pip install --no-cache-dir --no-deps --no-index /wheels/*.whl \
-    && useradd --uid 1000 --create-home era \
-    && install -d -o era /era
+    && useradd --uid 1000 --gid 0 --create-home era \
+    && install -d -o era -g 0 /era \
+    && chmod -R g=u /home/era /era
 # The code's revision, kept with each checkpoint: --build-arg REVISION=$(git describe --always --dirty)
 ARG REVISION=
-LABEL org.opencontainers.image.revision=$REVISION
+ARG VERSION=
+LABEL org.opencontainers.image.revision=$REVISION \
+      org.opencontainers.image.version=$VERSION
 ENV ERA_REVISION=$REVISION \
     PATH=/opt/era/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     OMP_NUM_THREADS=1 \
-    RAY_USAGE_STATS_ENABLED=0
+    RAY_USAGE_STATS_ENABLED=0 \
+    HOME=/home/era \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000
 WORKDIR /era
 CMD ["era", "--help"]
