@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# A training run on a Kubernetes cluster of this machine's own, from nothing: needs Docker,
+# kubectl and kind. From the repository's root, with `era` installed: k8s/try.sh    (removed at the end; KEEP=1 keeps it)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+name=era-try era=${ERA:-.venv/bin/era} work=$(mktemp -d)
+export KUBECONFIG=$work/kubeconfig
+for program in docker kubectl kind "$era"; do
+    command -v "$program" >/dev/null || { echo "$program is missing" >&2; exit 2; }
+done
+clean_up() {
+    if [ -n "${KEEP:-}" ]; then
+        echo "kept: export KUBECONFIG=$KUBECONFIG; kind delete cluster --name $name" >&2
+    else
+        kind delete cluster --name "$name"
+        rm -rf "$work"
+    fi
+}
+trap clean_up EXIT
+
+docker build -t era .
+kind create cluster --name "$name"
+kind load docker-image era --name "$name"
+operator="github.com/ray-project/kuberay/ray-operator/config/default?ref=${KUBERAY:-v1.6.2}"
+kubectl apply --server-side -k "$operator" # its schemas are too large for a client-side apply
+kubectl rollout status deployment/kuberay-operator --timeout=300s
+kubectl create namespace era
+kubectl -n era create secret generic era-s3 --from-literal=AWS_ACCESS_KEY_ID=era \
+    --from-literal=AWS_SECRET_ACCESS_KEY="$(openssl rand -hex 20)"
+kubectl apply -k k8s/overlays/local
+kubectl -n era rollout status deployment/era-s3 --timeout=300s
+kubectl -n era delete raycluster era # the interactive cluster: its processors are the job's
+
+kubectl -n era port-forward service/era-s3 9000:9000 >/dev/null &
+secret() { kubectl -n era get secret era-s3 -o "jsonpath={.data.$1}" | base64 -d; }
+AWS_ACCESS_KEY_ID=$(secret AWS_ACCESS_KEY_ID) AWS_SECRET_ACCESS_KEY=$(secret AWS_SECRET_ACCESS_KEY)
+export AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_ENDPOINT_URL=http://127.0.0.1:9000
+export AWS_REQUEST_CHECKSUM_CALCULATION=when_required AWS_RESPONSE_CHECKSUM_VALIDATION=when_required
+sleep 3
+"$era" synthesize --photos bundled --dest "$work/pairs" --pairs 24
+"$era" preprocess --dataset dpdd --source "$work/pairs" --dest s3://era/shards
+"$era" submit train --kubernetes --overlay local --image era --config tiny \
+    run.root=s3://era/runs data.train=s3://era/shards/train scaling.workers=1 train.steps=100
+"$era" runs pull s3://era/runs/tiny --to runs/try
+echo "the trained network: runs/try" >&2
