@@ -27,6 +27,8 @@ from pipeline import storage
 from pipeline.cluster import join
 from pipeline.config import load_train_config
 from pipeline.errors import UserError
+from pipeline.report.parallel import parallel, scale
+from pipeline.runfolder import RunFolder
 from pipeline.runs import list_runs
 from pipeline.runs.search import find_runs
 from pipeline.tracking.mirror import run_id
@@ -36,8 +38,10 @@ from pipeline.tune import tune
 from pipeline.tune.begin import begin
 from pipeline.tune.config import load_sweep
 from pipeline.tune.ledger import Ledger
+from pipeline.tune.page import _cost
 from pipeline.tune.plan import Plan, Planner
 from pipeline.tune.record import TrialRecord, write_record
+from pipeline.tune.search import importance
 from pipeline.tune.space import grid, random_points, value_at
 from pipeline.tune.trial import trial_config, trial_count
 
@@ -72,7 +76,35 @@ def sweep_file(folder: Path, data: str, root: str, **changes: object) -> str:
     return str(path)
 
 
-# Points
+# Points and the page
+
+
+def test_importance_finds_the_key_that_matters() -> None:
+    points = random_points(SPACE, 40, seed=0)
+    results = [(p, -abs(math.log10(p["train.learning_rate"]) + 3)) for p in points]
+    found = importance(SPACE, results, maximise=True)
+    assert next(iter(found)) == "train.learning_rate" and sum(found.values()) == pytest.approx(1)
+    assert found["train.learning_rate"] > 0.8
+    assert importance(SPACE, results[:4], maximise=True) == {}
+
+
+def test_settings_are_drawn_against_results() -> None:
+    heights, ticks = scale([1e-4, 1e-2, 1e-3])
+    assert heights == pytest.approx([0, 1, 0.5]) and ticks == [(0.0, "0.0001"), (1.0, "0.01")]
+    assert scale(["b", [1], "b"])[0] == [0.0, 1.0, 0.0]
+    rows = [{"a": 1.0, "val/psnr": 2.0}, {"a": 2.0, "val/psnr": 3.0}, {"a": 3, "val/psnr": None}]
+    drawing = parallel(rows, ["a"], "val/psnr")
+    assert drawing.startswith("<svg") and "val/psnr" in drawing
+    assert parallel(rows[1:], ["a"], "val/psnr") == ""
+
+
+def test_a_sweep_over_networks_shows_what_each_costs(tmp_path: Path) -> None:
+    space = {"model.size": {"choice": ["tiny", "base"]}}
+    sweep = load_sweep(sweep_file(tmp_path, "data", ".", space=space, search="grid"), [])
+    small, large = (_cost(sweep, point) for point in grid(space))
+    assert small["parameters"] < large["parameters"] and small["GMAC"] < large["GMAC"]
+    assert _cost(sweep, {"model.size": None}) == {"parameters": None, "GMAC": None}
+    assert _cost(replace(sweep, space=SPACE), {}) == {}
 
 
 def test_points_are_keyed_and_within_their_ranges() -> None:
@@ -494,7 +526,7 @@ def test_sigterm_ends_a_sweep_in_order_and_no_secret_is_shown(
     hostile.mkdir(parents=True)
     (hostile / "tuner.pkl").write_bytes(b"cos\nsystem\n(S'touch " + bytes(hostile) + b"/x'\ntR.")
     process = subprocess.Popen(
-        command_for(path, "train.steps=100000", "train.validate_every=0"),
+        command_for(path, "train.steps=100000", "train.validate_every=0", "checkpoint.every=300"),
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **SECRETS, "RAY_TMPDIR": str(folder)},
@@ -511,6 +543,8 @@ def test_sigterm_ends_a_sweep_in_order_and_no_secret_is_shown(
         process.kill()
     assert process.returncode == 143, log
     assert "stopped by SIGTERM" in log
+    saved = RunFolder(str(url / "trial-000")).latest()
+    assert saved is not None and saved.step % 300, "the trial has not saved where it was"
     assert "*** " not in log
     files = [p for p in [*folder.rglob("*"), *url.rglob("*")] if p.is_file() and not p.is_symlink()]
     assert len(files) > 20

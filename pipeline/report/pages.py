@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.case import Case
+from pipeline.report.parallel import parallel
 from pipeline.report.pictures import Shown, curves, svg
 
 CURVES = {
@@ -72,6 +73,7 @@ class SweepPage:
         metric: what the trials are ranked by. rows: the table of trials, all with the same keys.
         curves: trial -> points (step, metric).
         best: URL of the best checkpoint. value: its metric. config: the best trial's.
+        settings: names of the searched keys among a row's. importance: of each, summing to 1.
     """
 
     title: str
@@ -81,12 +83,16 @@ class SweepPage:
     best: str
     value: float
     config: dict[str, Any]
+    settings: list[str] = field(default_factory=list)
+    importance: dict[str, float] = field(default_factory=dict)
 
 
 def write_sweep_page(url: str, page: SweepPage) -> None:
     """Write a sweep's page: a single self-contained file."""
     chart = svg(page.curves, legend=len(page.curves) <= 10, size=(8.0, 3.2))
-    storage.write_text(url, _template("sweep.html").render(page=page, chart=chart))
+    lines = parallel(page.rows, page.settings, page.metric)
+    text = _template("sweep.html").render(page=page, chart=chart, lines=lines)
+    storage.write_text(url, text)
 
 
 def write_demo_report(url: str, report: DemoReport) -> None:

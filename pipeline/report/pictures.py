@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.arrays import Image
 from pipeline.case import Case
 from pipeline.images import encode_png, from_float, to_float
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 JPEG_QUALITY = 92
 MAX_SIDE = 640  # pixels of an embedded picture; larger ones are reduced
@@ -158,8 +161,12 @@ def svg(
         axes.spines[["top", "right"]].set_visible(False)
         if legend:
             axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    drawn = stream.getvalue()
-    # Text and axes take the page's colour, which suits light and dark themes.
-    return drawn[drawn.index("<svg") :].replace("#000000", "currentColor")
+        return drawn(figure)
+
+
+def drawn(figure: Figure) -> str:
+    """A figure as inline SVG; black takes the page's colour, which suits light and dark themes."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :].replace("#000000", "currentColor")

@@ -20,7 +20,7 @@ from pipeline.errors import Stopped, UserError
 from pipeline.train.driver_channel import POLL_SECONDS, Report, start_channel
 from pipeline.train.entry import Payload, train_worker
 from pipeline.train.failures import find_user_error
-from pipeline.train.show import Display, OnEvent
+from pipeline.train.show import Ask, Display, OnEvent, never
 
 log = logging.getLogger("era")
 LISTEN_SECONDS = 5.0  # for workers that have just started to hear of a signal
@@ -41,11 +41,12 @@ def run_attempt(
     owner: str,
     on_event: OnEvent | None = None,
     gated: bool = False,
+    ask: Ask = never,
 ) -> None:
     """Run workers until the last step; Ray Train runs in a thread, so that signals are ours.
 
     Raises:
-        Stopped: after a signal or `on_event`'s request, with a checkpoint saved.
+        Stopped: after a signal or a request of `on_event` or `ask`, with a checkpoint saved.
         UserError: whatever a worker raised of that kind, or a wait that took too long.
         Exception: what ended the attempt otherwise.
     """
@@ -56,7 +57,7 @@ def run_attempt(
         thread = threading.Thread(
             target=run_trainer, args=(config, payload, scratch, outcome), daemon=True
         )
-        with Signals() as signals, Display(config.train.steps, on_event) as display:
+        with Signals() as signals, Display(config.train.steps, on_event, ask) as display:
             thread.start()
             try:
                 _Watch(config, channel, signals, display).until_ended(thread)
@@ -146,7 +147,7 @@ class _Watch:
         import ray
 
         if self.asking is None:
-            stop = bool(self.signals.received) or self.display.asked_to_stop
+            stop = bool(self.signals.received) or self.display.poll()
             self.asking = self.channel.collect.remote(stop)
         ready, _ = ray.wait([self.asking], timeout=seconds)
         if not ready:

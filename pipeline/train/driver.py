@@ -19,14 +19,18 @@ from pipeline.errors import DamagedError, Stopped, StorageDown, UserError
 from pipeline.runfolder.names import CHAOS
 from pipeline.train.attempt import run_attempt
 from pipeline.train.failures import root_cause, was_preempted
-from pipeline.train.show import OnEvent
+from pipeline.train.show import Ask, OnEvent, never
 
 log = logging.getLogger("era")
 TRIES_WITHOUT_PROGRESS = 3
 
 
 def train(
-    config: TrainConfig, on_event: OnEvent | None = None, *, gated: bool = False
+    config: TrainConfig,
+    on_event: OnEvent | None = None,
+    *,
+    gated: bool = False,
+    ask: Ask = never,
 ) -> dict[str, Any]:
     """Train the run that `config` names; the same call again resumes it.
 
@@ -36,13 +40,14 @@ def train(
             save and stop. Without it progress is shown.
         gated: wait after each validation until `on_event` has returned, so that a run that is
             stopped for its result makes no further step.
+        ask: asked twice a second whether to save and stop.
 
     Returns:
         `run` (URL), `step`, `best` (URL of the best checkpoint), `metrics` (of the last step).
 
     Raises:
         UserError: for input that cannot work, and after three failures without progress.
-        Stopped: after SIGTERM, Ctrl-C or `on_event`'s request, with a checkpoint saved.
+        Stopped: after SIGTERM, Ctrl-C or a request of `on_event` or `ask`, with a checkpoint saved.
     """
     config, run_url = prepared(config)
     store = CheckpointStore(run_url)
@@ -54,7 +59,7 @@ def train(
     # Logical processors as the run needs them: more workers than cores is slow, not wrong.
     with connected(worker_range(config)[1] * config.scaling.cpus_per_worker):
         require_resources(config)
-        _retry(config, run_url, store, on_event, gated)
+        _retry(config, run_url, store, on_event, gated, ask)
     return _summary(run_url, store)
 
 
@@ -96,6 +101,7 @@ def _retry(
     store: CheckpointStore,
     on_event: OnEvent | None,
     gated: bool = False,
+    ask: Ask = never,
 ) -> None:
     """Run attempts until one succeeds; failures are retried while new checkpoints appear."""
     folder = store.folder
@@ -106,7 +112,7 @@ def _retry(
             partial(folder.begin_attempt, config, before), "beginning of an attempt"
         )
         try:
-            return run_attempt(config, run_url, owner, on_event, gated)
+            return run_attempt(config, run_url, owner, on_event, gated, ask)
         except Exception as error:
             if isinstance(error, (Stopped, UserError)) and not isinstance(error, StorageDown):
                 raise  # another attempt would end the same way

@@ -13,6 +13,12 @@ from pipeline.train.driver_channel import Event
 
 log = logging.getLogger("era")
 OnEvent = Callable[[Event], object]  # returning True asks the run to save and stop
+Ask = Callable[[], bool]  # whether to save and stop; asked twice a second
+
+
+def never() -> bool:
+    """Nobody else asks the run to stop."""
+    return False
 
 
 class Display:
@@ -21,10 +27,11 @@ class Display:
     Args:
         steps: the number of steps of the whole run.
         on_event: receives the events instead, where a sweep listens.
+        ask: whether to stop, where a sweep asks.
     """
 
-    def __init__(self, steps: int, on_event: OnEvent | None) -> None:
-        self.steps, self.on_event = steps, on_event
+    def __init__(self, steps: int, on_event: OnEvent | None, ask: Ask = never) -> None:
+        self.steps, self.on_event, self.ask = steps, on_event, ask
         self.bar: Any = None
         self.task: Any = None
         self.last = 0.0
@@ -43,6 +50,11 @@ class Display:
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+    def poll(self) -> bool:
+        """Whether the run was asked to stop."""
+        self.asked_to_stop = self.asked_to_stop or self.ask()
+        return self.asked_to_stop
 
     def show(self, event: Event) -> None:
         """Show one event."""

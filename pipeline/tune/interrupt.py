@@ -1,10 +1,11 @@
-"""SIGTERM and Ctrl-C during a sweep: the trials end, and the same command resumes them."""
+"""SIGTERM and Ctrl-C during a sweep: the trials save and end; the same command resumes them."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,12 +16,20 @@ from ray.tune import Stopper
 from pipeline.errors import Stopped
 
 log = logging.getLogger("era")
+SAVE_SECONDS = 60.0  # for the trials, within the grace period of a pod
 
 
 class Interrupts(Stopper):
-    """Tells Tune to end the sweep once a signal has arrived."""
+    """Once a signal has arrived, asks the trials to save and end; after a while, ends them.
 
-    received = 0
+    Args:
+        channel: an actor of `pipeline.train.driver_channel` that the trials ask.
+    """
+
+    received, since = 0, 0.0
+
+    def __init__(self, channel: Any = None) -> None:
+        self.channel = channel
 
     @property
     def name(self) -> str:
@@ -32,8 +41,13 @@ class Interrupts(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Whether to end the sweep."""
-        return self.received > 0
+        """Whether to end the sweep whatever its trials do; Tune asks all the time."""
+        if not self.received:
+            return False
+        if not self.since:
+            self.since = time.monotonic()
+            self.channel.collect.remote(True)
+        return time.monotonic() - self.since > SAVE_SECONDS
 
 
 @contextmanager
@@ -44,7 +58,7 @@ def handled(interrupts: Interrupts) -> Iterator[None]:
         if interrupts.received:
             raise Stopped(interrupts.name)
         interrupts.received = number
-        log.info("%s: ending the trials", interrupts.name)
+        log.info("%s: the trials save a checkpoint and end", interrupts.name)
 
     if threading.current_thread() is not threading.main_thread():
         yield

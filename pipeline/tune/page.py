@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.report import SweepPage, write_sweep_page
+from pipeline.runfolder import higher_is_better
 from pipeline.runs.search import Run
 from pipeline.tune.config import SweepConfig
-from pipeline.tune.space import Point, value_at
+from pipeline.tune.search import importance
+from pipeline.tune.space import Point, in_space, overrides_of, value_at
 
 
 def write_page(
@@ -41,6 +43,10 @@ def write_page(
             config={
                 k: v for k, v in winner.config.items() if k in ("model", "data", "train", "loss")
             },
+            settings=list(sweep.space),
+            importance=importance(
+                sweep.space, _results(rows, sweep), higher_is_better(sweep.metric)
+            ),
         ),
     )
 
@@ -57,11 +63,30 @@ def _row(
         "trial": name,
         sweep.metric: run.value(sweep.metric) if run else None,
         **chosen,
+        **_cost(sweep, chosen),
         "step": run.step if run else 0,
         "state": "failed" if failed else "finished" if finished else "stopped early",
         "attempts": len(run.attempts) if run else 0,
         "error": failed[1] if failed else "",
     }
+
+
+def _cost(sweep: SweepConfig, chosen: Point) -> dict[str, Any]:
+    """Where networks differ: a trial's parameters, and 10^9 multiply-adds of 256x256 pixels."""
+    if not any(key.startswith("model.") for key in sweep.space):
+        return {}
+    if not in_space(sweep.space, chosen):  # the run's configuration is damaged
+        return {"parameters": None, "GMAC": None}
+    import era
+
+    model = sweep.training(overrides_of(chosen)).model
+    cost = era.cost(era.named_config(model.size, **model.overrides), 256, 256)
+    return {"parameters": cost.parameters, "GMAC": cost.macs / 1e9}
+
+
+def _results(rows: list[dict[str, Any]], sweep: SweepConfig) -> list[tuple[Point, float]]:
+    points = [({key: row.get(key) for key in sweep.space}, row[sweep.metric]) for row in rows]
+    return [(p, value) for p, value in points if value is not None and in_space(sweep.space, p)]
 
 
 def _curve(run: Run, metric: str) -> list[tuple[float, float]]:

@@ -15,6 +15,7 @@ from pipeline.config.check import worker_range
 from pipeline.errors import Stopped, UserError
 from pipeline.runs import best_run
 from pipeline.runs.search import find_runs
+from pipeline.train.driver_channel import start_channel
 from pipeline.tune.begin import FILE, begin
 from pipeline.tune.config import SweepConfig, load_sweep
 from pipeline.tune.ledger import Ledger
@@ -23,7 +24,7 @@ from pipeline.tune.plan import Planner
 from pipeline.tune.trial import run_trial, trial_name
 
 if TYPE_CHECKING:
-    from ray.tune import Stopper
+    from pipeline.tune.interrupt import Interrupts
 
 log = logging.getLogger("era")
 TUNE_SETTINGS = {
@@ -77,6 +78,7 @@ def _run(sweep: SweepConfig, ledger: Ledger) -> None:
         tempfile.TemporaryDirectory(prefix="era-tune-") as scratch,
         environment(**TUNE_SETTINGS),
     ):
+        interrupts.channel = start_channel()
         planner = Planner(sweep, len(ledger.unfinished()))
         plan = planner.plan()
         log.info("%s", plan)
@@ -115,7 +117,7 @@ def _summary(sweep: SweepConfig, ledger: Ledger) -> dict[str, Any]:
 
 
 def _tuner(
-    sweep: SweepConfig, ledger: Ledger, planner: Planner, scratch: str, stopper: Stopper
+    sweep: SweepConfig, ledger: Ledger, planner: Planner, scratch: str, interrupts: Interrupts
 ) -> Any:
     """A new Tuner at every start; what Tune itself writes stays in a folder that is deleted.
 
@@ -128,14 +130,20 @@ def _tuner(
     from pipeline.tune.schedule import Decisions, Unfinished, rule_of
 
     _forward_no_credentials()
-    work = partial(run_trial, sweep=sweep, url=ledger.url, folder=str(Path.cwd()))
+    work = partial(
+        run_trial,
+        sweep=sweep,
+        url=ledger.url,
+        folder=str(Path.cwd()),
+        channel=interrupts.channel,
+    )
     return tune.Tuner(
         tune.with_resources(work, planner.plan().driver),
         tune_config=tune.TuneConfig(
             metric=sweep.metric,
             mode="max" if ledger.maximise else "min",
             num_samples=planner.trials,
-            search_alg=Unfinished(ledger, planner.at_once),
+            search_alg=Unfinished(ledger, planner.at_once, lambda: interrupts.received > 0),
             scheduler=Decisions(ledger, rule_of(sweep)),
             trial_dirname_creator=_dirname,
             trial_name_creator=_dirname,
@@ -144,7 +152,7 @@ def _tuner(
             name="sweep",
             storage_path=scratch,
             failure_config=tune.FailureConfig(max_failures=sweep.retries),
-            stop=stopper,
+            stop=interrupts,
             callbacks=[Reporter(ledger)],
             verbose=0,
         ),

@@ -32,12 +32,15 @@ class Unfinished(Searcher):
 
     Args:
         ledger: of the sweep's trials. at_once: says how many may run at the same time now.
+        ending: whether no trial is to start any more.
     """
 
-    def __init__(self, ledger: Ledger, at_once: Callable[[], int]) -> None:
+    def __init__(
+        self, ledger: Ledger, at_once: Callable[[], int], ending: Callable[[], bool]
+    ) -> None:
         super().__init__()
         self.ledger, self.waiting = ledger, ledger.unfinished()
-        self.at_once = at_once
+        self.at_once, self.ending = at_once, ending
         self.running: set[str] = set()
 
     def set_search_properties(self, *_: Any, **__: Any) -> bool:
@@ -46,7 +49,7 @@ class Unfinished(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial's number, its point recorded in its folder; None: not yet."""
-        if not self.waiting:
+        if not self.waiting or self.ending():
             return Searcher.FINISHED
         if len(self.running) >= self.at_once():
             return None

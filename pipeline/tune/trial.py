@@ -64,25 +64,29 @@ def results_of(run: Run, metric: str) -> dict[int, float]:
     }
 
 
-def run_trial(parameters: dict[str, Any], sweep: SweepConfig, url: str, folder: str) -> None:
+def run_trial(
+    parameters: dict[str, Any], sweep: SweepConfig, url: str, folder: str, channel: Any
+) -> None:
     """Tune's trainable: trains, reporting each validation; the same trial again resumes its run.
 
     Args:
         parameters: Tune's: the trial's number. url: the sweep's folder.
         folder: the command's working folder, for relative paths.
+        channel: to the command, which may ask the trial to save and end.
 
     Raises:
         RuntimeError: for any failure, with its reason in one line.
     """
     work_in(folder)
     try:
-        _Trial(sweep, url, parameters[INDEX]).run()
+        _Trial(sweep, url, parameters[INDEX], channel).run()
     except Exception as error:
         raise RuntimeError(f"{FAILED}{root_cause(error)}") from None
 
 
 class _Trial:
-    def __init__(self, sweep: SweepConfig, url: str, index: int) -> None:
+    def __init__(self, sweep: SweepConfig, url: str, index: int, channel: Any) -> None:
+        self.channel = channel
         self.metric, self.stoppable = sweep.metric, sweep.scheduler != "none"
         self.url = storage.join(url, trial_name(index))
         record = read_record(self.url)
@@ -92,12 +96,16 @@ class _Trial:
         self.config = trial_config(sweep, index, record.point)
 
     def run(self) -> None:
+        if self._sweep_ends():
+            return
         if self.stoppable and self._stopped_by_past_results():
             return
         try:
-            summary = train(self.config, on_event=self._on_event, gated=self.stoppable)
+            summary = train(
+                self.config, on_event=self._on_event, gated=self.stoppable, ask=self._sweep_ends
+            )
         except Stopped:
-            if self._is_stopped():
+            if self._is_stopped() or self._sweep_ends():
                 return
             raise
         # A run that was finished already reports its result again: Tune may not have it.
@@ -129,6 +137,11 @@ class _Trial:
 
         wanted = {key: values[key] for key in (self.metric, LINE) if key in values}
         tune.report({**wanted, "step": step})
+
+    def _sweep_ends(self) -> bool:
+        import ray
+
+        return bool(ray.get(self.channel.exchange.remote([])))
 
     def _is_stopped(self) -> bool:
         record = storage.retry_outages(lambda: read_record(self.url), self.url)
