@@ -27,7 +27,7 @@ from pipeline.errors import DamagedError, UserError
 
 FORMAT = "era-shards/1"
 NAME = "manifest.json"
-MAX_BYTES = 256 << 20  # some 400,000 samples
+MAX_BYTES = 512 << 20  # some 1.3 million samples
 Member = Annotated[str, StringConstraints(pattern=r"^((blur|sharp|radius)[.]npy|json)$")]
 Size = Annotated[int, Field(strict=True, ge=1, lt=1 << 62)]  # bytes
 Side = Annotated[int, Field(strict=True, ge=1, le=1 << 20)]  # pixels
