@@ -138,12 +138,16 @@ def config_of(size: str) -> ErAConfig:
 
 
 def network(size: str, seed: int = 0) -> ErA:
-    """A network in which nothing is zero, in training mode, float32 on the CPU."""
+    """A network in which nothing is zero, in training mode, float32 on the CPU.
+
+    What starts at zero gets small values: larger ones grow over the stages until float16 overflows.
+    """
     torch.manual_seed(seed)
     model = ErA(config_of(size)).train()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.01 * torch.randn_like(parameter))
+            if not parameter.any():
+                parameter.add_(1e-3 * torch.randn_like(parameter))
     return model
 
 

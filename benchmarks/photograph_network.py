@@ -35,6 +35,7 @@ CONFIG = {
 }
 # From which share of the time on: pairs in a batch, side of the crops.
 SIZES = ((0.0, 48, 192), (0.4, 32, 256), (0.8, 16, 384))
+RADIUS_MAX = 25.0  # pixels, of the pairs
 ESTIMATOR_ALONE = 0.05
 RATE, CLIP, EMA = 1e-3, 1.0, 0.999
 RELATIVE, FREQUENCY, RADIUS = 0.015, 0.3, 0.3
@@ -70,7 +71,6 @@ def load(folder: Path, device: str) -> list[Tensor]:
 def train(asked: argparse.Namespace, photos: list[Tensor]) -> None:
     """Train, and write the averaged weights every minute and at the end."""
     torch.manual_seed(asked.seed)
-    torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     model = ErA(config())
     if asked.begin:
@@ -82,7 +82,7 @@ def train(asked: argparse.Namespace, photos: list[Tensor]) -> None:
     optimizer = torch.optim.AdamW(groups, RATE, betas=(0.9, 0.99), weight_decay=1e-4)
     parameters = list(model.parameters())
     average = [p.detach().clone() for p in parameters]
-    pairs = CameraPairs(photos, 25.0, asked.seed)
+    pairs = CameraPairs(photos, RADIUS_MAX, asked.seed)
     begun, saved, step, sums = time.monotonic(), 0.0, 0, torch.zeros(4, device=asked.device)
     log = (asked.out / "log.jsonl").open("a")
     while (elapsed := time.monotonic() - begun) < asked.seconds:

@@ -425,11 +425,12 @@ def test_what_restore_refuses(run: str, tmp_path: Path) -> None:
 
 
 def test_shipped_model_restores_at_once(tmp_path: Path) -> None:
-    """No --checkpoint: `tiny` comes with the program, whole, and makes a blurred picture better."""
-    shipped = open_checkpoint(str(SHIPPED / "tiny"))
-    shipped.verify()
-    assert shipped.files["model.safetensors"]["bytes"] <= 3_000_000
-    assert "On unseen photographs" in (SHIPPED / "tiny" / "README.md").read_text()
+    """Networks come with the program, whole, and the default makes a blurred picture better."""
+    for name, most in (("photographs", 12_000_000), ("tiny", 3_000_000)):
+        shipped = open_checkpoint(str(SHIPPED / name))
+        shipped.verify()
+        assert shipped.files["model.safetensors"]["bytes"] <= most
+    assert "On real pictures" in (SHIPPED / "photographs" / "README.md").read_text()
     sharp = skimage.data.chelsea()[:256, :256]
     blurred = cv2.filter2D(sharp, -1, psf("disk", 5.0))
     cv2.imwrite(str(tmp_path / "a.png"), blurred[..., ::-1])

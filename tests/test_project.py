@@ -133,4 +133,5 @@ def test_wheel_holds_configurations_and_templates(tmp_path: Path) -> None:
     assert "pipeline/_configs/train/tiny.yaml" in names
     assert "pipeline/_k8s/base/ray-cluster.yaml" in names
     assert "pipeline/report/templates/report.html" in names
-    assert "pipeline/models/tiny/model.safetensors" in names
+    for name in ("photographs", "tiny"):
+        assert f"pipeline/models/{name}/model.safetensors" in names

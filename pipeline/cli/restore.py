@@ -24,7 +24,7 @@ def restore(
         typer.Option(
             help="A run (its best checkpoint), a checkpoint, a bundle, or a shipped model."
         ),
-    ] = "tiny",
+    ] = "photographs",
     working_scale: Annotated[
         str,
         typer.Option(

@@ -64,7 +64,7 @@ class RestoreJob:
 def restore(
     inputs: Sequence[str],
     out: str,
-    checkpoint: str = "tiny",
+    checkpoint: str = "photographs",
     working_scale: float | str = 1.0,
     memory_gb: float = 3.0,
     compare: bool = False,

@@ -1,0 +1,71 @@
+"""Make the shipped network `photographs` of trained weights.
+
+    python -m benchmarks.photograph_bundle OUT [--to DIR]
+
+OUT is what `benchmarks.photograph_network` left. DIR (default: pipeline/models/photographs) becomes
+a bundle; its card takes the sections of benchmarks/photographs.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from benchmarks.photograph_network import CONFIG, config
+from era import ErA, parameter_count
+from pipeline import __version__, storage
+from pipeline.checkpoint.loading import SHIPPED
+from pipeline.runfolder import fingerprint, write_commit
+from pipeline.runfolder.names import CONFIG as CONFIG_FILE
+from pipeline.runfolder.names import META, MODEL
+from pipeline.runs.pull import CARD
+
+NAME = "photographs"
+TEXT = Path(__file__).with_name("photographs.md")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("trained", type=Path, metavar="OUT")
+    parser.add_argument("--to", type=Path, default=SHIPPED / NAME)
+    parser.add_argument("--revision", default="", help="of the code that trained it")
+    asked = parser.parse_args()
+    bundle(asked.trained, asked.to, asked.revision)
+
+
+def bundle(trained: Path, to: Path, revision: str) -> None:
+    """Write the bundle, COMMIT last."""
+    model = ErA(config())
+    model.load_state_dict(load_file(trained / "weights.safetensors"))
+    step = json.loads((trained / "log.jsonl").read_text().splitlines()[-1])["step"]
+    meta = {
+        "format": "era-checkpoint/1",
+        "step": step,
+        "model": model.config.to_dict(),
+        "git": revision or None,
+        "versions": {"era": __version__, "torch": torch.__version__.partition("+")[0]},
+        "machine": platform.machine(),
+    }
+    overrides = {k: list(v) if isinstance(v, tuple) else v for k, v in CONFIG.items()}
+    settings = {"run": {"name": NAME}, "model": {"size": "tiny", "overrides": overrides}}
+    files = {
+        MODEL: (trained / "weights.safetensors").read_bytes(),
+        META: json.dumps(meta, indent=1).encode(),
+        CONFIG_FILE: yaml.safe_dump(settings, sort_keys=False).encode(),
+        CARD: TEXT.read_bytes(),
+    }
+    for name, data in files.items():
+        storage.write_bytes(str(to / name), data)
+    write_commit(str(to), step, {}, {name: fingerprint(data) for name, data in files.items()})
+    print(f"{to}: {parameter_count(model):,} parameters, step {step}")
+
+
+if __name__ == "__main__":
+    main()
