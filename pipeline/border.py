@@ -36,12 +36,15 @@ class BadInput(DamagedError):
     """A file that is not what it must be; the message names it, the place in it and the reason."""
 
 
-def parse_json(data: bytes, where: str, most: int = MAX_JSON_BYTES) -> Any:
+def parse_json(
+    data: bytes, where: str, most: int = MAX_JSON_BYTES, nan_is_null: bool = False
+) -> Any:
     """Parse strict JSON in UTF-8.
 
     Args:
         where: the file's name, for messages.
         most: bytes allowed.
+        nan_is_null: take NaN and Infinity, which earlier versions wrote, as null.
 
     Raises:
         BadInput: also for duplicate keys, numbers that are not finite or have more than 19 digits,
@@ -54,7 +57,7 @@ def parse_json(data: bytes, where: str, most: int = MAX_JSON_BYTES) -> Any:
         value = json.loads(
             text,
             object_pairs_hook=_unique,
-            parse_constant=_refuse_constant,
+            parse_constant=_null if nan_is_null else _refuse_constant,
             parse_int=_integer,
             parse_float=_finite,
         )
@@ -110,6 +113,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise _Refused(f"{name} is not a number of JSON")
+
+
+def _null(name: str) -> None:
+    return None
 
 
 def _integer(text: str) -> int:

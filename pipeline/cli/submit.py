@@ -198,7 +198,7 @@ def _summary(outcome: Outcome, as_json: bool) -> dict[str, Any]:
         lines = [line for line in outcome.log.splitlines() if line.startswith("{")]
         try:
             summary["result"] = json.loads(lines[-1]) if lines else None
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             summary["result"] = None
     return summary
 

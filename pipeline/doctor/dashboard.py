@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+from pipeline.border import BadInput, parse_json, validated
 from pipeline.cluster import job_client, wait_for
 from pipeline.doctor.finding import FAILURE, Finding, judged
 
 LONGEST_SECONDS = 420  # of the whole job
 NOT_FOUND = 127  # a shell's exit code
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What `era doctor --json` prints, as far as it is used here."""
+
+    checks: list[Finding]
 
 
 def check_dashboard(address: str, bucket: str, data: str, workers: int) -> Iterator[Finding]:
@@ -49,19 +57,23 @@ def _findings(client: Any, job: str) -> Iterator[Finding]:
         cure = f"see `ray job logs {job}` and `ray status`"
         yield Finding("cluster", FAILURE, f"no result within {LONGEST_SECONDS} s; {cure}")
         return
-    found = _last_json(client.get_job_logs(job))
+    found = _last_checks(client.get_job_logs(job))
     if found is not None:
-        for finding in found["checks"]:
-            yield Finding(f"cluster: {finding['check']}", finding["state"], finding["text"])
+        for finding in found:
+            yield Finding(f"cluster: {finding.check}", finding.state, finding.text)
         client.delete_job(job)
         return
     yield _no_result(client, job)
 
 
-def _last_json(log: str) -> dict[str, Any] | None:
+def _last_checks(log: str) -> list[Finding] | None:
     for line in reversed(log.splitlines()):
         if line.startswith('{"checks"'):
-            return dict(json.loads(line))
+            try:
+                values = parse_json(line.encode("utf-8", "surrogatepass"), "the job's result")
+                return validated(_Result, values, "the job's result").checks
+            except BadInput:
+                return None
     return None
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.errors import masked
 
-OK, WARNING, FAILURE = "ok", "warning", "failure"
+State = Literal["ok", "warning", "failure"]
+OK: State = "ok"
+WARNING: State = "warning"
+FAILURE: State = "failure"
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,7 @@ class Finding:
     """One line: what was checked, its state and, unless it is ok, the cure."""
 
     check: str
-    state: str
+    state: State
     text: str
 
     def __post_init__(self) -> None:
@@ -22,6 +26,6 @@ class Finding:
         object.__setattr__(self, "text", masked(self.text))
 
 
-def judged(check: str, good: bool, text: str, cure: str, otherwise: str = WARNING) -> Finding:
+def judged(check: str, good: bool, text: str, cure: str, otherwise: State = WARNING) -> Finding:
     """A finding that is ok or not; the cure is shown only where one is needed."""
     return Finding(check, OK, text) if good else Finding(check, otherwise, f"{text}; {cure}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import storage
+from pipeline.border import BadInput, parse_json
 from pipeline.errors import DamagedError, UserError
 from pipeline.runfolder.lines import is_number, numbers
 from pipeline.runfolder.names import COMMIT
@@ -79,8 +79,8 @@ def read_object(url: str) -> dict[str, Any]:
 def parse_object(url: str, data: bytes) -> dict[str, Any]:
     """The object of a JSON text; the constants NaN and Infinity become None."""
     try:
-        value = json.loads(data, parse_constant=lambda name: None)
-    except (ValueError, RecursionError):
+        value = parse_json(data, url, LIMIT, nan_is_null=True)
+    except BadInput:
         value = None
     if not isinstance(value, dict):
         raise DamagedError(f"{url}: damaged (not the JSON that it should be)")

@@ -6,10 +6,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline import storage
 from pipeline.checkpoint import resolve
+from pipeline.config.load import parse_plain
 from pipeline.errors import DamagedError, UserError
 from pipeline.runfolder import (
     BEST_BY,
@@ -102,12 +101,9 @@ def _download(checkpoint: Checkpoint, name: str, target: Path) -> None:
 
 def _parsed(config: str, url: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(config)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise DamagedError(f"{url}: its {CONFIG} is not the configuration of a run")
-    return values
+        return parse_plain(config, url)
+    except UserError:
+        raise DamagedError(f"{url}: its {CONFIG} is not the configuration of a run") from None
 
 
 def _config_text(checkpoint: Checkpoint) -> str:

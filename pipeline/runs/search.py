@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import yaml
-
 from pipeline import storage
+from pipeline.config.load import parse_plain
 from pipeline.errors import StorageDown, UserError
 from pipeline.runfolder import (
     Checkpoint,
@@ -51,15 +50,12 @@ class Run:
         """config.yaml; empty where it is damaged."""
         url = storage.join(self.url, CONFIG)
         try:
-            values = yaml.safe_load(storage.read_text(url))
+            return parse_plain(storage.read_text(url), url)
         except StorageDown:
             raise
-        except (UserError, yaml.YAMLError, ValueError, RecursionError):
-            values = None
-        if not isinstance(values, dict):
+        except UserError:
             log.warning("%s: not the configuration of a run; it is left out", url)
             return {}
-        return values
 
     def section(self, name: str) -> dict[str, Any]:
         """A section of config.yaml; empty where it is missing or no section."""

@@ -42,7 +42,7 @@ def history(data: bytes) -> Iterator[dict[str, Any]]:
             items = record.history.item
             try:
                 row = {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in items}
-            except ValueError:
+            except (ValueError, RecursionError):
                 return
             if isinstance(row.get("global_step"), int):
                 yield row
