@@ -11,6 +11,7 @@ from pipeline.errors import UserError, masked
 
 # s3: and s3:/x would be local paths
 _CUT_SCHEME = re.compile(r"(s3|s3a|gs|gcs|az|abfss?|https?|s?ftp|hdfs):(/(?!/)|$)", re.IGNORECASE)
+LONGEST = 4096  # characters; no path of Linux and no key of a bucket has more
 _SIGNED = re.compile(r"[?&](x-amz-|signature=|awsaccesskeyid=|sig=|token=)", re.IGNORECASE)
 # What a scheme needs: the package, and the extra that brings it.
 CLOUDS = {
@@ -79,6 +80,8 @@ def check_url(url: str) -> None:
     """
     if not url.removeprefix("file://").strip():
         raise UserError("an empty URL: give a local path or s3://bucket/key")
+    if len(url) > LONGEST:
+        raise UserError(f"a URL of {len(url)} characters; at most {LONGEST} are taken")
     if "\0" in url:
         raise UserError("a URL contains a NUL character; give a local path or s3://bucket/key")
     if _CUT_SCHEME.match(url):

@@ -55,7 +55,8 @@ def values_near(draw: st.DrawFn, sample: Any) -> Any:
         if holder is not whole and draw(st.integers(0, 4)) == 0:
             del holder[key]
         else:
-            holder[key] = draw(st.sampled_from(HOSTILE))
+            # A copy: a later edit may go into it.
+            holder[key] = copy.deepcopy(draw(st.sampled_from(HOSTILE)))
     return whole[0]
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from pipeline.config import load_train_config
 from pipeline.data.manifest import parse_manifest
 from pipeline.data.split import open_split
 from pipeline.doctor.dashboard import _last_checks
+from pipeline.errors import UserError
 from pipeline.evaluate.labels import read_labels
 from pipeline.images import codecs
 from pipeline.preprocess.layouts import read_layout
@@ -183,9 +185,7 @@ def _of_settings(folder: Path) -> dict[str, Target]:
         "url": Target(read_url, bytes_near(b"s3://bucket/folder/name?versionId=1")),
         "checks": Target(
             lambda d: _last_checks(d.decode("utf-8", "surrogateescape")),
-            json_near(
-                b'{"checks": [{"check": "a", "state": "ok", "text": "b"}], "failures": 0}'
-            ),
+            json_near(b'{"checks": [{"check": "a", "state": "ok", "text": "b"}], "failures": 0}'),
         ),
     }
 
@@ -265,11 +265,5 @@ def _photograph(name: str, sample: bytes) -> Target:
 
 
 def _refused(use: Callable[[], object]) -> None:
-    from pipeline.errors import UserError
-
-    try:
+    with suppress(UserError):
         use()
-    except UserError:
-        pass
-
-

@@ -24,7 +24,7 @@ NAMES = [
     *("photograph.jpeg", "photograph.cmyk", "photograph.webp", "photograph.webp-alpha"),
     *("photograph.tiff", "photograph.bigtiff"),
 ]
-FEW, MANY = 10, int(os.environ.get("ERA_FUZZ_EXAMPLES", "150"))
+FEW, MANY = 15, int(os.environ.get("ERA_FUZZ_EXAMPLES", "100"))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def _one(target: Target, content: bytes) -> None:
     try:
         target.read(content)
     except UserError as error:
-        assert len(str(error)) < 2000
+        assert len(str(error)) < 10_000  # a URL is repeated, of at most 4096 characters
 
 
 def _many(target: Target, count: int, derandomize: bool) -> None:
@@ -75,5 +75,3 @@ def test_only_refusals_come_out_of_many(name: str, known: dict[str, Target]) -> 
 
 def test_every_target_is_fuzzed(known: dict[str, Target]) -> None:
     assert sorted(known) == sorted(NAMES)
-
-
