@@ -92,6 +92,8 @@ class Checkpoint:
         stream = io.BytesIO(self.read(TRAINING))
         try:
             state = torch.load(stream, map_location="cpu", weights_only=True)
+        except MemoryError:  # a sound file on a small machine
+            raise
         except Exception:  # whatever a foreign file makes of torch.load
             state = None
         if not isinstance(state, dict):
