@@ -7,7 +7,6 @@ import math
 from typing import Any, TypeGuard
 
 from pipeline import storage
-from pipeline.border import BadInput, parse_json
 from pipeline.errors import UserError
 
 Line = dict[str, Any]
@@ -41,8 +40,8 @@ def parse_line(line: str, url: str) -> Line:
         UserError: if it is not a JSON object.
     """
     try:
-        value = parse_json(line.encode("utf-8", "surrogatepass"), url)
-    except BadInput:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise UserError(_damaged(url))
