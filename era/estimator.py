@@ -154,8 +154,14 @@ def blur_features(blur: Tensor, bands: int) -> Tensor:
 
 
 def luminance(image: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B, 1, H, W)."""
-    return torch.einsum("bchw,c->bhw", image, image.new_tensor(LUMA))[:, None]
+    """(B, 3, H, W) -> (B, 1, H, W); never under autocast, which would round it to a half type."""
+    with no_autocast(image):
+        return torch.einsum("bchw,c->bhw", image, _vector(image, LUMA))[:, None]
+
+
+def _vector(like: Tensor, values: tuple[float, ...]) -> Tensor:
+    """Constants filled in on the device: copied there, they would make the CPU wait for it."""
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 def _bands(luma: Tensor, bands: int) -> Tensor:
@@ -198,7 +204,7 @@ def _log_energy(energy: Tensor) -> Tensor:
 
 
 def _a_trous(image: Tensor, spacing: int) -> Tensor:
-    taps = image.new_tensor(B3_SPLINE)
+    taps = _vector(image, B3_SPLINE)
     pad = 2 * spacing
     rows = F.pad(image, (0, 0, pad, pad), mode="replicate")
     image = F.conv2d(rows, taps[None, None, :, None], dilation=spacing)

@@ -94,7 +94,7 @@ def share_between(radius: Tensor, bank_radii: Tensor) -> Tensor:
     if len(bank_radii) == 1:
         return torch.ones_like(radius)[:, None]
     spacing = bank_radii[1] - bank_radii[0]
-    inside = radius.clamp(float(bank_radii[0]), float(bank_radii[-1]))
+    inside = radius.clamp(bank_radii[0].to(radius), bank_radii[-1].to(radius))
     distance = (inside[:, None] - bank_radii[:, None, None].to(radius)).abs() / spacing.to(radius)
     return (1 - distance).clamp_min(0.0)
 

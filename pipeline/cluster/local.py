@@ -57,6 +57,8 @@ def local_cluster(processors: int, resources: dict[str, float] | None = None) ->
             "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE"),  # Ray sets it
             "RAY_GCS_SERVER_PORT": str(port),
             "RAY_USAGE_STATS_ENABLED": usage_statistics(),
+            # Ray would give its workers 15: anything else on the machine would starve them.
+            "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),
             **_interfaces(),
             **_token(Path(private)),
         }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.arrays import RADIUS_UNITS
-from pipeline.data.loader import Batch
+from pipeline.data.batch import Batch
 
 FULL = 65535.0
 
@@ -32,8 +32,11 @@ def to_device(batch: Batch, device: torch.device, channels_last: bool = False) -
 
     radius = None
     if batch.radius is not None:
-        pixels = batch.radius.to(device).to(torch.float32)[:, None] / RADIUS_UNITS
-        pixels[~batch.has_radius] = float("nan")
+        raw = batch.radius.to(device, non_blocking=True)
+        pixels = raw.to(torch.float32)[:, None] / RADIUS_UNITS
+        for index, known in enumerate(batch.has_radius.tolist()):
+            if not known:  # a mask from the CPU would wait for the GPU
+                pixels[index] = float("nan")
         radius = torch.stack([flip(x, int(f)) for x, f in zip(pixels, batch.flips, strict=True)])
     return Tensors(image(batch.blur), image(batch.sharp), radius)
 

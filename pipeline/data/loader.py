@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.arrays import Image
+from pipeline.data.batch import Batch
 from pipeline.data.order import Crop, Order, OrderPlan, Table, rank_slice, summed_area_table
 from pipeline.data.shards import BLUR, RADIUS, SHARP
 from pipeline.data.split import Split
@@ -33,26 +34,6 @@ log = logging.getLogger("era")
 FETCHED = 4  # shards fetched in advance at once, their ranges one shard after another
 LOOK_AHEAD = 4096  # positions within which shards are fetched by their first use
 AGAIN = 60.0  # seconds between updates of what the cache holds for use
-
-
-@dataclass
-class Batch:
-    """A rank's share of one step, n samples of S pixels square.
-
-    Attributes:
-        ids: names of the samples. crcs: crc32 of each crop's bytes (blur, then sharp), if asked.
-        blur, sharp: (n, S, S, 3) uint16. radius: (n, S, S) uint16, pixels x 256, or None.
-        has_radius: (n,) bool. flips: (n,) int64, 0..7, not applied yet.
-    """
-
-    step: int
-    ids: list[str]
-    crcs: list[int]
-    blur: Tensor
-    sharp: Tensor
-    radius: Tensor | None
-    has_radius: Tensor
-    flips: Tensor
 
 
 class TrainLoader:
@@ -68,6 +49,7 @@ class TrainLoader:
             stopping. An outage is not damage: reads are retried for two minutes, then the
             iterator raises `StorageDown`.
         log_samples: compute crcs.
+        pinned: batches in page-locked memory, from which a GPU copies while it computes.
 
     Attributes:
         skipped: by the sample's key, why it is not trained on; grows while the loader runs.
@@ -86,12 +68,14 @@ class TrainLoader:
         prefetch: int = 4,
         skip_damaged: bool = False,
         log_samples: bool = False,
+        pinned: bool = False,
     ) -> None:
         self.split, self.plan = split, plan
         self.order = Order(plan, split.shard_counts, split.sizes)
         self.share = rank_slice(plan.global_batch, rank, world_size)
         self.start_step, self.steps = start_step, steps
         self.skip_damaged, self.log_samples = skip_damaged, log_samples
+        self.pinned = pinned
         self.skipped: dict[str, str] = {}
         self._sharpness = lru_cache(maxsize=100_000)(self._read_sharpness)
         self._pool = ThreadPoolExecutor(workers) if workers else None
@@ -135,8 +119,11 @@ class TrainLoader:
         sources = [self._source(first + p) for p in range(*self.share)]
         crops = [source.crop for source in sources]
         count, size = len(crops), crops[0].size
-        images = [np.empty((count, size, size, 3), np.uint16) for _ in (BLUR, SHARP)]
-        radius = np.zeros((count, size, size), np.uint16) if self.split.has_radius else None
+        shape = (count, size, size)
+        blur, sharp = self._empty(*shape, 3), self._empty(*shape, 3)
+        depths = self._empty(*shape).zero_() if self.split.has_radius else None
+        images = [blur.numpy(), sharp.numpy()]
+        radius = None if depths is None else depths.numpy()
         cuts = [(i, source, images, radius) for i, source in enumerate(sources)]
         known = list((self._pool.map if self._pool else map)(_cut, cuts))
         crcs = []
@@ -146,12 +133,15 @@ class TrainLoader:
             step=step,
             ids=[crop.id(self.split.key(crop.image)) for crop in crops],
             crcs=crcs,
-            blur=torch.from_numpy(images[0]),
-            sharp=torch.from_numpy(images[1]),
-            radius=None if radius is None else torch.from_numpy(radius),
+            blur=blur,
+            sharp=sharp,
+            radius=depths,
             has_radius=torch.tensor(known),
             flips=torch.tensor([crop.flip for crop in crops]),
         )
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.uint16, pin_memory=self.pinned)
 
     def _work(self) -> None:
         try:

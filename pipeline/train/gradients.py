@@ -37,11 +37,13 @@ class Sums:
 
     Attributes:
         terms: (5,) float64, means over the global batch.
-        agreed: for each vote, whether any rank cast it.
+        cast: (votes,), by how many ranks each vote was cast.
+
+    Both are still on the device: reading them waits for it.
     """
 
     terms: Tensor
-    agreed: list[bool]
+    cast: Tensor
 
 
 class FloatReduction:
@@ -49,6 +51,7 @@ class FloatReduction:
 
     def __init__(self, objective: Objective, device: torch.device) -> None:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.device = device
         self.module: nn.Module = objective
         if self.world > 1:
             self.module = DistributedDataParallel(
@@ -67,7 +70,7 @@ class FloatReduction:
         votes: Votes = list,
     ) -> Sums:
         """Leave the global mean's gradient in `.grad`; return the mean terms and the votes."""
-        total = torch.zeros(len(TERMS), dtype=torch.float64)
+        total = torch.zeros(len(TERMS), dtype=torch.float64, device=self.device)
         for index, part in enumerate(parts):
             last = index + 1 == len(parts)
             ddp = self.module if isinstance(self.module, DistributedDataParallel) else None
@@ -76,16 +79,18 @@ class FloatReduction:
                 # DDP divides the sum over the ranks by their number: undone here.
                 backward(loss.total.sum() * (self.world / global_batch))
             terms = torch.stack([*(term.detach().sum() for term in loss), share * len(loss.total)])
-            total += terms.double().cpu()
-        cast = torch.tensor(votes(), dtype=torch.float64)
+            total += terms.double()
+        cast = torch.tensor(votes(), dtype=torch.float64).to(self.device)
         total = sum_over_ranks(torch.cat([total, cast]))
-        return Sums(total[: len(TERMS)] / global_batch, _any(total[len(TERMS) :]))
+        return Sums(total[: len(TERMS)] / global_batch, total[len(TERMS) :])
 
 
 class IntegerReduction:
     """Sums single samples in fixed point: the same bits under any world size."""
 
     def __init__(self, objective: Objective, device: torch.device) -> None:
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.device = device
         self.module: nn.Module = objective
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.count = sum(p.numel() for p in self.parameters)
@@ -102,52 +107,49 @@ class IntegerReduction:
 
         A gradient that is not finite, or would overflow, comes back as NaN on every rank.
         """
-        total = torch.zeros(self.count + len(TERMS) + 2, dtype=torch.int64)
-        used = torch.zeros(len(self.parameters), dtype=torch.int64)
+        total = torch.zeros(self.count + len(TERMS) + 2, dtype=torch.int64, device=self.device)
+        used = [False] * len(self.parameters)
         for sample in _samples(parts):
             for parameter in self.parameters:
                 parameter.grad = None
             loss, share = self.module(sample.blur, sample.sharp, sample.radius, phase)
             backward(loss.total.sum())
             terms = torch.stack([*(term.detach().sum() for term in loss), share])
-            total += self._fixed(terms, global_batch)
-            used |= torch.tensor([int(p.grad is not None) for p in self.parameters])
-        cast = torch.tensor(votes(), dtype=torch.int64)
-        sizes = [len(total), len(used), len(cast)]
-        total, used, cast = sum_over_ranks(torch.cat([total, used, cast])).split(sizes)
-        return Sums(self._store(total, used, global_batch), _any(cast))
+            self._add(total, terms, global_batch)
+            used = [u or p.grad is not None for u, p in zip(used, self.parameters, strict=True)]
+        flags = torch.tensor([*used, *votes()], dtype=torch.int64).to(self.device)
+        sizes = [len(total), len(used), len(flags) - len(used)]
+        total, counts, cast = sum_over_ranks(torch.cat([total, flags])).split(sizes)
+        anywhere = [count > 0 for count in counts.tolist()] if self.world > 1 else used
+        return Sums(self._store(total, anywhere, global_batch), cast)
 
-    def _fixed(self, terms: Tensor, global_batch: int) -> Tensor:
+    def _add(self, total: Tensor, terms: Tensor, global_batch: int) -> None:
+        """Add a sample's gradient and terms, and how often each of the two was not finite."""
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        flat = torch.cat([g.reshape(-1) for g in grads] + [terms]).double().cpu()
-        bad = ~(flat.abs() < LARGEST / global_batch)
-        fixed = torch.where(bad, 0.0, torch.round(flat * FIXED_POINT)).to(torch.int64)
-        where = torch.stack([bad[: self.count].any(), bad[self.count :].any()])
-        return torch.cat([fixed, where.to(torch.int64)])
+        flat = torch.cat([g.reshape(-1) for g in grads] + [terms]).double().mul_(FIXED_POINT)
+        bad = (flat.abs() < LARGEST / global_batch * FIXED_POINT).logical_not_()
+        total[:-2] += flat.round_().masked_fill_(bad, 0.0).to(torch.int64)
+        total[-2] += bad[: self.count].any()
+        total[-1] += bad[self.count :].any()
 
-    def _store(self, total: Tensor, used: Tensor, global_batch: int) -> Tensor:
+    def _store(self, total: Tensor, used: list[bool], global_batch: int) -> Tensor:
         mean = total[:-2].double() / (FIXED_POINT * global_batch)
-        if total[-2] > 0:
-            mean[: self.count] = float("nan")
-        if total[-1] > 0:
-            mean[self.count :] = float("nan")
+        mean[: self.count].masked_fill_(total[-2] > 0, float("nan"))
+        mean[self.count :].masked_fill_(total[-1] > 0, float("nan"))
         pieces = mean[: self.count].split([p.numel() for p in self.parameters])
         for parameter, piece, any_used in zip(self.parameters, pieces, used, strict=True):
             parameter.grad = piece.to(parameter).view_as(parameter) if any_used else None
         return mean[self.count :]
 
 
-def _any(votes: Tensor) -> list[bool]:
-    return [count > 0 for count in votes.tolist()]
-
-
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of a CPU tensor over all ranks, on every rank."""
+    """The sum of a tensor over all ranks, on every rank, where it was."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return values
-    on_device = values.cuda() if dist.get_backend() == "nccl" else values
-    dist.all_reduce(on_device)
-    return on_device.cpu()
+    # NCCL knows no CPU tensors.
+    summed = values.cuda() if dist.get_backend() == "nccl" else values
+    dist.all_reduce(summed)
+    return summed.to(values.device)
 
 
 def micro_batches(batch: Tensors, size: int) -> list[Tensors]:

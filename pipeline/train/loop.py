@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from pipeline.config import Deterministic, TrainConfig
 from pipeline.data.augment import to_device
-from pipeline.data.loader import Batch, TrainLoader
+from pipeline.data.batch import Batch
 from pipeline.errors import UserError
 from pipeline.train.gradients import (
     TERMS,
@@ -59,7 +59,7 @@ class Loop:
         self,
         config: TrainConfig,
         state: TrainState,
-        loader: TrainLoader,
+        loader: Iterable[Batch],
         device: torch.device,
         radius_known: bool,
         votes: Votes = lambda step: [],
@@ -101,16 +101,26 @@ class Loop:
             sums = self.reduction.accumulate(
                 parts, phase, config.train.global_batch, self._backward, self._votes
             )
-        terms = sums.terms
-        norm = state.apply_gradients() if terms.isfinite().all() else state.drop_gradients()
-        if not math.isfinite(norm) and not self._scale_too_large(terms):
+        scaled = state.scaler.is_enabled()
+        known = torch.zeros_like(sums.terms[:1])
+        if not scaled or sums.terms.isfinite().all():
+            known = state.clip_gradients().to(known).reshape(1)
+        # The one wait of a step for the device.
+        read = torch.cat([sums.terms, known, sums.cast.to(known)]).tolist()
+        terms, norm = read[: len(TERMS)], read[len(TERMS)]
+        finite = all(map(math.isfinite, terms))
+        if finite:
+            state.apply_gradients(norm)
+        else:
+            norm = state.drop_gradients()
+        if not math.isfinite(norm) and not (finite and self._scale_too_large()):
             self._skip(batch)
-        values = {f"train/{name}": float(value) for name, value in zip(TERMS, terms, strict=True)}
+        values = {f"train/{name}": value for name, value in zip(TERMS, terms, strict=True)}
         if phase in (ESTIMATOR, PRIOR):
             values.pop("train/error_share")
         values["train/gradient_norm"] = norm
         values["train/learning_rate"] = learning_rate(state.step, config.train)
-        return values, sums.agreed
+        return values, [count > 0 for count in read[len(TERMS) + 1 :]]
 
     def _votes(self) -> list[bool]:
         return self.votes(self.state.step + 1)
@@ -124,11 +134,10 @@ class Loop:
         dtype = types.get(self.config.train.precision)
         return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
 
-    def _scale_too_large(self, terms: torch.Tensor) -> bool:
+    def _scale_too_large(self) -> bool:
         """Whether fp16's loss scale, and no sample, is to blame: it is lowered by itself."""
         scaler = self.state.scaler
-        finite = bool(terms.isfinite().all())
-        return scaler.is_enabled() and finite and scaler.get_scale() >= 1.0
+        return scaler.is_enabled() and scaler.get_scale() >= 1.0
 
     def _skip(self, batch: Batch) -> None:
         self.state.skipped += 1
@@ -152,7 +161,7 @@ def gather_lists(items: list[str]) -> list[str]:
     return [item for part in parts for item in part]
 
 
-def _timed(loader: TrainLoader) -> Iterator[tuple[Batch, float]]:
+def _timed(loader: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
     before = time.monotonic()
     for batch in loader:
         yield batch, time.monotonic() - before

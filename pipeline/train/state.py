@@ -53,30 +53,35 @@ class TrainState:
         if config.train.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         groups = list(parameter_groups(self.model, config.train.scalar_rate))
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=config.train.weight_decay)
+        decay = config.train.weight_decay
+        self.fused = True if device.type == "cuda" else None
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=decay, fused=self.fused)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         self.averages = Averages()
         self.step = 0  # optimiser steps done
         self.skipped = 0  # steps among them that were skipped for a non-finite gradient
 
-    def apply_gradients(self) -> float:
-        """Clip, step and average; return the gradient's norm before clipping.
+    def clip_gradients(self) -> Tensor:
+        """Clip; return the gradient's norm before, still on the device."""
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        return torch.nn.utils.clip_grad_norm_(
+            parameters, self.config.train.clip_norm or float("inf")
+        )
+
+    def apply_gradients(self, norm: float) -> None:
+        """Step and average, after `clip_gradients` and with the norm that it found.
 
         With a non-finite norm nothing is changed.
         """
-        self.scaler.unscale_(self.optimizer)
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        clip = self.config.train.clip_norm or float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
-        if torch.isfinite(torch.tensor(norm)) or self.scaler.is_enabled():
+        if math.isfinite(norm) or self.scaler.is_enabled():
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.step, self.config.train) * group["rate"]
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        if torch.isfinite(torch.tensor(norm)):
+        if math.isfinite(norm):
             self._average()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
 
     def drop_gradients(self) -> float:
         """Skip a step whose loss is not finite; return NaN as its norm."""
@@ -86,9 +91,8 @@ class TrainState:
     @torch.no_grad()
     def _average(self) -> None:
         decay = ema_decay(self.step, self.config.train)
-        pairs = zip(self.ema.parameters(), self.model.parameters(), strict=True)
-        for average, parameter in pairs:
-            average.lerp_(parameter, 1 - decay)
+        averages, parameters = list(self.ema.parameters()), list(self.model.parameters())
+        torch._foreach_lerp_(averages, parameters, 1 - decay)
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights under plain names, on the CPU."""
@@ -120,7 +124,9 @@ class TrainState:
                 "the run's checkpoint holds another network than this version builds; resume with "
                 "the version that began it, or choose another run.name"
             ) from None
-        self.optimizer.load_state_dict(training["optimizer"])
+        saved = training["optimizer"]  # perhaps by another kind of device
+        groups = [{**group, "fused": self.fused} for group in saved["param_groups"]]
+        self.optimizer.load_state_dict({**saved, "param_groups": groups})
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(training["scaler"])
         self.averages = Averages(**training["averages"])

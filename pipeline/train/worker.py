@@ -120,6 +120,7 @@ class Worker:
             prefetch=config.loader.prefetch,
             skip_damaged=config.data.skip_damaged,
             log_samples=config.debug.log_samples,
+            pinned=self.device.type == "cuda",
         )
 
     def _opening(self) -> str:
