@@ -91,7 +91,8 @@ class TrainState:
     @torch.no_grad()
     def _average(self) -> None:
         decay = ema_decay(self.step, self.config.train)
-        averages, parameters = list(self.ema.parameters()), list(self.model.parameters())
+        averages: list[Tensor] = list(self.ema.parameters())
+        parameters: list[Tensor] = list(self.model.parameters())
         torch._foreach_lerp_(averages, parameters, 1 - decay)
 
     def weights(self) -> dict[str, Tensor]:
