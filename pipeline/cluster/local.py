@@ -17,6 +17,7 @@ from pipeline.cluster.process_state import environment, own_signal_handlers
 from pipeline.errors import UserError
 
 SOCKET_PATH = 103 if sys.platform == "darwin" else 107  # bytes of a Unix socket's path
+NICENESS = "RAY_worker_niceness"
 BELOW = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 
 
@@ -58,7 +59,7 @@ def local_cluster(processors: int, resources: dict[str, float] | None = None) ->
             "RAY_GCS_SERVER_PORT": str(port),
             "RAY_USAGE_STATS_ENABLED": usage_statistics(),
             # Ray would give its workers 15: anything else on the machine would starve them.
-            "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),
+            NICENESS: os.environ.get(NICENESS, "0"),
             **_interfaces(),
             **_token(Path(private)),
         }
