@@ -9,7 +9,7 @@ import torch
 from small_network import SMALL, rand
 
 from era import ErA, ErAConfig, cost, era_loss, named_config
-from era.estimator import RING_RANGE, RINGS, blur_features
+from era.estimator import RING_RANGE, RINGS, blur_features, luminance
 from era.psf import PsfBank, corrected, disk
 from era.updates import X_FORMS
 
@@ -217,3 +217,10 @@ def test_configuration_refuses_nonsense() -> None:
     with pytest.raises(ValueError, match="unknown size"):
         named_config("huge")
     assert ErAConfig.from_dict(SMALL.to_dict()) == SMALL
+
+
+def test_luminance_is_not_rounded_to_a_half_type() -> None:
+    image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = luminance(image)
+    assert torch.equal(found, luminance(image))
