@@ -30,7 +30,7 @@ from pipeline.submit import (
     urls_command,
 )
 from pipeline.submit.rules import problems
-from pipeline.submit.template import cluster_of
+from pipeline.submit.template import cluster_of, job_of
 
 RULES = {"deletionStrategy": {"deletionRules": [{"policy": "DeleteWorkers"}]}}
 
@@ -490,3 +490,18 @@ def test_exit_codes_are_read_in_rays_own_words() -> None:
     from ray.dashboard.modules.job import job_supervisor
 
     assert 'f"failed with exit code {return_code}' in inspect.getsource(job_supervisor)
+
+
+def test_settings_of_the_users_own_overlay(tmp_path: Path) -> None:
+    (tmp_path / "kustomization.yaml").write_text("resources: []\n")
+    own = tmp_path / "rayjob.yaml"
+    assert job_of(str(tmp_path)) == job_of("base")
+    own.write_text("spec: {backoffLimit: 7}\n")
+    assert job_of(str(tmp_path))["spec"]["backoffLimit"] == 7
+    for text in ("[1]", "null", "a: [", "!!python/name:os.system ''", "[" * 5000):
+        own.write_text(text)
+        with pytest.raises(UserError, match=r"rayjob\.yaml: (expected a mapping|not YAML)"):
+            job_of(str(tmp_path))
+    own.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"rayjob\.yaml: not YAML"):
+        job_of(str(tmp_path))

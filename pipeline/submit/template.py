@@ -40,10 +40,14 @@ def job_of(overlay: str) -> dict[str, Any]:
     A folder of the user's may hold its own in a file rayjob.yaml, merged like those of k8s/jobs.
     """
     job = _read(_folder() / "jobs" / "base.yaml")
-    own = Path(overlay) / "rayjob.yaml"
-    if not _is_own(overlay):
-        own = _folder() / "jobs" / f"{overlay}.yaml"
-    return _merged(job, _read(own)) if own.is_file() and overlay != "base" else dict(job)
+    if _is_own(overlay):
+        own = Path(overlay) / "rayjob.yaml"
+        change = _users_yaml(own)[0] if own.is_file() else {}
+        if not isinstance(change, dict):
+            raise UserError(f"{own}: expected a mapping, the RayJob's settings")
+        return dict(_merged(job, change))
+    packaged = _folder() / "jobs" / f"{overlay}.yaml"
+    return _merged(job, _read(packaged)) if packaged.is_file() and overlay != "base" else dict(job)
 
 
 def _is_own(overlay: str) -> bool:
@@ -63,14 +67,30 @@ def _own_cluster(folder: str) -> dict[str, Any]:
         raise UserError(f"--overlay {folder}: rendered by kubectl, which is not on the PATH")
     # The packaged manifests lie elsewhere than the user's folder.
     command = [program, "kustomize", "--load-restrictor=LoadRestrictionsNone", folder]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"--overlay {folder}: kubectl kustomize took over two minutes") from None
     if done.returncode:
-        raise UserError(f"--overlay {folder}: {' '.join(done.stderr.split())}")
-    found = [one for one in yaml.safe_load_all(done.stdout) if one and one["kind"] == "RayCluster"]
+        raise UserError(f"--overlay {folder}: {' '.join(done.stderr.split())[:500]}")
+    made = _users_yaml(Path(folder), done.stdout)
+    found = [one for one in made if isinstance(one, dict) and one.get("kind") == "RayCluster"]
     if len(found) != 1:
         raise UserError(f"--overlay {folder}: makes {len(found)} RayClusters, expected one")
     cluster: dict[str, Any] = found[0]
     return cluster
+
+
+def _users_yaml(path: Path, text: str | None = None) -> list[Any]:
+    """The documents of a file of the user's, or of what was made of a folder; at least one."""
+    try:
+        text = path.read_text(encoding="utf-8") if text is None else text
+        return list(yaml.safe_load_all(text)) or [{}]
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not YAML that can be read ({reason})") from None
 
 
 def _clusters(folder: Path) -> Iterator[dict[str, Any]]:
