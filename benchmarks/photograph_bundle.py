@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from pathlib import Path
 
-import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -50,8 +48,7 @@ def bundle(trained: Path, to: Path, revision: str) -> None:
         "step": step,
         "model": model.config.to_dict(),
         "git": revision or None,
-        "versions": {"era": __version__, "torch": torch.__version__.partition("+")[0]},
-        "machine": platform.machine(),
+        "versions": {"era": __version__},
     }
     overrides = {k: list(v) if isinstance(v, tuple) else v for k, v in CONFIG.items()}
     settings = {"run": {"name": NAME}, "model": {"size": "tiny", "overrides": overrides}}
