@@ -162,9 +162,13 @@ def _several_nodes(address: str) -> bool:
     try:
         with no_address(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            nodes = list_nodes(
-                address=address, filters=alive, limit=100, raise_on_missing_output=False
-            )
+            for _ in range(10):
+                nodes = list_nodes(
+                    address=address, filters=alive, limit=100, raise_on_missing_output=False
+                )
+                if nodes:  # a head that has just started lists none for a second
+                    break
+                time.sleep(1.0)
     except Exception as error:  # the state API raises whatever its HTTP client and server do
         log.warning(
             "%s: the cluster does not list its nodes (%s); assuming several",
