@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import subprocess
 from collections.abc import Callable, Iterator
@@ -30,9 +29,9 @@ LONG = "train.steps=6000", "checkpoint.every=100000"  # saved when something hap
 def cluster() -> None:
     """The local overlay, applied; its interactive cluster removed again, which holds processors."""
     if not ENVIRONMENT.get("KUBECONFIG"):
-        pytest.skip("no cluster is at hand: set KUBECONFIG (make test-cluster)")
+        pytest.fail("no cluster is at hand: set KUBECONFIG")
     if "rayjobs" not in kubectl("get", "crd", "-o", "name", check=False):
-        pytest.skip("the cluster that KUBECONFIG names does not answer, or has no KubeRay")
+        pytest.fail("the cluster that KUBECONFIG names does not answer, or has no KubeRay")
     kubectl("create", "namespace", "era", check=False)
     key, secret = "AWS_ACCESS_KEY_ID=era", f"AWS_SECRET_ACCESS_KEY={secrets.token_hex(20)}"
     literals = [f"--from-literal={key}", f"--from-literal={secret}"]
@@ -140,7 +139,7 @@ def test_another_image_is_another_job(submit: Submit) -> None:
     other.until("instead of era:2", 1)
 
 
-@pytest.mark.skipif("LOSE_NODE" not in os.environ, reason="set LOSE_NODE and RETURN_NODE")
+@pytest.mark.lost_node
 def test_a_run_whose_heads_node_is_lost_goes_on(submit: Submit) -> None:
     """LOSE_NODE takes the network from the second node, RETURN_NODE gives it back."""
     first, second = kubectl("get", "nodes", "-o", "name").split()[:2]
