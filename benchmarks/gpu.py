@@ -164,11 +164,16 @@ def batch(count: int, side: int, device: str, dtype: torch.dtype = torch.float32
 def loss_of(model: ErA, tensors: list[Tensor], precision: str = "fp32") -> Tensor:
     """The training loss, under the autocast of a precision."""
     blur, sharp, radius = tensors
-    dtype = TYPES.get(precision, torch.bfloat16)
-    with torch.autocast(blur.device.type, dtype=dtype, enabled=precision in TYPES):
+    with autocast(blur.device.type, precision):
         output = model(blur, reblur=True)
     radii = model.estimator.radii
     return era_loss(output, blur, sharp, 0.5, 0.1, radius, radii).total.mean()
+
+
+def autocast(device: str, precision: str) -> torch.autocast:
+    """The autocast of a precision: none for float32 and TF32."""
+    dtype = TYPES.get(precision, torch.bfloat16)
+    return torch.autocast(device, dtype=dtype, enabled=precision in TYPES)
 
 
 def allow_tf32(precision: str) -> None:
@@ -189,6 +194,8 @@ def close(bench: Bench, size: str, precision: str) -> tuple[str, bool]:
         (model, bench.device, torch.float32, precision),
     ):
         tensors = batch(2, side, where, dtype)
+        with torch.no_grad(), autocast(where, kind):
+            restored = m(tensors[0]).restored
         optimizer = torch.optim.AdamW(m.parameters(), 1e-4)
         loss = loss_of(m, tensors, kind)
         scale = 1024.0 if kind == "fp16" else 1.0
@@ -199,7 +206,6 @@ def close(bench: Bench, size: str, precision: str) -> tuple[str, bool]:
         optimizer.step()
         with torch.no_grad():
             after.append(float(loss_of(m, tensors, kind)) - float(loss))
-            restored = m.eval()(tensors[0]).restored
         results.append(
             (restored.double().cpu(), torch.cat([g.double().cpu().flatten() for g in grads]))
         )

@@ -4,7 +4,8 @@
 
 PHOTOS holds sharp photographs; the pairs are made on the device (`benchmarks.camera_pairs`). The
 learning rate falls to zero over `--seconds`, in which the crops grow. OUT gets weights.safetensors
-(averaged weights), resumable state and log.jsonl; `benchmarks.bundle` makes a bundle of them.
+(the moving average) every minute, and log.jsonl; `benchmarks.photograph_bundle` makes a bundle of
+them. An interrupted training starts from the beginning.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
 from pipeline.evaluate.run import interval
 from pipeline.preprocess import preprocess
-from pipeline.restore.run import restore
 
 SOURCE, TARGET = "source", "target"
 
@@ -30,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("pairs", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, default=Path("runs/real"))
-    parser.add_argument("--checkpoint", default=restore.__defaults__[0])  # type: ignore[index]
+    parser.add_argument("--checkpoint", default="photographs")
     parser.add_argument("--lpips-weights", default="")
     parser.add_argument("--title", help="also put the table into RESULTS.md under this title")
     asked = parser.parse_args()

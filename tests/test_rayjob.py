@@ -505,3 +505,18 @@ def test_settings_of_the_users_own_overlay(tmp_path: Path) -> None:
     own.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"rayjob\.yaml: not YAML"):
         job_of(str(tmp_path))
+
+
+def test_a_cluster_of_another_build_and_odd_amounts_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{BIN}:{os.environ['PATH']}")
+    (tmp_path / "kustomization.yaml").write_text("resources: [cluster.yaml]\n")
+    head = "apiVersion: ray.io/v1\nkind: RayCluster\nmetadata: {name: era}\nspec: "
+    for spec in ("{}", "{workerGroupSpecs: []}", "{workerGroupSpecs: [{template: {spec: 3}}]}"):
+        (tmp_path / "cluster.yaml").write_text(f"{head}{spec}\n")
+        with pytest.raises(UserError, match="is not built like the packaged base"):
+            render(train(), KubernetesOptions(str(tmp_path), "era:1"))
+    for options in ({"cpu": "many"}, {"memory": "48 GB"}):
+        with pytest.raises(UserError, match="expected an amount such as 8, 500m or 48Gi"):
+            render(train(), KubernetesOptions("base", "era:1", **options))

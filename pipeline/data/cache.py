@@ -19,7 +19,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.arrays import Image
 from pipeline.data.manifest import Shard
-from pipeline.data.node_locks import NodeLocks
+from pipeline.data.node_locks import REPORT, NodeLocks
 from pipeline.errors import DamagedError, StorageDown, UserError
 from pipeline.storage.entry import UNFINISHED
 from pipeline.storage.local import allocate
@@ -144,12 +144,16 @@ class ShardCache:
                 f"cache.max_gb={self.limit / GB:g} is less than one shard ({shard.bytes / GB:.2f})"
             )
         part = self.folder / f".{shard.sha256}.{secrets.token_hex(4)}{UNFINISHED}"
+        said = time.monotonic()
         while True:
             with self.locks.of_folder():
                 self.locks.remove_dead(shard.sha256 if owned else "")
                 if self._make_room(shard.bytes):
                     allocate(part, shard.bytes)
                     return part
+            if time.monotonic() - said > REPORT:
+                said = time.monotonic()
+                log.warning("%s: full of other downloads; waiting until one has ended", self.folder)
             time.sleep(0.2)  # until another download has become a copy, which can be evicted
 
     def _make_room(self, size: int) -> bool:

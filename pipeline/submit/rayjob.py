@@ -24,6 +24,7 @@ from pipeline.submit.template import cluster_of, job_of
 
 log = logging.getLogger("era")
 GPU = "nvidia.com/gpu"
+AMOUNT = re.compile(r"\d+(\.\d+)?(m|[kMGTP]|[KMGTP]i)?")  # Kubernetes' quantities
 OVERLAY = "era/overlay"  # annotation: a running job on another overlay is another job
 
 
@@ -62,17 +63,17 @@ def render(command: Command, options: KubernetesOptions) -> dict[str, Any]:
     refuse_local_paths(command, several_nodes=True, shipped=())
     config = command.config
     overlay = options.overlay or ("gpu" if config and config.scaling.gpu else "base")
-    cluster = cluster_of(overlay)
-    spec = cluster["spec"]
-    if options.gpus_per_pod:
-        _limits(spec)[GPU] = options.gpus_per_pod
-    if config is not None:
-        _size(spec, command, config, overlay)
-    _reshape(spec, options)
-    if options.image:
-        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
-            group["template"]["spec"]["containers"][0]["image"] = options.image
-    elif overlay != "local":
+    for option, amount in (("--cpu", options.cpu), ("--memory", options.memory)):
+        if amount and not AMOUNT.fullmatch(amount):
+            raise UserError(f"{option} {amount}: expected an amount such as 8, 500m or 48Gi")
+    try:
+        spec = _adapted(cluster_of(overlay)["spec"], command, options, overlay)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise UserError(  # of an overlay of the user's: ours are tested
+            f"--overlay {overlay}: its RayCluster is not built like the packaged base "
+            f"({type(error).__name__}: {error})"
+        ) from None
+    if not options.image and overlay != "local":
         log.warning(
             "no --image: the nodes must have `era` already; else give --image registry/era:TAG"
         )
@@ -93,6 +94,21 @@ def render(command: Command, options: KubernetesOptions) -> dict[str, Any]:
     }
     _refuse(overlay, name, rules.problems(made))
     return made
+
+
+def _adapted(
+    spec: dict[str, Any], command: Command, options: KubernetesOptions, overlay: str
+) -> dict[str, Any]:
+    """A RayCluster's spec with what the run and the options ask for."""
+    if options.gpus_per_pod:
+        _limits(spec)[GPU] = options.gpus_per_pod
+    if command.config is not None:
+        _size(spec, command, command.config, overlay)
+    _reshape(spec, options)
+    if options.image:
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            group["template"]["spec"]["containers"][0]["image"] = options.image
+    return spec
 
 
 def _size(spec: dict[str, Any], command: Command, config: TrainConfig, overlay: str) -> None:
