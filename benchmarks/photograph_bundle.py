@@ -12,6 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import yaml
 from safetensors.torch import load_file
 
@@ -19,12 +20,16 @@ from benchmarks.photograph_network import CONFIG, config
 from era import ErA, parameter_count
 from pipeline import __version__, storage
 from pipeline.checkpoint.loading import SHIPPED
+from pipeline.images import write_png
+from pipeline.inference import restore_array
+from pipeline.report import false_colours
 from pipeline.runfolder import fingerprint, write_commit
 from pipeline.runfolder.names import CONFIG as CONFIG_FILE
 from pipeline.runfolder.names import META, MODEL
 from pipeline.runs.pull import CARD
 
 NAME = "photographs"
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "really_out_of_focus.png"
 TEXT = Path(__file__).with_name("photographs.md")
 
 
@@ -39,7 +44,7 @@ def main() -> None:
 
 
 def bundle(trained: Path, to: Path, revision: str) -> None:
-    """Write the bundle, COMMIT last."""
+    """Write the bundle, COMMIT last, and the documentation's picture."""
     model = ErA(config())
     model.load_state_dict(load_file(trained / "weights.safetensors"))
     step = json.loads((trained / "log.jsonl").read_text().splitlines()[-1])["step"]
@@ -61,7 +66,20 @@ def bundle(trained: Path, to: Path, revision: str) -> None:
     for name, data in files.items():
         storage.write_bytes(str(to / name), data)
     write_commit(str(to), step, {}, {name: fingerprint(data) for name, data in files.items()})
+    draw(model.eval())
     print(f"{to}: {parameter_count(model):,} parameters, step {step}")
+
+
+def draw(model: ErA) -> None:
+    """A place that is really out of focus, restored, and the radius; nobody has its truth."""
+    import cv2
+    import skimage.data
+
+    photo = skimage.data.chelsea()
+    found = restore_array(model, photo)
+    shown = (photo, found.restored, false_colours(found.radius, None))
+    parts = [cv2.resize(part[90:, 230:], None, fx=2, fy=2) for part in shown]
+    write_png(str(PICTURE), np.hstack(parts))
 
 
 if __name__ == "__main__":

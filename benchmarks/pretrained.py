@@ -19,21 +19,18 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import skimage.data
 
 from benchmarks.contest import INPUT_DB
 from benchmarks.photos import extract
 from benchmarks.table import machine, markdown, record
 from pipeline.arrays import Image
-from pipeline.checkpoint import fingerprint, load_model, open_checkpoint, write_commit
+from pipeline.checkpoint import fingerprint, open_checkpoint, write_commit
 from pipeline.checkpoint.loading import SHIPPED
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
-from pipeline.images import from_float, read_image, to_float, write_png
-from pipeline.inference import restore_array
+from pipeline.images import read_image, to_float
 from pipeline.metrics import psnr
 from pipeline.progress import track
-from pipeline.report import false_colours
 from pipeline.runs.pull import CARD
 from pipeline.synthesize.light import to_linear
 from pipeline.synthesize.photos import Photo, shrunk
@@ -52,7 +49,6 @@ ABOUT = (
     "photograph was taken off the list after a first test: its background is itself out of focus, "
     "and the pictures that got worse, two of 20, were cut from it (LABBOOK.md, 17)."
 )
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "really_out_of_focus.png"
 COMMANDS = (
     ("preprocess", "--dataset", "dpdd", "--source", "pairs", "--dest", "shards"),
     ("train", "--config", str(Path(__file__).with_suffix(".yaml").resolve())),
@@ -73,7 +69,6 @@ def main() -> None:
         for command in COMMANDS:
             run(work, command)
         score(work)
-        draw(work)
     except UserError as error:
         parser.error(str(error))
     shutil.rmtree(SHIPPED / "tiny", ignore_errors=True)
@@ -113,17 +108,6 @@ def score(work: Path) -> None:
     ]
     record("The network that comes with the program", "\n".join([machine() + ".", *text]))
     describe(work / "bundle", "\n".join(["## On unseen photographs", "", *text, ""]))
-
-
-def draw(work: Path) -> None:
-    """A place that is really out of focus, restored, and the radius; nobody has its truth."""
-    import cv2
-
-    photo = skimage.data.chelsea()
-    found = restore_array(load_model(str(work / "bundle")).model, photo, maps=True)
-    shown = [photo, from_float(found.restored_float, np.uint8), false_colours(found.radius, None)]
-    parts = [cv2.resize(part[90:, 230:], None, fx=2, fy=2) for part in shown]
-    write_png(str(PICTURE), np.hstack(parts))
 
 
 def describe(bundle: Path, text: str) -> None:
