@@ -34,9 +34,11 @@ from pipeline.data.augment import flip, to_device
 from pipeline.data.cache import ShardCache
 from pipeline.data.loader import Batch, TrainLoader
 from pipeline.data.manifest import load_manifest
+from pipeline.data.node_locks import NodeLocks
 from pipeline.data.order import OrderPlan
 from pipeline.data.split import Split, open_split
 from pipeline.errors import DamagedError, StorageDown, UserError
+from pipeline.storage.entry import UNFINISHED
 from pipeline.verify import verify
 
 PLAN = OrderPlan(
@@ -533,6 +535,29 @@ def test_jobs_together_stay_within_the_limit(
         for one in jobs:
             one.result()
     assert max(shard.bytes for shard in shards) < most <= limit
+
+
+def test_a_download_that_ends_while_space_is_reckoned_counts(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another job's download becomes a copy in the middle: its bytes are not passed over."""
+    url = str(tiny_data / "train")
+    first, second = load_manifest(url)[0].shards[:2]
+    limit = 1.5 * max(first.bytes, second.bytes)
+    cache = ShardCache(tmp_path, limit / 1e9)
+    part, copy = tmp_path / f".{first.sha256}.0{UNFINISHED}", tmp_path / f"{first.sha256}.tar"
+    part.write_bytes((tiny_data / "train" / first.name).read_bytes())
+    reckon = NodeLocks.coming_bytes
+
+    def ends_meanwhile(locks: NodeLocks) -> int:
+        if part.exists():
+            part.replace(copy)
+        return reckon(locks)
+
+    monkeypatch.setattr(NodeLocks, "coming_bytes", ends_meanwhile)
+    with NodeLocks(tmp_path).of_shard(first.sha256):
+        cache.open(storage.join(url, second.name), second)
+    assert [path.name for path in tmp_path.glob("*.tar")] == [f"{second.sha256}.tar"]
 
 
 def test_manifest_is_plain_and_whole(tiny_data: Path) -> None:

@@ -157,8 +157,9 @@ class ShardCache:
             time.sleep(0.2)  # until another download has become a copy, which can be evicted
 
     def _make_room(self, size: int) -> bool:
+        coming = self.locks.coming_bytes()  # first: one that ends meanwhile is counted twice
         copies = sorted(self.folder.glob("*.tar"), key=lambda path: path.stat().st_atime)
-        used = sum(path.stat().st_size for path in copies) + self.locks.coming_bytes()
+        used = sum(path.stat().st_size for path in copies) + coming
         for oldest in copies:
             if used + size <= self.limit:
                 break
