@@ -27,6 +27,7 @@ import numpy as np
 
 from benchmarks.table import machine, markdown, record
 from pipeline import storage
+from pipeline.arrays import Image
 from pipeline.data.loader import TrainLoader
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import OrderPlan
@@ -39,7 +40,6 @@ TILE = 512
 HERE = Path(__file__).parent
 PEERS = HERE.parent / ".peers"
 PEER_NAMES = ("mosaicml-streaming", "litdata")
-Image = np.ndarray[Any, Any]
 
 
 def make_pairs(folder: Path, pairs: int = PAIRS, size: tuple[int, int] = SIZE) -> None:

@@ -77,7 +77,7 @@ def draw(model: ErA) -> None:
 
     photo = skimage.data.chelsea()
     found = restore_array(model, photo)
-    shown = (photo, found.restored, false_colours(found.radius, None))
+    shown = (photo, found.pixels, false_colours(found.radius, None))
     parts = [cv2.resize(part[90:, 230:], None, fx=2, fy=2) for part in shown]
     write_png(str(PICTURE), np.hstack(parts))
 

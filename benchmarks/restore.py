@@ -24,6 +24,7 @@ import torch
 from benchmarks.plain import NafNet
 from benchmarks.table import machine, markdown, record
 from era import ErA, SpatiallyVaryingBlur, named_config, parameter_count
+from pipeline.arrays import Image
 from pipeline.checkpoint import CheckpointStore
 from pipeline.images import write_png
 from pipeline.inference import restore_array
@@ -38,7 +39,6 @@ CASES = (  # megapixels, in tiles, bf16; 24 megapixels go through the command li
 )
 TILE = 724 * 724  # pixels
 NAF_WIDTH = 23  # about as many parameters as size tiny
-Image = np.ndarray[Any, Any]
 
 
 def photograph(megapixels: int) -> Image:

@@ -37,8 +37,8 @@ def main(checkpoint: str, data: str) -> None:
                 crop = restore_array(model, np.ascontiguousarray(sample.blur[place]))
                 radii = whole.radius[place], crop.radius
                 row = [psnr(to_float(sample.blur[place]), sharp[place])]
-                row += [psnr(whole.restored_float[place], sharp[place])]
-                row += [psnr(crop.restored_float, sharp[place])]
+                row += [psnr(whole.restored[place], sharp[place])]
+                row += [psnr(crop.restored, sharp[place])]
                 row += [float(np.abs(radii[0] - radii[1]).mean())]
                 if sample.radius is not None:
                     true = sample.radius[place] / 256

@@ -1,32 +1,37 @@
-"""One image with everything the network says about it: for validation, evaluation and pages."""
+"""One image with everything the network says about it, and the truth where it is known."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipeline.arrays import Image
+from pipeline.arrays import EMPTY, Image
 
 
 @dataclass(frozen=True)
 class Case:
-    """One restored image.
+    """One restored image. Arrays that were not asked for, or are not known, are `EMPTY` or None.
 
     Attributes:
+        restored: (H, W, 3) float32 in [0, 1], before rounding.
+        kernels: (K, k, k). weights: (K, H, W), summing to 1. radius: (H, W), pixels.
+        error: E (H, W, 3).
+        pixels: the restored image in the input's type. coarse_radius: (H/4, W/4), pixels.
         key: its name.
-        blur, restored: (H, W, 3) float in [0, 1]. sharp: likewise, or None without ground truth.
-        kernels: (K, k, k). weights: (K, H, W). radius: (H, W), pixels. error: E (H, W, 3).
+        blur, sharp: (H, W, 3) float in [0, 1].
         true_radius: (H, W), pixels, where it is known.
         scores: by name, such as ``psnr`` and ``psnr_blurred``.
     """
 
-    key: str
-    blur: Image
     restored: Image
-    sharp: Image | None
     kernels: Image
     weights: Image
     radius: Image
     error: Image
+    pixels: Image = field(default_factory=EMPTY.copy)
+    coarse_radius: Image = field(default_factory=EMPTY.copy)
+    key: str = ""
+    blur: Image = field(default_factory=EMPTY.copy)
+    sharp: Image | None = None
     true_radius: Image | None = None
     scores: dict[str, float] = field(default_factory=dict)
 

@@ -14,7 +14,6 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +22,11 @@ from torch import Tensor
 
 from era import ErA, ErAConfig, Estimate
 from era.estimator import STRIDE
+from pipeline.arrays import EMPTY, Image
+from pipeline.case import Case
 from pipeline.errors import UserError
 from pipeline.images import from_float, to_float
 
-Image = np.ndarray[Any, Any]
 MAX_PIXELS = 2 * 1024 * 1024  # larger photographs are cut into tiles
 ESTIMATE_BYTES = (
     110  # per pixel, of estimating the blur; 107 and 109 measured at 4 and 9 megapixels
@@ -38,29 +38,7 @@ ROWS = 128  # that are rounded at once
 MOST_GB = 1e6
 OVERLAP = 128  # pixels, blended; more than the priors look around
 FRAME = 32  # pixels around a large photograph, at least
-NOTHING = np.zeros((0, 0, 0), np.float32)
 FRAMED_FROM = 512 * 512  # pixels; on smaller ones the frame would cost more than the photograph
-
-
-@dataclass(frozen=True)
-class Restoration:
-    """A restored photograph and what the network said about its blur.
-
-    Attributes:
-        restored: (H, W, 3) of the input's type.
-        restored_float: (H, W, 3) float32 in [0, 1], before rounding; empty if not asked for.
-        kernels: (K, k, k). coarse_radius: (H/4, W/4), pixels.
-        weights: (K, H, W), summing to 1. radius: (H, W), pixels. error: E (H, W, 3). These three
-            are empty unless maps are asked for.
-    """
-
-    restored: Image
-    restored_float: Image
-    kernels: Image
-    coarse_radius: Image
-    weights: Image
-    radius: Image
-    error: Image
 
 
 @torch.inference_mode()
@@ -74,7 +52,7 @@ def restore_array(
     floats: bool = True,
     strength: float = 1.0,
     device: str = "cpu",
-) -> Restoration:
+) -> Case:
     """Restore a photograph with a model in eval mode.
 
     Args:
@@ -96,13 +74,13 @@ def restore_array(
     else:
         work.tiled(max_pixels, result)
     weights = estimate.weights(0, 0, height, width) if maps else None
-    return Restoration(
-        restored=result.restored,
-        restored_float=result.floats,
+    return Case(
+        pixels=result.restored,
+        restored=result.floats,
         kernels=_array(estimate.kernels[0]),
         coarse_radius=_array(model.radius(estimate.coarse)[0, 0]),
-        weights=NOTHING if weights is None else _array(weights[0]),
-        radius=NOTHING if weights is None else _array(model.radius(weights)[0, 0]),
+        weights=EMPTY if weights is None else _array(weights[0]),
+        radius=EMPTY if weights is None else _array(model.radius(weights)[0, 0]),
         error=result.error,
     )
 
@@ -216,7 +194,7 @@ class _Result:
 
     @classmethod
     def empty(cls, blur: Image, maps: bool, floats: bool) -> _Result:
-        kept = (np.empty(blur.shape, np.float32) if asked else NOTHING for asked in (floats, maps))
+        kept = (np.empty(blur.shape, np.float32) if asked else EMPTY for asked in (floats, maps))
         return cls(np.empty_like(blur), *kept)
 
     def put(self, top: int, restored: Image, error: Image) -> None:

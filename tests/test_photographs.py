@@ -535,7 +535,7 @@ def test_the_blur_estimated_in_parts_is_nearly_the_same() -> None:
     parts = restore_array(model, image, estimate_pixels=768 * 600, **options)
     assert parts.weights.shape == whole.weights.shape
     assert np.abs(parts.weights - whole.weights).max() < 0.02
-    assert np.abs(parts.restored_float - whole.restored_float).max() < 1 / 255
+    assert np.abs(parts.restored - whole.restored).max() < 1 / 255
 
 
 # The verb

@@ -532,9 +532,9 @@ def test_tiles_agree_with_the_whole(network: ErA) -> None:
     image = photograph(560, 521, np.uint16)
     whole = restore_array(network, image, max_pixels=10**9)
     tiled = restore_array(network, image, max_pixels=300 * 300)
-    assert np.abs(whole.restored_float - tiled.restored_float).max() < 0.25 / 255
+    assert np.abs(whole.restored - tiled.restored).max() < 0.25 / 255
     assert np.array_equal(whole.weights, tiled.weights)
-    assert np.abs(whole.restored_float - to_float(image)).max() > 4 / 255  # there is work done
+    assert np.abs(whole.restored - to_float(image)).max() > 4 / 255  # there is work done
 
 
 @pytest.mark.full

@@ -21,11 +21,11 @@ import imagecodecs
 import numpy as np
 from pydantic import Field
 
+from pipeline.arrays import Image
 from pipeline.border import BadInput, Number, parse_json, validated
 from pipeline.data.manifest import SampleEntry, Shard
 from pipeline.errors import DamagedError
 
-Image = np.ndarray[Any, Any]
 BLUR, SHARP, RADIUS, META = "blur.npy", "sharp.npy", "radius.npy", "json"
 HEADER = 256  # bytes; an array's header ends within them
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from pipeline import storage
+from pipeline.arrays import Image
 from pipeline.data.cache import ShardCache, cache_folder
 from pipeline.data.manifest import SampleEntry, load_manifest
 from pipeline.data.open_shards import CachedShards, LocalShards, Shards
@@ -21,8 +20,6 @@ from pipeline.data.shards import (
     view_member,
 )
 from pipeline.errors import UserError
-
-Image = np.ndarray[Any, Any]
 
 
 def open_split(url: str, cache_dir: str = "", cache_gb: float = 100.0) -> Split:

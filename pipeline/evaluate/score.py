@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,12 +13,11 @@ import torch
 from pipeline.arrays import RADIUS_UNITS, Image
 from pipeline.case import Case
 from pipeline.checkpoint import LoadedModel, load_model
-from pipeline.data.shards import Sample
 from pipeline.data.split import Split, open_split
 from pipeline.evaluate.calibration import calibration
 from pipeline.evaluate.lpips import lpips
 from pipeline.images import to_float
-from pipeline.inference import Restoration, restore_array
+from pipeline.inference import restore_array
 from pipeline.metrics import mae, prepare, psnr, ssim
 
 _opening = threading.Lock()
@@ -57,7 +56,7 @@ def score(job: ScoreJob) -> tuple[dict[str, Any], Case | None]:
     row: dict[str, Any] = {"name": sample.key, "height": blur.shape[0], "width": blur.shape[1]}
     sharp = None if sample.sharp is None else to_float(sample.sharp)
     if sharp is not None:
-        for suffix, image in (("", result.restored_float), ("_blurred", blur)):
+        for suffix, image in (("", result.restored), ("_blurred", blur)):
             scores = scores_of(image, sharp, job.protocol, job.lpips_weights)
             row |= {name + suffix: value for name, value in scores.items()}
         row["gain"] = row["psnr"] - row["psnr_blurred"]
@@ -65,7 +64,11 @@ def score(job: ScoreJob) -> tuple[dict[str, Any], Case | None]:
     if true_radius is not None:
         row["radius_error"] = float(np.abs(result.radius - true_radius).mean())
         row |= calibration(result.radius, true_radius, result.error, blur)
-    return row, _case(sample, result, sharp, true_radius, row) if job.pictures else None
+    if not job.pictures:
+        return row, None
+    figures = {name: value for name, value in row.items() if isinstance(value, float)}
+    case = replace(result, key=sample.key, blur=blur, sharp=sharp, true_radius=true_radius)
+    return row, replace(case, scores=figures)
 
 
 def scores_of(
@@ -80,27 +83,6 @@ def scores_of(
     if lpips_weights:
         scores["lpips"] = lpips(prepare(image, protocol), prepare(sharp, protocol), lpips_weights)
     return scores
-
-
-def _case(
-    sample: Sample,
-    result: Restoration,
-    sharp: Image | None,
-    true_radius: Image | None,
-    row: dict[str, Any],
-) -> Case:
-    return Case(
-        key=sample.key,
-        blur=to_float(sample.blur),
-        restored=result.restored_float,
-        sharp=sharp,
-        kernels=result.kernels,
-        weights=result.weights,
-        radius=result.radius,
-        error=result.error,
-        true_radius=true_radius,
-        scores={k: v for k, v in row.items() if isinstance(v, float)},
-    )
 
 
 @lru_cache(maxsize=2)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
+from pipeline.arrays import Image
 from pipeline.errors import UserError
 from pipeline.images.codecs import decode
 from pipeline.images.kinds import IMAGE_SUFFIXES, is_image_name
 from pipeline.images.png import encode_plain as encode_png
-from pipeline.images.raster import Image
 
 __all__ = [
     "IMAGE_SUFFIXES",

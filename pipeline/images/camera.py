@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.arrays import Image
 from pipeline.errors import UserError
 from pipeline.images.ifd import read_exif
-from pipeline.images.raster import Image, Raster, Size, open_with_pillow
+from pipeline.images.raster import Raster, Size, open_with_pillow
 
 PLUGINS = {"HEIF": "pillow_heif", "JPEG XL": "pillow_jxl", "RAW": "rawpy"}
 WRITTEN = "is read only; its restored form is a PNG"

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from pipeline.arrays import Image
 from pipeline.errors import UserError
 from pipeline.images import jpeg, png, tiff, webp
 from pipeline.images.camera import camera_size, decode_camera, encode_camera
 from pipeline.images.kinds import kind_of, other_kind
-from pipeline.images.raster import Image, Raster, Size
+from pipeline.images.raster import Raster, Size
 
 CANNOT_READ = "not an image that can be read"
 CODECS: dict[str, ModuleType] = {"PNG": png, "JPEG": jpeg, "WebP": webp, "TIFF": tiff}

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.images.raster import Image
+from pipeline.arrays import Image
 
 TOLERANCE = 1.5 / 255  # of sRGB's numbers: nearer curves are taken for sRGB's own
 SAMPLES = 4096

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.arrays import Image
 from pipeline.errors import UserError
 from pipeline.images.ifd import Exif, read_exif
-from pipeline.images.raster import Image, Raster, Size
+from pipeline.images.raster import Raster, Size
 
 QUALITY = 95
 ADOBE_RGB = 563 / 256

@@ -11,9 +11,10 @@ import zlib
 
 import numpy as np
 
+from pipeline.arrays import Image
 from pipeline.errors import UserError
 from pipeline.images.ifd import Exif, read_exif
-from pipeline.images.raster import Image, Raster, Size
+from pipeline.images.raster import Raster, Size
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, RGB, PALETTE, GREY_ALPHA = 0, 2, 3, 4

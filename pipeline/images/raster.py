@@ -6,9 +6,7 @@ import io
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
-
-Image = np.ndarray[Any, Any]
+from pipeline.arrays import Image
 
 
 class Size(NamedTuple):

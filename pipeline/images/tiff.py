@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.arrays import Image
 from pipeline.errors import UserError
 from pipeline.images import ifd
-from pipeline.images.raster import Image, Raster, Size
+from pipeline.images.raster import Raster, Size
 
 # Tags of how pixels are stored: the new file's count, and the old one's are left out.
 STORAGE_TAGS = {254, 255, *range(256, 260), *range(262, 267), 273, *range(277, 282), 284, 288, 289}

@@ -7,9 +7,10 @@ import struct
 
 import numpy as np
 
+from pipeline.arrays import Image
 from pipeline.errors import UserError
 from pipeline.images.ifd import Exif, read_exif
-from pipeline.images.raster import Image, Raster, Size, open_with_pillow
+from pipeline.images.raster import Raster, Size, open_with_pillow
 
 QUALITY = 95
 PIXELS = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")

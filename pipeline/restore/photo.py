@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from pipeline.arrays import Image
 from pipeline.errors import UserError
 from pipeline.images import codecs
 from pipeline.images.colour import Tone, tone_of
 from pipeline.images.kinds import SUFFIXES, WRITTEN
 
-Image = np.ndarray[Any, Any]
 # numpy's view of EXIF orientations 1 to 8: (transposed, rows reversed, columns reversed)
 TURNS = [(0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0), (1, 0, 0), (1, 0, 1), (1, 1, 1), (1, 1, 0)]
 

@@ -18,10 +18,12 @@ import numpy as np
 
 from era.estimator import STRIDE
 from pipeline import storage
+from pipeline.arrays import Image
+from pipeline.case import Case
 from pipeline.checkpoint import LoadedModel, load_model, resolve, shipped_models
 from pipeline.errors import UserError
 from pipeline.images import codecs, encode_png, from_float, to_float
-from pipeline.inference import Restoration, pixels_for, radius_of, restore_array
+from pipeline.inference import pixels_for, radius_of, restore_array
 from pipeline.parallel_map import parallel_map
 from pipeline.progress import track
 from pipeline.report import false_colours, tile
@@ -30,7 +32,6 @@ from pipeline.restore.memory import Plan, plan
 from pipeline.restore.photo import Photo, decode_photo, encode_photo, output_name, upright
 
 log = logging.getLogger("era")
-Image = np.ndarray[Any, Any]
 COMPARE, MAPS = ("compare",), ("radius", "error", "weights")  # pictures beside a photograph
 BEYOND = 0.9  # of the greatest radius: an estimate above may be of a blur that is greater still
 BEYOND_SHARE = 0.05
@@ -175,7 +176,7 @@ def _restore_one(job: RestoreJob) -> _Done:
         data, space = _read(job)
         photo = decode_photo(data, storage.name_of(job.input))
         result, warning = _restored(job, photo, space)
-        storage.write_bytes(job.output, encode_photo(photo, result.restored))
+        storage.write_bytes(job.output, encode_photo(photo, result.pixels))
         for ending, image in _pictures(job, photo, result):
             storage.write_bytes(beside_url(job.output, ending), encode_png(image))
     except (UserError, MemoryError) as error:
@@ -211,7 +212,7 @@ def _read(job: RestoreJob) -> tuple[bytes, Plan]:
     return data, plan(size, len(data), config, job.memory_gb, scaled, job.maps)
 
 
-def _restored(job: RestoreJob, photo: Photo, space: Plan) -> tuple[Restoration, str]:
+def _restored(job: RestoreJob, photo: Photo, space: Plan) -> tuple[Case, str]:
     import cv2
 
     loaded = _open(job.checkpoint)
@@ -246,9 +247,9 @@ def _restored(job: RestoreJob, photo: Photo, space: Plan) -> tuple[Restoration, 
         warning = f"restored at --working-scale {scale:g}, since its blur is wide"
     if scaled:
         # Only the correction is enlarged: what is sharp already keeps its detail.
-        correction = cv2.resize(result.restored_float - to_float(small), size)
+        correction = cv2.resize(result.restored - to_float(small), size)
         floats = to_float(photo.rgb) + correction
-        result = replace(result, restored=from_float(floats, photo.rgb.dtype))
+        result = replace(result, pixels=from_float(floats, photo.rgb.dtype))
     return result, warning
 
 
@@ -257,11 +258,11 @@ def _beyond(radius: Image, loaded: LoadedModel) -> float:
     return float((radius > BEYOND * loaded.config.radius_max).mean())
 
 
-def _pictures(job: RestoreJob, photo: Photo, result: Restoration) -> Iterator[tuple[str, Image]]:
+def _pictures(job: RestoreJob, photo: Photo, result: Case) -> Iterator[tuple[str, Image]]:
     """The further pictures by their endings, upright as the photograph is shown."""
     turn = photo.orientation
     if job.compare:
-        both = [upright(_8_bits(image), turn) for image in (photo.rgb, result.restored)]
+        both = [upright(_8_bits(image), turn) for image in (photo.rgb, result.pixels)]
         yield "compare", np.concatenate(both, axis=1)
     if job.maps:
         yield "radius", upright(false_colours(result.radius, None), turn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def validate(
     Returns:
         The means on every rank, and the panels on rank 0.
     """
-    scores: list[tuple[int, float, float, float, float]] = []
+    scores: list[tuple[float, ...]] = []
     panels: list[Case] = []
     own = evaluation_indices(len(split), rank, world_size)
     drawn = range(min(images, len(split))) if rank == 0 else range(0)
@@ -37,30 +38,13 @@ def validate(
         assert sample.sharp is not None  # open_splits refuses sets without ground truth
         blur, sharp = to_float(sample.blur), to_float(sample.sharp)
         result = restore_array(model, sample.blur, device=device)
-        restored = result.restored_float
+        restored = result.restored
         if index in own:
-            scores.append(
-                (
-                    index,
-                    psnr(restored, sharp),
-                    ssim(restored, sharp),
-                    psnr(blur, sharp),
-                    ssim(blur, sharp),
-                )
-            )
+            pairs = (restored, sharp), (blur, sharp)
+            values = [score(*pair) for pair in pairs for score in (psnr, ssim)]
+            scores.append((index, *values))
         if index in drawn:
-            panels.append(
-                Case(
-                    key=sample.key,
-                    blur=blur,
-                    restored=restored,
-                    sharp=sharp,
-                    kernels=result.kernels,
-                    weights=result.weights,
-                    radius=result.radius,
-                    error=result.error,
-                )
-            )
+            panels.append(replace(result, key=sample.key, blur=blur, sharp=sharp))
     return _means(_gathered(scores, world_size)), panels
 
 
