@@ -2,10 +2,11 @@
 
     python -m benchmarks.photograph_network PHOTOS OUT --seconds 500
 
-PHOTOS holds sharp photographs; the pairs are made on the device (`benchmarks.camera_pairs`). The
-learning rate falls to zero over `--seconds`, in which the crops grow. OUT gets weights.safetensors
-(the moving average) every minute, and log.jsonl; `benchmarks.photograph_bundle` makes a bundle of
-them. An interrupted training starts from the beginning.
+PHOTOS holds sharp photographs (`benchmarks.photograph_list` fetches the listed ones); the pairs are
+made on the device (`benchmarks.camera_pairs`). The learning rate falls to zero over `--seconds`, in
+which the crops grow. OUT gets weights.safetensors (the moving average) every minute, and log.jsonl;
+`benchmarks.photograph_bundle` makes a bundle of them. An interrupted training starts from the
+beginning.
 """
 
 from __future__ import annotations

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
@@ -15,6 +19,7 @@ import torch
 from benchmarks import gpu, photograph_network
 from benchmarks.camera_pairs import CameraPairs
 from era import ErA
+from pipeline.errors import UserError
 from pipeline.inference import restore_array
 
 
@@ -83,3 +88,42 @@ def test_gpu_benchmark_runs_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     bench.run("training", "late", lambda: ("never", None))
     assert [row.ok for row in bench.rows] == [False, None]
     assert bench.rows[1].found == "left out: no time"
+
+
+def test_listed_photographs_are_fetched_cropped_and_shrunk(tmp_path: Path) -> None:
+    """From a real server; what is not the listed file ends the fetch, and what is there stays."""
+    from benchmarks.photograph_list import fetch
+
+    served = tmp_path / "served" / "a" / "wall papers" / "c0"
+    served.mkdir(parents=True)
+    light = np.linspace(0, 255, 400, dtype=np.uint8)
+    cv2.imwrite(str(served / "my picture.png"), np.dstack([np.tile(light, (300, 1))] * 3))
+    digest = hashlib.sha256((served / "my picture.png").read_bytes()).hexdigest()
+    rows = [
+        ("whole.jpg", "my picture.png", digest, "full frame", "0.5"),
+        ("part.png", "my picture.png", digest, "crop x100-300 y0-50", "1"),
+        ("light.png", "light.exr", digest, "full frame", "1"),
+    ]
+    head = ("file", "path", "sha256_original", "crop", "scale", "repository", "commit")
+    listed = tmp_path / "list.tsv"
+    lines = [head, *((*row, "a/wall papers", "c0") for row in rows)]
+    listed.write_text("".join("\t".join(line) + "\n" for line in lines))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        source = f"http://127.0.0.1:{server.server_address[1]}"
+        out = tmp_path / "out"
+        assert fetch(out, listed, source) == ["light.png"]
+        whole, part = (cv2.imread(str(out / row[0])) for row in rows[:2])
+        assert whole.shape == (150, 200, 3)
+        assert part.shape == (50, 200, 3)
+        assert abs(int(part[0, 0, 0]) - int(light[100])) <= 1
+        (out / "part.png").unlink()
+        (served / "my picture.png").write_bytes(b"another")
+        with pytest.raises(UserError, match=r"my%20picture\.png: another file than"):
+            fetch(out, listed, source)
+        assert [path.name for path in out.iterdir()] == ["whole.jpg"]
+        (served / "my picture.png").unlink()
+        with pytest.raises(UserError, match="404"):
+            fetch(out, listed, source)
+        server.shutdown()
