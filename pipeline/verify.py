@@ -14,7 +14,8 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.arrays import Image
-from pipeline.data.manifest import NAME, SampleEntry, Shard, load_manifest
+from pipeline.data.entries import SampleEntry
+from pipeline.data.manifest import NAME, Shard, load_manifest
 from pipeline.data.shards import (
     HEADER,
     META,

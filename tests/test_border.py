@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from conftest import S3Server
 
 from pipeline import storage
 from pipeline.border import BadInput, parse_json
-from pipeline.data.manifest import load_manifest
+from pipeline.data.manifest import load_manifest, parse_manifest
 from pipeline.data.split import open_split
 from pipeline.errors import UserError
 from pipeline.verify import verify
@@ -52,6 +53,48 @@ def test_hostile_shards_are_refused_where_the_manifest_is_read(
         assert expected in message
         assert "\n" not in message
         assert len(message) < 500
+
+
+SAMPLE_CHANGES: list[Callable[[dict[str, Any]], object]] = [
+    lambda sample: None,
+    lambda sample: sample.pop("crc32"),
+    lambda sample: sample["crc32"].pop("blur.npy"),
+    lambda sample: sample["members"].pop("radius.npy", None),
+    lambda sample: sample["members"].pop("sharp.npy"),
+    lambda sample: sample["members"].pop("json"),
+    lambda sample: sample["members"].update({"json": [0, -1]}),
+    lambda sample: sample["members"].update({"blur.npy": [1 << 60, 1]}),
+    lambda sample: sample["crc32"].update({"json": 1 << 32}),
+    lambda sample: sample.update(key="twice"),
+    lambda sample: sample.update(key="a.b"),
+    lambda sample: sample.update(key="Ünïcode"),
+    lambda sample: sample.update(key='quo"te'),
+    lambda sample: sample.update(key="k" * 201),
+    lambda sample: sample.update(height=0),
+    lambda sample: sample.update(width=(1 << 20) + 1),
+    lambda sample: sample.update(height=True),
+    lambda sample: sample.update(height=1e3),
+    lambda sample: sample.update(unknown=1),
+]
+
+
+@pytest.mark.parametrize("change", SAMPLE_CHANGES)
+def test_usual_and_other_layouts_of_a_manifest_mean_the_same(
+    change: Callable[[dict[str, Any]], object], tiny_data: Path
+) -> None:
+    values = json.loads((tiny_data / "train" / "manifest.json").read_text())
+    samples = values["shards"][-1]["samples"]
+    change(samples[-1])
+    if samples[-1]["key"] == "twice":
+        samples[0]["key"] = "twice"
+    outcomes: list[Any] = []
+    for indent in (1, None, 2):
+        try:
+            read = parse_manifest(json.dumps(values, indent=indent).encode(), "manifest.json")
+            outcomes.append([(s.name, s.bytes, s.sha256, list(s.samples)) for s in read.shards])
+        except UserError as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
 
 
 def test_two_shards_of_one_name_and_samples_outside_are_refused(

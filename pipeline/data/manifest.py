@@ -15,36 +15,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from pipeline import storage
-from pipeline.border import Bool, Count, Crc32, FileName, Sha256, Text, parse_json, validated
+from pipeline.border import Bool, FileName, Sha256, Text, parse_json, validated
+from pipeline.data.entries import Entries, SampleEntry, read_shards
 from pipeline.errors import DamagedError, UserError
 
 FORMAT = "era-shards/1"
 NAME = "manifest.json"
 MAX_BYTES = 512 << 20  # some 1.3 million samples
-Member = Annotated[str, StringConstraints(pattern=r"^((blur|sharp|radius)[.]npy|json)$")]
 Size = Annotated[int, Field(strict=True, ge=1, lt=1 << 62)]  # bytes
-Side = Annotated[int, Field(strict=True, ge=1, le=1 << 20)]  # pixels
-Key = Annotated[
-    str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^./\\\x00-\x20\x7f]+$")
-]
-
-
-@dataclass(frozen=True)
-class SampleEntry:
-    """A sample: its key, its size in pixels, (offset, bytes) of each member, and its crc32."""
-
-    key: Key
-    height: Side
-    width: Side
-    members: dict[Member, tuple[Count, Count]]
-    crc32: dict[Member, Crc32] = field(default_factory=dict)
+if TYPE_CHECKING:
+    Samples = Sequence[SampleEntry]
+else:
+    Samples = list[SampleEntry]  # what a general parser makes of JSON; `Entries` are not validated
+_SHARDS = b'\n "shards": ['
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,7 @@ class Shard:
     name: FileName
     bytes: Size
     sha256: Sha256
-    samples: list[SampleEntry]
+    samples: Samples
 
 
 @dataclass(frozen=True)
@@ -92,17 +82,36 @@ def parse_manifest(data: bytes, url: str) -> Manifest:
         UserError: if it is damaged, of another format, or names what no manifest may name.
     """
     what = f"{url}: not a manifest that can be read"
-    values = parse_json(data, what, MAX_BYTES)
+    rest, shards = _divided(data)
+    values = parse_json(rest, what, MAX_BYTES)
     if not isinstance(values, dict):
         raise DamagedError(f"{what}: expected a table of names and values")
     if values.get("format") != FORMAT:
         raise UserError(f"{what}: not of format {FORMAT}")
     manifest = validated(Manifest, values, what)
+    if shards:
+        manifest = replace(manifest, shards=shards)
     for problem in _inconsistent(manifest):
         raise DamagedError(f"{what}: {problem}")
     if [values.get("samples"), values.get("bytes")] != [manifest.samples, manifest.bytes]:
         raise DamagedError(f"{url}: damaged: its counts do not match its shards")
     return manifest
+
+
+def _divided(data: bytes) -> tuple[bytes, list[Shard]]:
+    """The text without its shards, and these; all of it and none where it needs a general parser.
+
+    The usual layout is read four times as fast, and its samples take a tenth of the memory.
+    """
+    head, found, _ = data[: 1 << 16].partition(_SHARDS)
+    if not found or head.count(b"{") != 1 or len(data) > MAX_BYTES:
+        return data, []
+    start = len(head) + len(_SHARDS)
+    read, end = read_shards(data, start + 1)
+    if not read or data[end : end + 2] != b" ]":
+        return data, []
+    shards = [Shard(one.name, one.bytes, one.sha256, one.samples) for one in read]
+    return data[:start] + data[end + 1 :], shards
 
 
 def _inconsistent(manifest: Manifest) -> Iterator[str]:
@@ -111,6 +120,8 @@ def _inconsistent(manifest: Manifest) -> Iterator[str]:
     keys: set[str] = set()
     required = {"blur.npy", "json"} | ({"sharp.npy"} if manifest.sharp else set())
     for shard in manifest.shards:
+        if isinstance(shard.samples, Entries) and (shard.samples.have_sharp or not manifest.sharp):
+            continue  # the rest was checked as it was read
         if shard.name in names:
             yield f"the shard {shard.name} is there twice"
         names.add(shard.name)

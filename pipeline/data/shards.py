@@ -23,7 +23,8 @@ from pydantic import Field
 
 from pipeline.arrays import Image
 from pipeline.border import BadInput, Number, parse_json, validated
-from pipeline.data.manifest import SampleEntry, Shard
+from pipeline.data.entries import SampleEntry
+from pipeline.data.manifest import Shard
 from pipeline.errors import DamagedError
 
 BLUR, SHARP, RADIUS, META = "blur.npy", "sharp.npy", "radius.npy", "json"

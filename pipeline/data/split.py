@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
+from functools import lru_cache
 from typing import Any
 
 from pipeline import storage
 from pipeline.arrays import Image
 from pipeline.data.cache import ShardCache, cache_folder
-from pipeline.data.manifest import SampleEntry, load_manifest
+from pipeline.data.entries import SampleEntry, sizes_of
+from pipeline.data.manifest import load_manifest
 from pipeline.data.open_shards import CachedShards, LocalShards, Shards
 from pipeline.data.shards import (
     BLUR,
@@ -20,6 +24,8 @@ from pipeline.data.shards import (
     view_member,
 )
 from pipeline.errors import UserError
+
+ENTRIES = 16_384  # of samples used last that are kept as objects
 
 
 def open_split(url: str, cache_dir: str = "", cache_gb: float = 100.0) -> Split:
@@ -43,17 +49,16 @@ class Split:
         self.shards, self.manifest_sha256 = shards, manifest_sha256
         self.url, manifest = shards.url, shards.manifest
         self.manifest = manifest
-        self._entries: list[tuple[int, SampleEntry]] = [
-            (index, entry) for index, shard in enumerate(manifest.shards) for entry in shard.samples
-        ]
+        self._starts = [0, *itertools.accumulate(self.shard_counts)]
+        self._entry = lru_cache(maxsize=ENTRIES)(self._find_entry)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return self._starts[-1]
 
     @property
     def keys(self) -> list[str]:
         """The samples' keys."""
-        return [entry.key for _, entry in self._entries]
+        return [entry.key for shard in self.manifest.shards for entry in shard.samples]
 
     @property
     def has_sharp(self) -> bool:
@@ -68,7 +73,12 @@ class Split:
     @property
     def sizes(self) -> list[tuple[int, int]]:
         """(height, width) of every sample."""
-        return [(entry.height, entry.width) for _, entry in self._entries]
+        known: dict[tuple[int, int], tuple[int, int]] = {}  # equal ones are one object
+        return [
+            known.setdefault(size, size)
+            for shard in self.manifest.shards
+            for size in sizes_of(shard.samples)
+        ]
 
     @property
     def shard_counts(self) -> list[int]:
@@ -77,11 +87,11 @@ class Split:
 
     def key(self, index: int) -> str:
         """A sample's key."""
-        return self._entries[index][1].key
+        return self._entry(index)[1].key
 
     def shard_of(self, index: int) -> int:
         """The number of the shard that a sample is in."""
-        return self._entries[index][0]
+        return bisect.bisect_right(self._starts, index) - 1
 
     def member(self, index: int, name: str) -> Image | None:
         """A member as an array on the memory map, not copied; None where the sample lacks it.
@@ -90,7 +100,7 @@ class Split:
             DamagedError: if it, or its whole shard, is damaged or has vanished.
             StorageDown: if the storage does not answer.
         """
-        shard, entry = self._entries[index]
+        shard, entry = self._entry(index)
         if name not in entry.members:
             return None
         opened = self.shards.get(shard)
@@ -104,11 +114,15 @@ class Split:
 
     def meta(self, index: int) -> dict[str, Any]:
         """The content of a sample's KEY.json."""
-        shard, entry = self._entries[index]
+        shard, entry = self._entry(index)
         opened = self.shards.get(shard)
         if (entry.key, META) in opened.broken:
             raise damaged_member(self.shards.where(shard), entry, META)
         return read_meta(opened.data, entry, self.shards.where(shard))
+
+    def _find_entry(self, index: int) -> tuple[int, SampleEntry]:
+        shard = self.shard_of(index)
+        return shard, self.manifest.shards[shard].samples[index - self._starts[shard]]
 
     def load(self, index: int) -> Sample:
         """A whole sample, copied into memory; retried through outages of up to two minutes."""
