@@ -15,8 +15,12 @@ from pipeline.errors import UserError
 from pipeline.images import read_image, to_float
 from pipeline.metrics import psnr
 from pipeline.synthesize import synthesize
+from pipeline.synthesize.camera import EFFECTS, Camera, parse_effects
 from pipeline.synthesize.photos import load_photos, shrunk
+from pipeline.synthesize.psf import Aperture, psf
+from pipeline.synthesize.render import Rendered
 from pipeline.synthesize.scene import draw_scene
+from pipeline.synthesize.write import make_pair
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -148,3 +152,59 @@ def test_foreign_files_with_the_names_of_bundled_ones(tmp_path: Path) -> None:
     (tmp_path / "in" / "motorcycle_disp.npz").write_bytes(b"junk")
     synthesize(str(tmp_path / "in"), str(tmp_path / "out"), 3, 0, (48, 48))
     assert "x\\\\xff.png" in (tmp_path / "out" / "synthesis.json").read_text()
+
+
+def pair(effects: str, index: int = 0, radius_max: float = 5.0) -> Rendered:
+    photos = load_photos("bundled", (96, 128))["train"]
+    names = parse_effects(effects)
+    return make_pair(photos, "train", index, 1, (96, 128), radius_max, effects=names)
+
+
+@pytest.mark.parametrize("effect", EFFECTS)
+def test_every_effect_changes_a_pair_and_no_other_effect(effect: str) -> None:
+    """An effect is seen in some pair; what the others draw does not depend on it."""
+    plain = [pair("", index) for index in range(6)]
+    made = [pair(effect, index) for index in range(6)]
+    again = pair(effect, 2)
+    assert any(np.abs(m.blur - p.blur).max() > 1 / 255 for m, p in zip(made, plain, strict=True))
+    assert all(np.array_equal(getattr(again, k), getattr(made[2], k)) for k in vars(again))
+    for one in made:
+        assert one.blur.shape == one.sharp.shape == (96, 128, 3)
+        assert one.radius.shape == (96, 128)
+        assert one.blur.dtype == one.sharp.dtype == one.radius.dtype == np.float32
+        assert one.blur.min() >= 0 and one.blur.max() <= 1
+        assert one.radius.min() >= 0 and one.radius.max() <= 5.0
+    other = Camera(frozenset(EFFECTS), "a/0").draws(effect)
+    alone = Camera(frozenset([effect]), "a/0").draws(effect)
+    assert other is not None and alone is not None
+    assert other.uniform() == alone.uniform()
+
+
+def test_effects_are_written_down_and_others_are_refused(tmp_path: Path) -> None:
+    made = synthesize("bundled", str(tmp_path / "a"), 3, 0, (64, 64), camera="jpeg, noise")
+    assert made["pairs"] == 3
+    said = json.loads((tmp_path / "a" / "synthesis.json").read_text())
+    assert said["camera"] == ["jpeg", "noise"]
+    with pytest.raises(UserError, match="made with other settings"):
+        synthesize("bundled", str(tmp_path / "a"), 3, 0, (64, 64))
+    with pytest.raises(UserError, match="'grain': not an effect; choose from highlights"):
+        synthesize("bundled", str(tmp_path / "b"), 3, 0, (64, 64), camera="grain")
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_aperture_is_upside_down_before_the_focus() -> None:
+    aperture = Aperture(5, 0.3, 0.6)
+    behind, before = psf(aperture, 6.0), psf(aperture, 6.0, before_focus=True)
+    assert np.allclose(before, behind[::-1, ::-1]) and not np.allclose(before, behind)
+    assert behind.sum() == pytest.approx(1, abs=1e-5)
+    inside = psf("disk", 6.0) > 0
+    assert np.count_nonzero(behind[~inside]) == 0
+    assert 0.3 < np.count_nonzero(behind) / np.count_nonzero(inside) < 0.95
+
+
+def test_effects_are_documented() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    guide, options = (docs / "own-data.md").read_text(), (docs / "commands.md").read_text()
+    for effect, meaning in EFFECTS.items():
+        assert f"| `{effect}` | {meaning} |" in guide
+        assert effect in options

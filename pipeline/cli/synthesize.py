@@ -32,6 +32,13 @@ def synthesize(
     mixed_psf: Annotated[
         bool, typer.Option("--mixed-psf", help="Several kinds of PSF in each picture.")
     ] = False,
+    camera: Annotated[
+        str,
+        typer.Option(
+            help="Effects of a camera, separated by commas, or `all`: highlights, outlines, "
+            "aperture, resize, soft, exposure, shift, noise, tone, sharpening, jpeg."
+        ),
+    ] = "",
     as_json: JsonFlag = False,
 ) -> None:
     """Make defocus pairs with known blur from sharp photographs, laid out like DPDD."""
@@ -39,7 +46,7 @@ def synthesize(
     def work() -> dict[str, object]:
         from pipeline.synthesize import synthesize as make
 
-        return make(photos, dest, pairs, seed, _size(size), radius_max, mixed_psf)
+        return make(photos, dest, pairs, seed, _size(size), radius_max, mixed_psf, camera)
 
     run_verb(work, show_summary, as_json)
 

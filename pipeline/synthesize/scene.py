@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.arrays import Image
 from pipeline.synthesize.photos import Photo
-from pipeline.synthesize.psf import KINDS
+from pipeline.synthesize.psf import KINDS, Aperture
 
 FIELDS = ("plane", "ramp", "smooth", "real")
 LEAST_BLUR = 0.45  # the least fraction of the greatest radius that a scene uses
@@ -27,7 +27,7 @@ class Surface:
     light: Image
     coverage: Image
     radius: Image
-    psf: str
+    psf: str | Aperture
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pipeline.arrays import RADIUS_UNITS
 from pipeline.errors import UserError
 from pipeline.images import from_float, write_png
 from pipeline.progress import track
+from pipeline.synthesize.camera import Camera, parse_effects
 from pipeline.synthesize.photos import SPLITS, Photo, load_photos
 from pipeline.synthesize.render import Rendered, render
 from pipeline.synthesize.scene import draw_scene
@@ -27,6 +28,7 @@ def synthesize(
     size: tuple[int, int] = (288, 288),
     radius_max: float = 7.0,
     mixed_psf: bool = False,
+    camera: str = "",
 ) -> dict[str, Any]:
     """Make a set of pairs; the same arguments give the same bytes, even after an interruption.
 
@@ -37,11 +39,14 @@ def synthesize(
         size: (width, height) in pixels.
         radius_max: the greatest blur radius in pixels.
         mixed_psf: several kinds of point spread functions in each picture (compound defocus).
+        camera: effects of a camera (`pipeline.synthesize.camera.EFFECTS`), such as ``noise,jpeg``.
 
     Raises:
-        UserError: for photographs that cannot be used, or a destination that holds anything else.
+        UserError: for effects that do not exist, photographs that cannot be used, or a destination
+            that holds anything else.
     """
     _check(pairs, size, radius_max)
+    effects = parse_effects(camera)
     height, width = size[1], size[0]
     by_split = load_photos(photos, (height, width))
     description = {
@@ -52,6 +57,7 @@ def synthesize(
         "size": list(size),
         "radius_max": radius_max,
         **({"mixed_psf": True} if mixed_psf else {}),
+        **({"camera": sorted(effects)} if effects else {}),
         "photos": {split: [photo.name for photo in found] for split, found in by_split.items()},
     }
     _claim(dest, description)
@@ -60,7 +66,7 @@ def synthesize(
     for split, index in track(jobs, len(jobs), "synthesize"):
         photographs = by_split[split]
         rendered = make_pair(
-            photographs, split, index, seed, (height, width), radius_max, mixed_psf
+            photographs, split, index, seed, (height, width), radius_max, mixed_psf, effects
         )
         write_pair(dest, split, pair_number(counts, split, index), rendered)
     storage.write_json(storage.join(dest, DESCRIPTION), {**description, "complete": True})
@@ -75,11 +81,18 @@ def make_pair(
     size: tuple[int, int],
     radius_max: float,
     mixed_psf: bool = False,
+    effects: frozenset[str] = frozenset(),
 ) -> Rendered:
     """Make one pair: a pure function of its arguments, so pairs can be made in any order."""
-    key = hashlib.sha256(f"era/synthesize/{seed}/{split}/{index}".encode()).digest()
+    name = f"era/synthesize/{seed}/{split}/{index}"
+    key = hashlib.sha256(name.encode()).digest()
     rng = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
-    return render(draw_scene(rng, photos, size, radius_max, mixed_psf), rng)
+    if not effects:
+        return render(draw_scene(rng, photos, size, radius_max, mixed_psf), rng)
+    camera = Camera(effects, name)
+    larger = camera.size_of_scene(size, photos)
+    scene = draw_scene(rng, photos, larger, radius_max * larger[0] / size[0], mixed_psf)
+    return camera.photograph(scene, size, rng)
 
 
 def split_counts(pairs: int) -> dict[str, int]:
