@@ -33,6 +33,7 @@ class Pruner:
         self.folder, self.guard = folder, guard
         self.spared: set[str] = set()  # names of folders that are never deleted
         self._unfinished: set[str] = set()
+        self._known: dict[str, Checkpoint] = {}  # a committed one does not change
 
     def prune(self, keep_best: int, last: int, metric: str = BEST_BY) -> None:
         """Delete all but the best `keep_best` by a metric and the one of step `last`.
@@ -42,14 +43,16 @@ class Pruner:
         """
         listed = [n for n in self.folder.listed_names() if (step_of(n) or 0) <= last]
         names = [name for name in listed if name not in self.spared]
-        committed = [n for n in names if storage.exists(self._commit_url(n))]
-        opened = [c for c in map(self._open, committed) if c is not None]
+        new = [name for name in names if name not in self._known]
+        committed = [name for name in new if storage.exists(self._commit_url(name))]
+        self._known |= {n: c for n in committed if (c := self._open(n)) is not None}
+        opened = [self._known[name] for name in names if name in self._known]
         counted = newest_of_each_step(opened)
         best = [c.step for c in best_first(counted, metric)][:keep_best]
         others = [c.step for c in reversed(counted) if c.step not in (*best, last)]
         steps = {last, *best, *others[: keep_best - len(best)]}
         keep = {c.name for c in counted if c.step in steps}
-        unfinished = set(names) - set(committed)
+        unfinished = set(new) - set(committed)
         superseded = {c.name for c in opened} - keep
         for name in sorted(superseded | (unfinished & self._unfinished)):
             self._delete(name)
@@ -65,6 +68,7 @@ class Pruner:
 
     def _delete(self, name: str) -> None:
         url = self.folder.checkpoint_url(name)
+        self._known.pop(name, None)
         self.guard()
         storage.delete(self._commit_url(name))
         for entry in storage.find(url):

@@ -217,7 +217,7 @@ class _Ahead:
     def __init__(self, split: Split, order: Order) -> None:
         self.split, self.order = split, order
         self.reached, self.said = (-1, -1), 0.0
-        self.wanted: list[int] = []
+        self.wanted: dict[int, None] = {}  # in the order of their first use
         self.pool = ThreadPoolExecutor(FETCHED, thread_name_prefix="era-fetch")
 
     def reach(self, position: int) -> None:
@@ -225,13 +225,13 @@ class _Ahead:
         window = self.order.window(position)
         is_new = window != self.reached
         if is_new:
-            self.reached, self.wanted = window, self._needed(*window)
-            self.wanted = self._by_first_use(position)
+            self.reached = window
+            self.wanted = self._by_first_use(position, self._needed(*window))
         if is_new or time.monotonic() - self.said > AGAIN:
             self.said = time.monotonic()
             self.split.shards.hold(self.wanted)
         if is_new:
-            for shard in self.wanted:
+            for shard in list(self.wanted):
                 self.pool.submit(self._fetch, shard)
 
     def _needed(self, epoch: int, number: int) -> list[int]:
@@ -241,12 +241,13 @@ class _Ahead:
         together = list(dict.fromkeys([*wanted, *following]))
         return next((s for s in (together, wanted) if self.split.shards.fits(s)), [])
 
-    def _by_first_use(self, position: int) -> list[int]:
-        """The wanted shards, those first whose samples come next."""
+    def _by_first_use(self, position: int, shards: list[int]) -> dict[int, None]:
+        """The shards, those first whose samples come next."""
         epoch = position // self.order.per_epoch + 1
         near = range(position, min(position + LOOK_AHEAD, epoch * self.order.per_epoch))
         soon = dict.fromkeys(self.split.shard_of(self.order.image(p)) for p in near)
-        return [*(s for s in soon if s in self.wanted), *(s for s in self.wanted if s not in soon)]
+        wanted = dict.fromkeys(shards)
+        return {**{shard: None for shard in soon if shard in wanted}, **wanted}
 
     def _fetch(self, shard: int) -> None:
         if shard in self.wanted:  # unless reading has gone on since

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -189,14 +190,21 @@ def _warn(parts: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _near(seen: list[tuple[str, Any]]) -> Iterable[tuple[tuple[str, Any], tuple[str, Any]]]:
-    import numpy as np
+    """Pairs of different splits whose hashes differ in at most `NEAR_DUPLICATE` bits, in order.
 
-    bits = np.array([list(bytes.fromhex(one["hash"])) for _, one in seen], np.uint8)
+    Such hashes have at least one of four quarters in common: only those are compared.
+    """
+    hashes = [int(one["hash"], 16) for _, one in seen]
+    alike: list[dict[int, list[int]]] = [defaultdict(list) for _ in range(NEAR_DUPLICATE + 1)]
     for index, (split, _) in enumerate(seen):
-        apart = np.unpackbits(bits[index] ^ bits[:index], axis=1).sum(axis=1)
-        for other in np.flatnonzero(apart <= NEAR_DUPLICATE):
-            if seen[int(other)][0] != split:
-                yield seen[index], seen[int(other)]
+        quarters = [hashes[index] >> 16 * n & 0xFFFF for n in range(len(alike))]
+        others = {o for found, part in zip(alike, quarters, strict=True) for o in found[part]}
+        for other in sorted(others):
+            apart = (hashes[index] ^ hashes[other]).bit_count()
+            if apart <= NEAR_DUPLICATE and seen[other][0] != split:
+                yield seen[index], seen[other]
+        for found, part in zip(alike, quarters, strict=True):
+            found[part].append(index)
 
 
 def _summary(dest: str, splits: list[str], skipped: int) -> dict[str, Any]:

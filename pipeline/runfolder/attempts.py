@@ -86,8 +86,10 @@ def _url(run_url: str, key: Key) -> str:
     return storage.join(run_url, ATTEMPT_FOLDER, f"{key[0]:04d}-{key[1]}.json")
 
 
-def _objects(run_url: str) -> list[Line]:
-    urls = [_url(run_url, key) for key in _keys(run_url)]
+def _objects(run_url: str, known: list[Line]) -> list[Line]:
+    """The attempts that the view lacks: those that it has need not be read at every start."""
+    ids = {line.get("id") for line in known}
+    urls = [_url(run_url, key) for key in _keys(run_url) if key[1] not in ids]
     texts = [(url, storage.read_text(url).replace("\n", " ")) for url in urls]
     return [line for url, text in texts for line in parse_lines(text, url)]
 
@@ -105,5 +107,5 @@ def _number(value: Any) -> int:
 
 
 def _publish(run_url: str, earlier: list[Line], line: Line) -> None:
-    lines = _merged(earlier, _objects(run_url), [line])
+    lines = _merged(earlier, _objects(run_url, earlier), [line])
     storage.write_text(storage.join(run_url, ATTEMPTS), "".join(map(format_line, lines)))
