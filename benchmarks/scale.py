@@ -226,8 +226,8 @@ def main() -> None:
     start = sum(int(str(count)) for count in data[0][2:4])
     columns = ["", "what", *METHODS]
     parts = [
-        f"{machine()}. `python -m benchmarks.scale`. Requests are counted; the rows of clusters and "
-        "of growth are computed.",
+        f"{machine()}. `python -m benchmarks.scale`. Requests are counted; what clusters "
+        "and growth come to is computed.",
         manifests(),
         markdown(columns, data),
         markdown(columns, runs),
