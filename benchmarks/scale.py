@@ -219,7 +219,7 @@ def main() -> None:
         buckets = Path(name) / "buckets"
         with faulty_proxy(os.environ["AWS_ENDPOINT_URL"], lambda method, path: "") as proxy:
             os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
-            (buckets / "data").mkdir(exist_ok=True)
+            (buckets / "data").mkdir(parents=True, exist_ok=True)
             storage.list_names("s3://data")
             data = list(data_rows(proxy, buckets, Path(name) / "caches"))
             runs = list(run_rows(proxy, buckets))
