@@ -46,7 +46,9 @@ def test_timeline_has_the_manifests_seconds() -> None:
     grace = re.search(r"terminationGracePeriodSeconds: (\d+)", manifest)
     assert drain is not None
     assert grace is not None
-    assert f"a drain of {drain[1]} seconds within a grace period of {grace[1]}" in PAGE
+    assert f"a drain of {drain[1]} seconds within a grace period of {grace[1]}" in " ".join(
+        PAGE.split()
+    )
 
 
 def test_sizing_tables_are_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
