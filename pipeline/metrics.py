@@ -2,7 +2,7 @@
 
 `standard`: range 1, clamped, not requantised, SSIM with scikit-image's 7x7 uniform window: what
 DPDNet, IFAN and Restormer report. `nrknet`: rounded to 8 bits, SSIM with an 11x11 Gaussian window
-(sigma 1.5). Figures of different protocols do not compare.
+(sigma 1.5). Figures of different protocols cannot be compared.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ LONGEST_SECONDS = 3600.0  # without one item done, after which the cluster count
 def parallel_map(
     work: Callable[[T], R], items: Sequence[T], workers: int = 0
 ) -> Iterator[tuple[int, R]]:
-    """Do `work` on every item, several at once; yield (index, result) as they come.
+    """Apply `work` to every item, several at a time; yield (index, result) as they finish.
 
     Args:
         work: a function of one item that can be pickled; it may run again after a node was lost.

@@ -26,7 +26,7 @@ from pipeline.config import (
     to_plain,
 )
 from pipeline.errors import UserError
-from pipeline.train.freeze import freeze, frozen_hash
+from pipeline.runfolder import freeze, frozen_hash
 
 DOCS = Path(__file__).parents[1] / "docs" / "configuration.md"
 TINY_HASH = "90d2f124a83ccb63f3abd5fbc942c57d3a0ca86506c7065fa0664f1cce60510a"

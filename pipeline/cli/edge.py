@@ -25,7 +25,7 @@ from pipeline.errors import Stopped, UserError, masked, one_line, printable
 
 EXIT_INTERNAL, EXIT_USER = 1, 2
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 130, 141, 143
-# Faults of a place or of this machine, which no verb has foreseen there; not of this program.
+# Faults of the environment that no verb handles where they occur; not bugs of this program.
 ENVIRONMENT = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE,
     errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EIO,
@@ -45,7 +45,7 @@ def run_guarded(program: Callable[[], int]) -> NoReturn:
         code = program()
     except OSError as error:  # verbs guard their work: this came from printing
         code = output_failed(error)
-    except SystemExit:  # the parser's answer to a reader that left
+    except SystemExit:  # raised by the parser when the reader has closed the pipe
         code = output_failed(BrokenPipeError(errno.EPIPE, ""))
     except BaseException as error:
         code = conclude(error)
@@ -61,7 +61,7 @@ def run_guarded(program: Callable[[], int]) -> NoReturn:
 
 
 def _is_still_working() -> bool:
-    """Whether threads go on that Python would wait for, some of them for many minutes."""
+    """Whether other non-daemon threads run: Python would wait for them, perhaps for minutes."""
     return any(
         not thread.daemon and thread is not threading.main_thread()
         for thread in threading.enumerate()
@@ -137,7 +137,7 @@ def _message(error: BaseException) -> str:
 
 
 def _prepare_streams() -> None:
-    """Make the standard streams safe to use, whatever they were started with."""
+    """Make the standard streams safe to use, however the process was started."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -153,7 +153,7 @@ def _prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="backslashreplace")  # names may be no text in any encoding
+            reconfigure(errors="backslashreplace")  # file names need not be valid text
     logging.raiseExceptions = False  # a log that cannot be written prints no traceback
 
 

@@ -21,7 +21,7 @@ VERBS = ("preprocess", "train", "tune", "evaluate", "restore")
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    settings = {"ignore_unknown_options": True}  # they are the other verb's
+    settings = {"ignore_unknown_options": True}  # they belong to the submitted verb
     app.command("submit", context_settings=settings)(submit)
 
 

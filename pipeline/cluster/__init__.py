@@ -1,7 +1,7 @@
-"""Everything this program knows of Ray clusters: joining, starting, sizing, job servers, waiting.
+"""All that this program knows about Ray clusters: joining, starting, sizing, job servers, waiting.
 
-Nothing here leaves a change in `os.environ`. What Ray itself can only be told through the
-environment is set while a cluster starts, and restored afterwards.
+Nothing here leaves a change in `os.environ`. Settings that Ray reads only from the environment are
+set while a cluster starts, and restored afterwards.
 """
 
 from pipeline.cluster.capacity import Growth, per_worker, require_resources, room

@@ -1,4 +1,4 @@
-"""What a run needs of a Ray cluster, and refusing what the cluster can never give."""
+"""What a run needs from a Ray cluster; what the cluster can never provide is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def per_worker(config: TrainConfig) -> dict[str, int]:
 
 
 def room(config: TrainConfig) -> int:
-    """How many of a run's workers fit on the cluster's present nodes, other work disregarded."""
+    """How many of a run's workers fit on the cluster's current nodes, ignoring other work."""
     import ray
 
     needs = per_worker(config).items()
@@ -37,10 +37,10 @@ def room(config: TrainConfig) -> int:
 def require_resources(config: TrainConfig) -> None:
     """Refuse what the cluster cannot provide, unless an autoscaler may add nodes.
 
-    A cluster of KubeRay's whose head was replaced starts without workers: they are waited for.
+    A KubeRay cluster whose head was replaced starts without workers: this waits for them.
 
     Raises:
-        UserError: at once, where Ray would wait for ever.
+        UserError: immediately, where Ray would wait forever.
     """
     least = worker_range(config)[0]
     if room(config) < least and os.environ.get("RAY_CLUSTER_NAME"):  # set by KubeRay
@@ -68,7 +68,7 @@ class Growth:
         self.refusals = 0
 
     def check(self) -> bool:
-        """Ask the autoscaler now and then; return whether it was asked this time.
+        """Ask the autoscaler every few seconds; return whether it was asked this time.
 
         Raises:
             UserError: when it says twice in a row that it can never bring what the run needs.

@@ -63,10 +63,10 @@ def require_answer(address: str, name: str) -> None:
     """Refuse an address at which no Ray cluster answers; Ray itself would wait for minutes.
 
     Args:
-        address: what to reach. name: how messages call it.
+        address: what to reach. name: the address's name in messages.
 
     Raises:
-        UserError: within some twenty seconds.
+        UserError: within about twenty seconds.
     """
     if "://" in address:
         raise UserError(

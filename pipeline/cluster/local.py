@@ -1,4 +1,4 @@
-"""A Ray cluster of this process's own: on the loopback interface only, and gone at the end."""
+"""A Ray cluster owned by this process: on the loopback interface only, shut down at the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BELOW = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_stor
 
 @contextmanager
 def connected(processors: int, resources: dict[str, float] | None = None) -> Iterator[None]:
-    """Join the cluster that RAY_ADDRESS names; where there is none, start one meanwhile.
+    """Join the cluster that RAY_ADDRESS names; without one, run a local cluster in this block.
 
     Args:
         processors: logical CPUs of the cluster that is started; at least those of the machine.
@@ -45,8 +45,8 @@ def local_cluster(processors: int, resources: dict[str, float] | None = None) ->
     """Run a Ray cluster on 127.0.0.1, protected by a token of its own.
 
     Ray's own helpers look for "the" cluster of a machine, and for its dashboard at the usual port.
-    They may find another run's there, take this run's driver for dead and its workers away. Hence
-    its processes get the address, and a dashboard port that nobody serves.
+    They could find another run's, consider this run's driver dead, and remove its workers. Hence
+    its processes are given its address, and a dashboard port that nothing listens on.
     """
     import ray
 
@@ -58,7 +58,7 @@ def local_cluster(processors: int, resources: dict[str, float] | None = None) ->
             "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE"),  # Ray sets it
             "RAY_GCS_SERVER_PORT": str(port),
             "RAY_USAGE_STATS_ENABLED": usage_statistics(),
-            # Ray would give its workers 15: anything else on the machine would starve them.
+            # With Ray's default of 15, other processes of the machine would starve the workers.
             NICENESS: os.environ.get(NICENESS, "0"),
             **_interfaces(),
             **_token(Path(private)),
@@ -92,9 +92,9 @@ def on_loopback() -> bool:
 
 @contextmanager
 def _loopback_only() -> Iterator[None]:
-    """Let Ray listen on 127.0.0.1: by this switch it does so on macOS and Windows.
+    """Make Ray listen on 127.0.0.1, by the switch with which it does so on macOS and Windows.
 
-    `ray.init` replaces a loopback address that it is given by the machine's own.
+    Given a loopback address, `ray.init` would replace it by the machine's own.
     """
     from ray._private import ray_constants
 
@@ -107,7 +107,7 @@ def _loopback_only() -> Iterator[None]:
 
 
 def _interfaces() -> dict[str, str]:
-    """Where torch's process groups listen, unless the user has said so."""
+    """The interfaces of torch's process groups, unless the user has set them."""
     present = {name for _, name in socket.if_nameindex()}
     loopback = next((name for name in ("lo", "lo0") if name in present), "")
     names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -117,7 +117,7 @@ def _interfaces() -> dict[str, str]:
 def _token(folder: Path) -> dict[str, str]:
     """A token for this cluster alone, in a file that only this user can read.
 
-    By itself Ray writes one to ~/.ray, readable by all, and needs a home folder for that.
+    Ray's own would be written to ~/.ray, readable by everybody, and would need a home folder.
     """
     given = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     if any(os.environ.get(name) for name in given):

@@ -1,8 +1,8 @@
 """The head's preStop hook, `python -m pipeline.cluster.stop_jobs`: jobs save before the pod goes.
 
-KubeRay polls the dashboard and would take a job that was stopped for one that has ended. Hence the
-dashboard answers no more once it has stopped the jobs: the operator sends them to the next head,
-where they resume.
+KubeRay polls the dashboard and would count a stopped job as finished. Hence the dashboard is
+suspended once it has stopped the jobs: the operator submits them to the next head, where they
+resume.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Waiting that says what for, and ends."""
+"""Waits that log what they wait for, and end."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Wait:
         return time.monotonic() - self.since
 
     def check(self) -> None:
-        """Say now and then what is waited for.
+        """Log at intervals what is being waited for.
 
         Raises:
             TimeoutError: after the wait's limit, in one line.
@@ -50,7 +50,7 @@ class Wait:
 
 
 def wait_for(done: Callable[[], T], what: str, seconds: float, pause: float = 0.5) -> T:
-    """Ask `done` again and again until what it returns is true; return that.
+    """Call `done` until it returns a true value; return that value.
 
     Raises:
         TimeoutError: after `seconds`.

@@ -1,4 +1,4 @@
-"""What the schema's types cannot say: ranges, choices, and what fits together."""
+"""Checks beyond the schema's types: ranges, choices, combinations."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class TrainSection:
 
     steps: int = 1000  # optimizer steps of the whole run
     global_batch: int = 8  # samples per optimizer step over all workers
-    seed: int = 0  # of the initial weights and the order of samples; 0 to 2^63 - 1
+    seed: int = 0  # for the initial weights and the order of samples; 0 to 2^63 - 1
     # false, true, strict, or auto (true on CPU, false on GPU)
     deterministic: Deterministic = Deterministic.AUTO
     # Crop sizes in pixels; each is used for an equal share of the steps, in this order
@@ -62,7 +62,7 @@ class TrainSection:
     scalar_rate: float = 20.0  # learning rate of the lambdas, relative to learning_rate
     min_learning_rate: float = 1e-6  # end of the cosine schedule
     warmup: float = 0.02  # share of the steps over which the learning rate rises
-    weight_decay: float = 0.0  # of AdamW
+    weight_decay: float = 0.0  # AdamW's weight decay
     clip_norm: float = 0.2  # maximum norm of the whole gradient; 0: no clipping
     ema: float = 0.999  # decay of the averaged weights, which are the ones evaluated
     estimator_share: float = 0.0  # phase 1, share of the steps: the blur estimator alone

@@ -1,4 +1,4 @@
-"""From a loader's batch to tensors on the device: flips, layout and range happen there."""
+"""From a loader's batch to tensors on the device, where flips, layout and range are applied."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Tensors(NamedTuple):
 
 
 def to_device(batch: Batch, device: torch.device, channels_last: bool = False) -> Tensors:
-    """Copy a batch to the device and bring it into the network's form."""
+    """Copy a batch to the device and convert it to the network's format."""
 
     def image(raw: Tensor) -> Tensor:
         moved = raw.to(device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32) / FULL

@@ -31,7 +31,7 @@ log = logging.getLogger("era")
 def cache_folder(configured: str) -> Path:
     """The cache's folder: as configured, else $ERA_CACHE_DIR, else ~/.cache/era.
 
-    A user without a home folder gets one below the folder for temporary files.
+    A user without a home folder gets one in the folder for temporary files.
     """
     chosen = configured or os.environ.get("ERA_CACHE_DIR")
     if chosen:
@@ -43,7 +43,7 @@ def cache_folder(configured: str) -> Path:
 
 
 class Identity(NamedTuple):
-    """Of a file: inode, bytes, and time of the last change in ns."""
+    """A file's inode, bytes, and time of the last change in ns."""
 
     inode: int
     size: int
@@ -66,7 +66,7 @@ class ShardCache:
     def __init__(self, folder: Path, limit_gb: float) -> None:
         self.folder, self.limit = folder, int(limit_gb * GB)
         self.locks = NodeLocks(folder)
-        self._beginning = threading.Lock()  # downloads are whole in the order they are asked for
+        self._beginning = threading.Lock()  # downloads complete in the order of the requests
 
     def open(self, url: str, shard: Shard) -> Image:
         """A shard's bytes as a memory map of its local copy, downloaded first where need be.
@@ -96,13 +96,13 @@ class ShardCache:
         return identity_of(self._path(shard))
 
     def touch(self, shard: Shard) -> None:
-        """Mark a copy as in use: the time of its last access moves, the time of its change not."""
+        """Mark a copy as in use: set the time of its last access, and keep that of its change."""
         path = self._path(shard)
         with suppress(FileNotFoundError):
             os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
     def _sound_copy(self, shard: Shard) -> Image | None:
-        """The copy, if it has its size and, looked at once in a process, its sha256."""
+        """The copy, if its size and its sha256, which is checked once per process, are right."""
         path = self._path(shard)
         identity = identity_of(path)
         if identity is None or identity.size != shard.bytes:
@@ -128,7 +128,7 @@ class ShardCache:
                     f"{url}: damaged: its sha256 is not the manifest's; preprocess again"
                 )
             remember_sha256(part, path, digest)
-            with suppress(FileNotFoundError):  # a stopped process that goes on was given up
+            with suppress(FileNotFoundError):  # removed while this process was suspended
                 part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -138,7 +138,7 @@ class ShardCache:
         return mapped
 
     def _reserve(self, shard: Shard, owned: bool) -> Path:
-        """An empty file of the shard's size, once it fits beside what other downloads will take."""
+        """Create a file of the shard's size, as soon as there is room besides other downloads."""
         if shard.bytes > self.limit:
             raise UserError(
                 f"cache.max_gb={self.limit / GB:g} is less than one shard ({shard.bytes / GB:.2f})"
@@ -157,7 +157,7 @@ class ShardCache:
             time.sleep(0.2)  # until another download has become a copy, which can be evicted
 
     def _make_room(self, size: int) -> bool:
-        coming = self.locks.coming_bytes()  # first: one that ends meanwhile is counted twice
+        coming = self.locks.coming_bytes()  # read first: one that ends now is counted twice
         copies = sorted(self.folder.glob("*.tar"), key=lambda path: path.stat().st_atime)
         used = sum(path.stat().st_size for path in copies) + coming
         for oldest in copies:

@@ -31,9 +31,9 @@ from pipeline.data.split import Split
 from pipeline.errors import DamagedError, UserError
 
 log = logging.getLogger("era")
-FETCHED = 4  # shards fetched in advance at once, their ranges one shard after another
+FETCHED = 4  # shards prefetched at once; their ranges are read one shard after another
 LOOK_AHEAD = 4096  # positions within which shards are fetched by their first use
-AGAIN = 60.0  # seconds between updates of what the cache holds for use
+AGAIN = 60.0  # seconds between marks on the cached copies in use
 
 
 class TrainLoader:

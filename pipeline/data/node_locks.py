@@ -1,4 +1,4 @@
-"""Locks that the jobs of a node share in its cache; a hung process does not hold them for ever."""
+"""Locks shared by the jobs of a node; a hung process cannot hold them forever."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from pipeline.storage.entry import UNFINISHED
 
 REPORT = 30.0  # seconds between messages about a lock that is waited for
-STALLED = 120.0  # seconds without a byte after which a download is one of a hung process
+STALLED = 120.0  # seconds without a byte after which the process of a download counts as hung
 log = logging.getLogger("era")
 
 
@@ -28,13 +28,13 @@ class NodeLocks:
 
     @contextmanager
     def of_shard(self, sha256: str) -> Iterator[bool]:
-        """Hold a shard's lock; yields False if it had to be passed over, as of a hung process."""
+        """Hold a shard's lock; yields False if it was ignored because its holder hangs."""
         with self._held(self._lock(sha256), f".{sha256}.*{UNFINISHED}") as owned:
             try:
                 yield owned
             finally:
                 if owned:
-                    self._lock(sha256).unlink(missing_ok=True)  # who waits for it makes another
+                    self._lock(sha256).unlink(missing_ok=True)  # a process that waits makes another
 
     @contextmanager
     def of_folder(self) -> Iterator[bool]:
@@ -51,7 +51,7 @@ class NodeLocks:
         return True
 
     def remove_dead(self, own: str) -> None:
-        """Remove the files of downloads that no process makes any more.
+        """Remove the files of downloads whose process is gone.
 
         Args:
             own: sha256 of the shard whose lock is held here.
@@ -66,7 +66,7 @@ class NodeLocks:
                 self._lock(sha256).unlink(missing_ok=True)
 
     def coming_bytes(self) -> int:
-        """What the downloads that make progress will take."""
+        """Bytes that the downloads in progress will take."""
         parts = self._parts(f".*{UNFINISHED}")
         return sum(_size(part) for part in parts if _quiet_for(part) < STALLED)
 
@@ -78,7 +78,7 @@ class NodeLocks:
 
     @contextmanager
     def _held(self, path: Path, written: str) -> Iterator[bool]:
-        """Hold a lock, or pass it over when nothing has been written for too long.
+        """Hold a lock, or ignore it when nothing has been written for too long.
 
         Args:
             written: pattern of the files whose writing shows that the holder is alive.
@@ -108,7 +108,7 @@ class NodeLocks:
 
 
 def _quiet_for(path: Path) -> float:
-    """Seconds since a file was written to; of one that is gone, none."""
+    """Seconds since a file was written to; 0 if it is gone."""
     with suppress(FileNotFoundError):
         return max(0.0, time.time() - path.stat().st_mtime)
     return 0.0

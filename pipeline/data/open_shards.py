@@ -1,4 +1,4 @@
-"""The shards that a process has open: mapped, checked once and when they change, then closed."""
+"""The shards that a process has open: memory-mapped, checked when opened and when they change."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Opened:
 
     Attributes:
         data: its bytes, a memory map.
-        identity: of the mapped file; another one means that its bytes are no longer those checked.
+        identity: the mapped file's; with another one, its bytes are no longer those checked.
         uses: how often it was asked for.
-        broken: (key, member) of what is damaged in it.
+        broken: (key, member) pairs that are damaged.
         views: arrays on the map by (index, member), checked once, then only looked up.
     """
 
@@ -87,10 +87,10 @@ class Shards(ABC):
 
     @abstractmethod
     def _identity(self, shard: int) -> Identity | None:
-        """Of a shard's local file."""
+        """The identity of a shard's local file."""
 
     def prefetch(self, shard: int) -> None:
-        """Open a shard that will be needed, unless another process is bringing it already."""
+        """Open a shard that will be needed, unless another process is already downloading it."""
         if shard not in self._opened:
             self.get(shard)
 

@@ -3,7 +3,7 @@
 Position p = 0, 1, 2, ... holds one sample: a crop of an image, and a flip. Which one is a function
 of (seed, p), the data set's table of contents and a few settings, and of nothing else: not of
 ranks, workers, caches or machines. Step s owns positions [s B, (s+1) B) for the global batch B, and
-the world is laid over a step afterwards (`rank_slice`).
+a step is divided among the ranks afterwards (`rank_slice`).
 
 An epoch holds every image `crops_per_image` times. Shards are shuffled, then slots are shuffled
 within windows of shards, so that a set larger than a node's disk is read window by window.
@@ -22,7 +22,7 @@ import numpy as np
 
 U64 = np.ndarray[Any, np.dtype[np.uint64]]
 Table = list[list[float]]
-PROPOSALS = 8  # places looked at for a crop
+PROPOSALS = 8  # candidate places for a crop
 SHARD, SLOT, PLACE, FLIP = 1, 2, 3, 4  # purposes of random numbers
 
 
@@ -31,14 +31,14 @@ class OrderPlan:
     """The settings that define the order.
 
     Attributes:
-        seed: of all random numbers.
+        seed: key of all random numbers.
         global_batch: samples per optimiser step.
-        crops_per_image: times that an image comes in one epoch.
-        window: shards shuffled together; 0 = all.
+        crops_per_image: how often an image occurs in one epoch.
+        window: number of shards shuffled together; 0 = all.
         patch: crop sizes in pixels; the steps are divided evenly among them.
-        steps: of the whole run.
+        steps: optimiser steps of the whole run.
         rotate: allow quarter turns too.
-        min_sharpness_quantile: this share of places, the least sharp ones, is passed over.
+        min_sharpness_quantile: share of the places, the least sharp ones, that is skipped.
     """
 
     seed: int
@@ -74,7 +74,7 @@ class Order:
 
     Args:
         plan: the settings.
-        shard_counts: images per shard, in the manifest's order; images are numbered through.
+        shard_counts: images per shard, in the manifest's order; images are numbered consecutively.
         sizes: (height, width) of every image.
     """
 
@@ -97,19 +97,19 @@ class Order:
         return min(self.plan.patch[index], self.smallest)
 
     def image(self, position: int) -> int:
-        """The image of a position."""
+        """The image at a position."""
         return int(self._slots(position // self.per_epoch)[position % self.per_epoch])
 
     def crop(self, position: int, sharpness: Table | None = None) -> Crop:
-        """The sample of a position.
+        """The sample at a position.
 
         Args:
-            sharpness: `table` of the image's coarse map, if crops are chosen by it.
+            sharpness: `summed_area_table` of the image's coarse map, if crops are chosen by it.
         """
         return self.crop_of(position, self.image(position), sharpness)
 
     def crop_of(self, position: int, image: int, sharpness: Table | None = None) -> Crop:
-        """The sample of a position, were it of this image (in the place of a damaged one)."""
+        """The sample at a position with this image, which may replace a damaged one."""
         size = self.patch(position)
         places = self._places(position, image, size)
         top, left = places[0] if sharpness is None else self._sharp(places, image, size, sharpness)
@@ -123,7 +123,7 @@ class Order:
         return epoch, int(np.searchsorted(self._window_ends(epoch), place, side="right"))
 
     def window_shards(self, epoch: int, number: int) -> list[int]:
-        """The shards of a window; of the first one of the next epoch after an epoch's last."""
+        """The shards of a window; after an epoch's last window, those of the next epoch's first."""
         size = self.plan.window or len(self.shard_counts)
         if number * size >= len(self.shard_counts):
             epoch, number = epoch + 1, 0
@@ -144,7 +144,7 @@ class Order:
     def _sharp(
         self, places: list[tuple[int, int]], image: int, size: int, sharpness: Table
     ) -> tuple[int, int]:
-        """The first place that is not among the least sharp of those looked at."""
+        """The first candidate that is not among the least sharp ones."""
         height, width = self.sizes[image]
         rows, columns = len(sharpness) - 1, len(sharpness[0]) - 1
         means = []
@@ -219,7 +219,7 @@ def mix(*parts: int | U64) -> U64:
 
 
 def mix_one(*parts: int) -> int:
-    """`mix` of integers, without numpy: much quicker for one number."""
+    """`mix` of integers without NumPy, which is much faster for one number."""
     state = 0
     for part in parts:
         state = _split_one(state ^ _split_one(part))

@@ -174,7 +174,7 @@ class _Meta:
 
 
 class _Hashed:
-    """A file that is only appended to, its size and sha256 at hand."""
+    """An append-only file that keeps track of its size and sha256."""
 
     def __init__(self, path: Path) -> None:
         self.stream = path.open("wb")
@@ -205,5 +205,5 @@ def _npy(array: Image) -> list[memoryview]:
 
 
 def _crc32(so_far: int, data: memoryview) -> int:
-    """zlib's crc32, several times as fast."""
+    """The same as zlib's crc32, several times as fast."""
     return int(imagecodecs.deflate_crc32(data, so_far))  # type: ignore[arg-type]

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
-from pipeline.data.split import Split, open_split
+from pipeline.data.split import Split
 from pipeline.errors import UserError, printable
-from pipeline.evaluate.score import scores_of
+from pipeline.evaluate.score import scores_of, split_of
 from pipeline.images import list_images, read_image, to_float
 from pipeline.parallel_map import parallel_map
 from pipeline.progress import track
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_+-]{0,39}")
-COLUMNS = ("psnr", "ssim", "mae", "lpips")  # of per_image.csv: a method may not be called so
+COLUMNS = ("psnr", "ssim", "mae", "lpips")  # in per_image.csv; no method may have such a name
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def score_pictures(
 
 
 def _score(job: _Job) -> dict[str, float]:
-    sharp = open_split(job.data).load(job.index).sharp
-    assert sharp is not None  # pictures_of saw to it
+    sharp = split_of(job.data).load(job.index).sharp
+    assert sharp is not None  # ensured by pictures_of
     image = read_image(job.picture)
     if image.shape != sharp.shape:
         size, expected = (f"{a.shape[1]}x{a.shape[0]}" for a in (image, sharp))

@@ -46,7 +46,7 @@ def _numbers(url: str, count: int) -> list[int]:
         numbers = np.asarray(array, np.float64).ravel()  # an .npz file is no array
     except UserError:
         raise
-    except Exception:  # NumPy raises many kinds for a file that is none of its own
+    except Exception:  # NumPy raises many kinds for a file that is not its own
         raise wrong from None
     whole = numbers.size and np.all(numbers == np.rint(numbers))
     if not whole or numbers.min() < 1 or numbers.max() > count:

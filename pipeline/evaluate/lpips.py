@@ -113,7 +113,7 @@ def load_lpips(weights: str) -> Lpips:
         model.features.load_state_dict({k.removeprefix("features."): v for k, v in trunk.items()})
     except UserError:
         raise
-    except Exception as error:  # whatever a foreign file makes of torch.load
+    except Exception as error:  # torch.load raises many kinds for a file that is not its own
         reason = str(error).splitlines()[0][:200]
         raise UserError(
             f"{weights}: not AlexNet's weights as torchvision keeps them ({reason})"

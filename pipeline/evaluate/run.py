@@ -109,7 +109,7 @@ def evaluate(
         summary["lpips_note"] = reason
     summary |= by_label(labels, rows)
     if compare:
-        other = _score_all(_with(job, checkpoint=rival), range(len(split)))
+        other = _score_all(replace(job, checkpoint=rival), range(len(split)))
         summary["comparison"] = {"checkpoint": rival, **comparison(rows, other)}
     if others:
         summary["against"] = {
@@ -196,17 +196,13 @@ def comparison(rows: list[Row], other: list[Row]) -> dict[str, Any]:
 
 
 def _difference(a: float, b: float) -> float:
-    return 0.0 if a == b else a - b  # two infinite PSNRs differ by nothing
+    return 0.0 if a == b else a - b  # also for two infinite PSNRs
 
 
 def _score_all(job: ScoreJob, indices: range) -> list[Row]:
-    jobs = [_with(job, index=index) for index in indices]
+    jobs = [replace(job, index=index) for index in indices]
     found = dict(track(parallel_map(score, jobs), len(jobs), "evaluate"))
     return [found[index][0] for index in range(len(jobs))]
-
-
-def _with(job: ScoreJob, **changes: Any) -> ScoreJob:
-    return replace(job, **changes)
 
 
 def _pictures(job: ScoreJob, rows: list[Row]) -> list[Case]:
@@ -214,7 +210,7 @@ def _pictures(job: ScoreJob, rows: list[Row]) -> list[Case]:
     order = sorted(range(len(rows)), key=lambda index: -rows[index].get("gain", 0.0))
     places = np.linspace(0, len(order) - 1, min(PICTURES, len(order))).round().astype(int)
     chosen = sorted({order[place] for place in places})
-    jobs = [_with(job, index=index, pictures=True) for index in chosen]
+    jobs = [replace(job, index=index, pictures=True) for index in chosen]
     found = dict(parallel_map(score, jobs))
     return [case for index in range(len(jobs)) if (case := found[index][1]) is not None]
 

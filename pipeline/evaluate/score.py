@@ -49,7 +49,7 @@ def score(job: ScoreJob) -> tuple[dict[str, Any], Case | None]:
     """
     torch.set_num_threads(1)  # the sums of a convolution depend on the number of threads
     with _opening:
-        loaded, split = _model(job.checkpoint), _split(job.data)
+        loaded, split = _model(job.checkpoint), split_of(job.data)
     sample = split.load(job.index)
     result = restore_array(loaded.model, sample.blur)
     blur = to_float(sample.blur)
@@ -91,5 +91,6 @@ def _model(url: str) -> LoadedModel:
 
 
 @lru_cache(maxsize=2)
-def _split(url: str) -> Split:
+def split_of(url: str) -> Split:
+    """A split, opened once in a process."""
     return open_split(url)

@@ -60,7 +60,7 @@ def require_owner(run_url: str, owner: str) -> None:
         owner: what `begin_attempt` returned.
 
     Raises:
-        UserError: if the run has been taken over, by the same command on another machine say.
+        UserError: if the run has been taken over, for example by the command on another machine.
     """
     newest = max(_keys(run_url), default=(0, ""))
     if newest > attempt_key(owner):

@@ -94,7 +94,7 @@ class Checkpoint:
             state = torch.load(stream, map_location="cpu", weights_only=True)
         except MemoryError:  # a sound file on a small machine
             raise
-        except Exception:  # whatever a foreign file makes of torch.load
+        except Exception:  # torch.load raises many kinds for a file that is not its own
             state = None
         if not isinstance(state, dict):
             raise DamagedError(f"{storage.join(self.url, TRAINING)}: not a training state")

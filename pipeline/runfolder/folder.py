@@ -97,9 +97,9 @@ class RunFolder:
         return _by_step(found)
 
     def newest_first(self) -> Iterator[Checkpoint]:
-        """All sound ones, newest first, of a step the newest attempt's first.
+        """All sound ones, newest first; of one step, the newest attempt's first.
 
-        A warning for each that is passed over.
+        Warns of each one that is skipped.
         """
         listed = self._listed()
         names = _by_step({*listed, *filter(None, [self._newest()])})
@@ -171,7 +171,7 @@ class RunFolder:
         try:
             found = read_object(url) if storage.exists(url) else {}
         except DamagedError:
-            return ""  # an aid only: the listing still has them
+            return ""  # only an aid: the listing still shows the checkpoints
         step, name = found.get("step"), found.get("name")
         if isinstance(name, str):
             return name if step_of(name) is not None else ""

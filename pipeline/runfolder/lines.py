@@ -1,4 +1,4 @@
-"""JSON-lines files of a run. They are foreign input: whoever can write to the store wrote them."""
+"""JSON-lines files of a run. They are untrusted: whoever can write to the store may edit them."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def _section(title: str, lines: list[str]) -> str:
 
 
 def _model(model: ErAConfig, config: dict[str, Any]) -> list[str]:
-    from era import ErA, parameter_count  # they bring torch
+    from era import ErA, parameter_count  # these import torch
 
     size = _table(config, "model").get("size", "unknown")
     count = parameter_count(ErA(model))
@@ -90,7 +90,7 @@ def _described(url: str) -> str:
 
 
 def _table(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """A section; empty where it is missing or no section."""
+    """A section; empty if it is missing or not a mapping."""
     found = values.get(name)
     return found if isinstance(found, dict) else {}
 

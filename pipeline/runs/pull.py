@@ -92,7 +92,7 @@ def _require_free(target: Path, checkpoint: Checkpoint) -> None:
 
 
 def _download(checkpoint: Checkpoint, name: str, target: Path) -> None:
-    """Fetch a file unless it is there already; it appears under its name only when it is right."""
+    """Fetch a file unless it is there; it appears under its name only once it is verified."""
     local, expected = str(target / name), checkpoint.files.get(name)
     if storage.exists(local) and fingerprint(storage.read_bytes(local)) == expected:
         return

@@ -58,7 +58,7 @@ class Run:
             return {}
 
     def section(self, name: str) -> dict[str, Any]:
-        """A section of config.yaml; empty where it is missing or no section."""
+        """A section of config.yaml; empty if it is missing or not a mapping."""
         found = self.config.get(name)
         return found if isinstance(found, dict) else {}
 

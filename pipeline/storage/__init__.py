@@ -3,7 +3,8 @@
 A URL is a string: a local path, ``s3://bucket/key``, and with their extras ``gs://bucket/key`` and
 ``az://container/key``. The endpoint and the credentials come from the environment or the standard
 chain of the provider (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ...), never from an argument or
-a file of this program. What else fsspec has a package for, as ``hf://``, can be read.
+a file of this program. Other schemes that fsspec has a package for, such as ``hf://``, are
+read-only.
 
 Writes are atomic: a local file is written next to its destination, synced and renamed; in a bucket
 it is one PUT or one completed multipart upload. Transient faults are retried for a bounded time; an
@@ -180,8 +181,8 @@ def download(url: str, path: str | Path) -> None:
 def begin_download(url: str, size: int, path: Path) -> Callable[[], str]:
     """Begin to fill an existing local file with a remote one of `size` bytes.
 
-    Files are whole in the order in which they were begun. What is returned must be called: it waits
-    for the end, and returns the sha256 of the file.
+    Files complete in the order in which they were begun. The returned function must be called: it
+    waits for the end of the download and returns the sha256 of the file.
     """
     from pipeline.storage.ranges import begin
 
@@ -194,7 +195,7 @@ def delete(url: str) -> None:
 
 
 def remove_unfinished(url: str) -> None:
-    """Remove the temporary files of killed writers from a folder that nobody writes to now."""
+    """Remove the temporary files of killed writers from a folder that no process is writing to."""
     _files(url).remove_unfinished(url)
 
 

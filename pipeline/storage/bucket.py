@@ -1,4 +1,4 @@
-"""Files on S3 and on servers that speak its protocol, through s3fs."""
+"""Files on S3 and compatible servers, through s3fs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.storage.url import require_unversioned
 T = TypeVar("T")
 
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 8  # seconds without an answer
-RETRY_FOR, LEAST_TRIES = 18.0, 3  # seconds; a long transfer gets the tries however long it takes
+RETRY_FOR, LEAST_TRIES = 18.0, 3  # seconds; at least so many tries, however long
 UPLOAD_PART = 32 << 20  # bytes; smaller files are one PUT
 CONCURRENCY = 4  # of one upload
 POOL = 32  # connections
@@ -34,7 +34,7 @@ def bucket_files() -> BucketFiles:
 
 
 def environment(*prefixes: str) -> tuple[tuple[str, str], ...]:
-    """The variables that a client is made from; it is made anew when they change."""
+    """The variables that a client is made from; a new one is made when they change."""
     return tuple(sorted(item for item in os.environ.items() if item[0].startswith(prefixes)))
 
 
@@ -115,7 +115,7 @@ class BucketFiles:
         ]
 
     def _below(self, url: str) -> dict[str, int]:
-        """Sizes of all objects below a folder by key, with the empty `name/` of web consoles."""
+        """Sizes of all objects below a folder by key, including web consoles' empty `name/`."""
         try:
             found = self._try(url, self.fs.find, _key(url), detail=True)
         except FileNotFoundError:
@@ -190,7 +190,7 @@ class BucketFiles:
                 self._remove(f"{self.scheme}://{key}", key)
 
     def _remove(self, url: str, key: str) -> None:
-        """Remove an object; s3fs's own way cannot name `folder/`, a web console's empty object."""
+        """Remove an object; s3fs itself cannot remove `folder/`, a web console's empty object."""
         bucket, _, name = key.partition("/")
         self._required(url, self.fs.call_s3, "delete_object", Bucket=bucket, Key=name)
 
@@ -203,7 +203,7 @@ class BucketFiles:
         self._remove(probe, _key(probe))
 
     def _require_bucket(self, url: str) -> None:
-        """Raise an error of its own if the bucket is missing, not only the key."""
+        """Raise a separate error if the bucket itself is missing."""
         bucket = _key(url).partition("/")[0]
         if bucket in self.known_buckets:
             return

@@ -1,6 +1,6 @@
 """Files on Google Cloud Storage (gcsfs), Azure (adlfs), and, read-only, what else fsspec reads.
 
-Their clients try a request again by themselves; what remains is tried again here, as on S3.
+Their clients retry requests themselves; transient errors that remain are retried here, as on S3.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.storage.faults import ShortBody
 
 _PASSING_STATUS = {408, 429}
 _SETTINGS = ("GOOGLE_", "STORAGE_EMULATOR_HOST", "GCSFS_", "AZURE_", "FSSPEC_", "HF_")
-_SERVICES = {  # by package: what it is called, and what to check when it refuses
+_SERVICES = {  # by package: the service's name, and what to check when it refuses
     "gcsfs": ("Google Cloud Storage", "check GOOGLE_APPLICATION_CREDENTIALS, and its rights"),
     "adlfs": (
         "Azure Blob Storage",
@@ -66,7 +66,7 @@ def _service(scheme: str) -> tuple[str, str]:
 
 
 class CloudFiles(BucketFiles):
-    """Storage operations through a client of fsspec of which no more is known than its interface.
+    """Storage operations through any client with fsspec's interface.
 
     Args:
         scheme: of the URLs.
@@ -74,7 +74,7 @@ class CloudFiles(BucketFiles):
     """
 
     least_tries = 1  # the client has tried several times
-    upload: ClassVar[dict[str, Any]] = {}  # each client has sizes of its own
+    upload: ClassVar[dict[str, Any]] = {}  # each client chooses its own part sizes
 
     def __init__(self, scheme: str, filesystem: Any) -> None:
         from pipeline.storage.url import CLOUDS

@@ -1,4 +1,4 @@
-"""Several ranges of several files at once, over one pool of connections of the process."""
+"""Several ranges of several files at once, over one connection pool per process."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PART = 8 << 20  # bytes; each range is retried by itself
 
 @lru_cache(maxsize=1)
 def _pool(pid: int) -> ThreadPoolExecutor:
-    """Serves ranges in the order in which they were asked for: the first file is whole first."""
+    """Serves ranges in the order of the requests: the first file is complete first."""
     return ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="era-range")
 
 
 def begin(read: Callable[[int, int], bytes], size: int, path: Path) -> Callable[[], str]:
-    """Ask for all ranges of a file, behind those asked for earlier.
+    """Request all ranges of a file, after those requested earlier.
 
     Args:
         read: the bytes [start, end) of the source.
@@ -32,8 +32,8 @@ def begin(read: Callable[[int, int], bytes], size: int, path: Path) -> Callable[
         path: an existing file, which they are written to.
 
     Returns:
-        What must be called: it waits for them and returns the sha256 of what is in the file then.
-        It raises what `read` raises, once no range is in transfer any more.
+        A function that must be called: it waits for the ranges and returns the file's sha256. It
+        raises what `read` raised, once no transfer is running.
     """
     with explained(path):
         target = os.open(path, os.O_RDWR)

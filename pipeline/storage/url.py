@@ -1,4 +1,4 @@
-"""URLs: local paths, ``s3://bucket/key`` and its like; what cannot be used is refused by name."""
+"""URLs: local paths, ``s3://bucket/key`` and the like; others are refused with the reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLOUDS = {
     "abfs": ("adlfs", "azure"),
     "abfss": ("adlfs", "azure"),
 }
-# No folders that could be listed, not remote, or made of other URLs.
+# Without listable folders, local, or wrappers around other URLs.
 _UNFIT = {
     "http", "https", "ftp", "file", "local", "memory", "data", "reference", "dir", "zip", "tar",
     "libarchive", "blockcache", "cached", "filecache", "simplecache", "generic", "root",
@@ -130,7 +130,7 @@ def _has(package: str) -> bool:
 
 @lru_cache(maxsize=16)
 def _readable(scheme: str) -> bool:
-    """Whether fsspec has a package here for a scheme of which nothing else is known."""
+    """Whether fsspec can open a scheme with the packages installed here."""
     if scheme in _UNFIT or not scheme.isalnum():
         return False
     from fsspec import get_filesystem_class

@@ -1,4 +1,4 @@
-"""What is to be run, apart from where: the verb, its checked arguments, the URLs it touches."""
+"""What is to be run, wherever it runs: the verb, its checked arguments, the URLs it touches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 
 INPUTS = ("inputs", "source", "data", "checkpoint", "compare", "lpips_weights")
 OUTPUTS = ("dest", "out")
-STOPPED = 143  # of a job that somebody stopped: SIGTERM, as a shell would say it
+STOPPED = 143  # exit code of a stopped job: SIGTERM, as a shell reports it
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Command:
     """`era VERB ARGUMENTS`, checked.
 
     Attributes:
-        verb: of preprocess, train, tune, evaluate, restore.
+        verb: preprocess, train, tune, evaluate or restore.
         arguments: as that verb takes them, meaning the same on any machine.
         target: URL of what it makes; two jobs must not make the same at once.
         reads: what it reads, name -> URL.
         writes: what it writes, name -> URL.
-        config: of train and tune: the training configuration.
-        at_once: of tune: trials that may run side by side.
+        config: the training configuration (train and tune only).
+        at_once: trials that may run side by side (tune only).
         shared: local paths name one file system on every node.
     """
 

@@ -1,4 +1,4 @@
-"""Following a Ray job: its log, each character once, whatever happens to the connection."""
+"""Follows a Ray job: each character of its log once, even if connections are lost."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from pipeline.submit.command import STOPPED, Outcome
 
 log = logging.getLogger("era")
-PATIENCE = 600.0  # seconds without any answer of the cluster, after which a job counts as lost
-QUIET = 60.0  # seconds without a line, after which the connection is doubted
+PATIENCE = 600.0  # seconds without an answer from the cluster, after which a job counts as lost
+QUIET = 60.0  # seconds without a line, after which the connection is checked
 LONGEST_QUIET = 600.0
-PAUSE = 2.0  # seconds between two tries to connect
+PAUSE = 2.0  # seconds between attempts to connect
 KEPT = 200_000  # characters of the log that the outcome keeps
 
 
 def follow(
     client: Any, job: str, write: Callable[[str], None], patience: float = PATIENCE
 ) -> Outcome:
-    """Pass the job's log on until it ends; return how it ended.
+    """Write the job's log until the job ends; return how it ended.
 
-    Ray's stream begins anew at each connection: what was shown is counted, and passed over.
+    Ray's stream starts over at each connection: characters already written are skipped.
     """
     return asyncio.run(_Follower(client, job, write, patience).run())
 
@@ -33,7 +33,7 @@ class _Follower:
         self, client: Any, job: str, write: Callable[[str], None], patience: float
     ) -> None:
         self.client, self.job, self.write, self.patience = client, job, write, patience
-        self.shown = 0  # characters of the log passed on
+        self.shown = 0  # characters of the log written
         self.kept = ""
         self.heard = time.monotonic()
         self.quiet = QUIET
@@ -59,7 +59,7 @@ class _Follower:
             await asyncio.sleep(PAUSE)
 
     async def _stream(self) -> str:
-        """Pass on what one connection brings; return why it broke, if it did."""
+        """Write what one connection delivers; return why it broke, or nothing."""
         import aiohttp
 
         position = 0
@@ -72,7 +72,7 @@ class _Follower:
                 position += len(text)
         except StopAsyncIteration:
             return ""
-        except TimeoutError:  # a long step, or a dead connection: ask
+        except TimeoutError:  # a long step, or a dead connection: ask the server
             self.quiet = min(2 * self.quiet, LONGEST_QUIET)
             return ""
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
@@ -81,7 +81,7 @@ class _Follower:
             await stream.aclose()
 
     def _rest(self) -> None:
-        """Of an ended job: what the last connection didn't bring."""
+        """Write the part of a finished job's log that the last connection did not deliver."""
         try:
             self._pass_on(self.client.get_job_logs(self.job)[self.shown :])
         except (RuntimeError, OSError):
@@ -107,7 +107,7 @@ class _Follower:
 
 
 def exit_code(of_driver: int | None) -> int:
-    """A driver's exit code as a shell would have it: 128 + n for signal n; 1 if it never began."""
+    """A driver's exit code as a shell reports it: 128 + n for signal n; 1 if it never started."""
     if of_driver is None:
         return 1
     return 128 - of_driver if of_driver < 0 else of_driver

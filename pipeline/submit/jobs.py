@@ -1,7 +1,7 @@
-"""Sending a command to a Ray cluster's job server, and staying with it until it ends.
+"""Submits a command to a Ray cluster's job server and follows it until it ends.
 
-The job belongs to the cluster: a lost connection, or the end of this process, doesn't end it. The
-same command again finds it there and goes on following it.
+The job belongs to the cluster: a lost connection, or the end of this process, does not end it. The
+same command, run again, finds the job and continues to follow it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from pipeline.submit.package import pack
 from pipeline.train.driver import git_revision
 
 log = logging.getLogger("era")
-STOP_SECONDS = 90  # between SIGTERM and SIGKILL of a stopped job: a checkpoint's upload; Ray has 3
-SENDS = 3  # tries to send a job over a connection that breaks
-TARGET = "era-target"  # in the job's metadata: what it makes
+STOP_SECONDS = (
+    90  # between a stopped job's SIGTERM and SIGKILL, to upload a checkpoint; Ray's default is 3
+)
+SENDS = 3  # attempts to submit a job over a connection that breaks
+TARGET = "era-target"  # key of the job's metadata: the URL of what it makes
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def submit_to_ray(command: Command, options: RayOptions, write: Callable[[str], 
     Args:
         command: what to run.
         options: where.
-        write: receives the job's log as it comes.
+        write: receives the job's log as it arrives.
 
     Raises:
         UserError: if the cluster doesn't answer, has another Ray, or can't read what the job reads.
@@ -66,7 +68,7 @@ def submit_to_ray(command: Command, options: RayOptions, write: Callable[[str], 
     entrypoint = command.entrypoint(options.as_json)
     found = _running(client, command, entrypoint)
     job = found or _send(client, command, options, entrypoint, variables)
-    try:  # whoever stops us once we have spoken of the job is told what becomes of it
+    try:  # from here on, an interruption says what happens to the job
         if found:
             log.info("job %s does this already; following it", job)
         else:
@@ -116,7 +118,7 @@ def _send(
         for left in reversed(range(SENDS)):
             try:
                 return str(client.submit_job(entrypoint=entrypoint, submission_id=name, **what))
-            except OSError as error:  # whether it arrived, nobody knows: the name will tell
+            except OSError as error:  # it may have arrived: the submission id shows it
                 if not left:
                     raise UserError(
                         f"{options.address}: the connection broke ({type(error).__name__}); the "
@@ -126,13 +128,13 @@ def _send(
             except RuntimeError as error:
                 if left < SENDS - 1 and name in str(error):  # an earlier one arrived after all
                     return name
-                reason = str(error).partition(":")[0]  # what follows may hold what was sent
+                reason = str(error).partition(":")[0]  # the rest may quote what was sent
                 raise UserError(f"{options.address}: the job was refused ({reason})") from None
     raise AssertionError("unreachable")
 
 
 def _running(client: Any, command: Command, entrypoint: str) -> str:
-    """The job that makes the same already; empty if there is none."""
+    """The running job with the same target; empty if there is none."""
     for job in client.list_jobs():
         if job.status.is_terminal() or (job.metadata or {}).get(TARGET) != _key(command):
             continue
@@ -150,9 +152,9 @@ def _key(command: Command) -> str:
 
 
 def _several_nodes(address: str) -> bool:
-    """Whether work may land on more than one node: now, or once an autoscaler adds some.
+    """Whether work may be placed on more than one node, now or after an autoscaler adds some.
 
-    An incomplete answer is enough, since one node that can't be seen makes several. Nodes that
+    An incomplete answer is enough, since a node that is not listed makes several. Nodes that
     have left the cluster count in Ray's total, so that its own check for completeness refuses
     every cluster that ever lost one.
     """
@@ -190,7 +192,7 @@ def _values_of(names: Sequence[str]) -> dict[str, str]:
 
 
 def _part_from(client: Any, job: str, options: RayOptions) -> None:
-    """Say what becomes of the job, or stop it and wait until it has saved what it can."""
+    """Say what happens to the job, or stop it and wait until it has saved."""
     stop = f"ray job stop --address {options.address} {job}"
     if not options.stop_on_exit:
         log.warning(

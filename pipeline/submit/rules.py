@@ -1,4 +1,4 @@
-"""KubeRay's own rules, which no schema holds: its operator would refuse such a RayJob later."""
+"""KubeRay's rules that are not in its schemas: its operator would refuse such a RayJob later."""
 
 from __future__ import annotations
 

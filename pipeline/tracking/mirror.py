@@ -54,7 +54,7 @@ MODES = {
     "offline": "offline",
     "dryrun": "offline",
     "disabled": "disabled",
-}  # W&B's own words for its modes
+}  # W&B's names of its modes
 
 
 def resolved_mode(settings: TrackingSection) -> str:
@@ -224,7 +224,7 @@ class WandbMirror:
                 init_timeout=INIT_SECONDS,
                 disable_git=True,
                 console="off",
-                x_disable_meta=True,  # host, user and command line are nobody's business
+                x_disable_meta=True,  # host, user and command line are private
                 x_save_requirements=False,
             ),
         )

@@ -23,7 +23,7 @@ from pipeline.train.failures import find_user_error
 from pipeline.train.show import Ask, Display, OnEvent, never
 
 log = logging.getLogger("era")
-LISTEN_SECONDS = 5.0  # for workers that have just started to hear of a signal
+LISTEN_SECONDS = 5.0  # for newly started workers to notice a signal
 START_SECONDS, STEP_SECONDS, STOP_SECONDS = 6 * 3600.0, 2 * 3600.0, 1800.0  # at most
 
 
@@ -43,7 +43,7 @@ def run_attempt(
     gated: bool = False,
     ask: Ask = never,
 ) -> None:
-    """Run workers until the last step; Ray Train runs in a thread, so that signals are ours.
+    """Run workers until the last step; Ray Train runs in a thread, and signals are handled here.
 
     Raises:
         Stopped: after a signal or a request of `on_event` or `ask`, with a checkpoint saved.
@@ -202,7 +202,7 @@ class Signals:
         return signal.Signals(self.received).name
 
     def leave_if_nobody_listens(self) -> None:
-        """Stop at once where workers are only waited for: there is nothing to save."""
+        """Stop immediately while workers are still awaited: there is nothing to save."""
         if self.received and time.monotonic() - self.since > LISTEN_SECONDS:
             raise Stopped(self.name)
 

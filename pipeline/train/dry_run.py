@@ -31,10 +31,10 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
         from), `step`, `steps`, `workers`, `differs` (from the last attempt),
         `train_samples`, `val_samples`, `parameters`, `checkpoint_mb`, `worker_gb` (memory that the
         network needs on each worker), `step_seconds`, `hours` (to the last step) and `estimate`
-        (where the time is from).
+        (the source of the time).
 
     Raises:
-        UserError: where the command itself would end so.
+        UserError: where the command itself would fail.
     """
     config, run_url = prepared(config)
     folder = RunFolder(run_url)

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.data.augment import Tensors
 from pipeline.train.objective import Objective
 
-FIXED_POINT = 2.0**40  # one is this many units; finer than float32 keeps of gradients near 1e-5
+FIXED_POINT = 2.0**40  # one is this many units; finer than float32's resolution near 1e-5
 LARGEST = 2.0**62 / FIXED_POINT  # a sum beyond this would overflow int64
 TERMS = ("loss", "restored", "reblurred", "radius", "error_share")
 
@@ -33,7 +33,7 @@ Votes = Callable[[], list[bool]]
 
 @dataclass(frozen=True)
 class Sums:
-    """What one all-reduce brings beside the gradients.
+    """What the all-reduce of a step returns besides the gradients.
 
     Attributes:
         terms: (5,) float64, means over the global batch.

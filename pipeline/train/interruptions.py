@@ -1,4 +1,4 @@
-"""What interrupts a run from outside: requests to stop, preemptions, and chaos by request."""
+"""What interrupts a run from outside: requests to stop, preemptions, and injected kills."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PREEMPTION_CHECK_SECONDS = 5.0
 class NodeTakenAway(RayActorError):
     """Ends every rank once a checkpoint is saved, so that the node may go and be replaced at once.
 
-    Ray Train takes it for the death of a preempted worker: it starts a new group of workers, and
-    counts no failure.
+    Ray Train treats it as the death of a preempted worker: it starts a new group of workers, and
+    does not count a failure.
     """
 
     def __init__(self, step: int) -> None:

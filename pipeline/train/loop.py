@@ -24,7 +24,9 @@ from pipeline.train.gradients import (
 from pipeline.train.objective import ESTIMATOR, PRIOR, Objective, learning_rate, phase_of
 from pipeline.train.state import TrainState
 
-Votes = Callable[[int], list[bool]]  # of this rank, in the step that leads to so many steps done
+Votes = Callable[
+    [int], list[bool]
+]  # this rank's, by the number of steps done after the current one
 OnSkip = Callable[[int, list[str]], None]  # the step, and the samples of all ranks
 
 
@@ -52,7 +54,7 @@ class Loop:
         device: where to compute.
         radius_known: whether the data has true blur radii.
         votes: asked once a step; its flags travel with the sum of the loss terms.
-        on_skip: called on every rank for a step that is skipped since it is not finite.
+        on_skip: called on every rank for a step that is skipped because it is not finite.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class Loop:
             step_done(StepResult(batch, values, agreed))
 
     def step(self, batch: Batch) -> tuple[dict[str, float], list[bool]]:
-        """One optimiser step; returns its values by metric name, and what the votes came to."""
+        """One optimiser step; returns its values by metric name, and the result of the votes."""
         config, state = self.config, self.state
         phase = phase_of(state.step, config.train, self.radius_known)
         tensors = to_device(batch, self.device, config.train.channels_last)
@@ -105,7 +107,7 @@ class Loop:
         known = torch.zeros_like(sums.terms[:1])
         if not scaled or sums.terms.isfinite().all():
             known = state.clip_gradients().to(known).reshape(1)
-        # The one wait of a step for the device.
+        # The only point in a step that waits for the device.
         read = torch.cat([sums.terms, known, sums.cast.to(known)]).tolist()
         terms, norm = read[: len(TERMS)], read[len(TERMS)]
         finite = all(map(math.isfinite, terms))
@@ -135,7 +137,7 @@ class Loop:
         return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
 
     def _scale_too_large(self) -> bool:
-        """Whether fp16's loss scale, and no sample, is to blame: it is lowered by itself."""
+        """Whether fp16's loss scale, not a sample, is the cause; the scaler lowers it."""
         scaler = self.state.scaler
         return scaler.is_enabled() and scaler.get_scale() >= 1.0
 

@@ -36,7 +36,7 @@ def learning_rate(step: int, train: TrainSection) -> float:
 
 
 def ema_decay(step: int, train: TrainSection) -> float:
-    """The decay of the averaged weights: small at first, to forget the initial weights soon."""
+    """The decay of the averaged weights: small at first, to forget the initial weights quickly."""
     return min(train.ema, (1 + step) / (10 + step))
 
 
@@ -67,7 +67,7 @@ class Objective(nn.Module):
             return Loss(restored, restored, zero, zero), zero.mean()
         if phase == ESTIMATOR:
             weights = model.estimate(blur).weights(0, 0, *blur.shape[-2:])
-            assert radius is not None  # phase_of saw to it
+            assert radius is not None  # ensured by phase_of
             entropy = radius_loss(weights, model.estimator.radii, radius)
             zero = torch.zeros_like(entropy)
             return Loss(entropy, zero, zero, entropy), zero.mean()

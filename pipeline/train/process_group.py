@@ -26,7 +26,7 @@ class ProcessGroupConfig(BackendConfig):
     Attributes:
         backend: of torch, nccl or gloo.
         folder: of the driver, where the workers of one machine meet through a file; empty = through
-            an address of rank 0, who would otherwise listen on all interfaces without a password.
+            an address of rank 0, which then listens on all interfaces without a password.
     """
 
     backend: str

@@ -17,7 +17,7 @@ Ask = Callable[[], bool]  # whether to save and stop; asked twice a second
 
 
 def never() -> bool:
-    """Nobody else asks the run to stop."""
+    """The default: nothing else asks the run to stop."""
     return False
 
 

@@ -26,7 +26,7 @@ LINK_EFFICIENCY = 0.8  # of the nominal rate that an all-reduce reaches; nothing
 
 @dataclass(frozen=True)
 class Need:
-    """What a run takes on so many workers, `compute` and `all_reduce` for one step."""
+    """What a run needs on a number of workers; `compute` and `all_reduce` are for one step."""
 
     parameters: int
     compute: float  # seconds
@@ -46,10 +46,10 @@ def need(config: TrainConfig, tflops: float, link_gbit: float, workers: int) -> 
     """The model itself.
 
     Args:
-        config: of the run.
-        tflops: that a worker reaches (not its data sheet's).
-        link_gbit: of each worker.
-        workers: their number.
+        config: the run's.
+        tflops: rate that a worker reaches (not its data sheet's).
+        link_gbit: bandwidth of each worker's link.
+        workers: number of workers.
     """
     network = era.named_config(config.model.size, **config.model.overrides)
     patch = round(sum(config.train.patch) / len(config.train.patch))
@@ -75,10 +75,10 @@ def need(config: TrainConfig, tflops: float, link_gbit: float, workers: int) -> 
 
 
 def activation_bytes(network: era.ErAConfig, patch: int) -> int:
-    """What a training step keeps of one sample for its way back, in float32.
+    """Bytes that a training step keeps of one sample for the backward pass, in float32.
 
-    Counted on tensors without content, each storage once. bf16 keeps about half of it; what a
-    convolution works with, and what an allocator wastes, come on top.
+    Counted on tensors without content, each storage once. bf16 keeps about half of it; the
+    workspaces of convolutions and the allocator's overhead come on top.
     """
     model = era.ErA(network).to("meta").train()
     own = {part.untyped_storage()._cdata for part in (*model.parameters(), *model.buffers())}

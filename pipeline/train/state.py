@@ -125,7 +125,7 @@ class TrainState:
                 "the run's checkpoint holds another network than this version builds; resume with "
                 "the version that began it, or choose another run.name"
             ) from None
-        saved = training["optimizer"]  # perhaps by another kind of device
+        saved = training["optimizer"]  # may come from another kind of device
         groups = [{**group, "fused": self.fused} for group in saved["param_groups"]]
         self.optimizer.load_state_dict({**saved, "param_groups": groups})
         if self.scaler.is_enabled():

@@ -51,7 +51,7 @@ class Worker:
         self.incidents = Incidents(self.store.folder, self.channel, rank, self.loader.skipped)
 
     def run(self) -> None:
-        """Step to the end, or to where the run is asked to stop."""
+        """Train to the last step, or until the run is asked to stop."""
         if self.rank == 0:
             self.channel.tell(Event(self.state.step, line=self._opening()))
             if advice := imitated(self.config.train.precision, self.device):

@@ -10,7 +10,7 @@ import yaml
 from pipeline import storage
 from pipeline.config import parse_plain, parse_train_config
 from pipeline.errors import UserError
-from pipeline.train.freeze import frozen_part
+from pipeline.runfolder import frozen_part
 from pipeline.tune.config import SweepConfig, sweep_of
 
 FILE = "sweep.yaml"
