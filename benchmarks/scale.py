@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,6 @@ import numpy as np
 
 from benchmarks.loader import s3
 from benchmarks.table import machine, markdown, record
-from pipeline import storage
 from pipeline.checkpoint.prune import Pruner
 from pipeline.config import load_train_config
 from pipeline.data.entries import SampleEntry
@@ -111,10 +109,9 @@ def make_split(folder: Path, samples: int) -> None:
     (folder / "manifest.json").write_text(made.to_json())
 
 
-def data_rows(proxy: FaultyProxy, buckets: Path, caches: Path) -> Iterator[list[object]]:
+def data_rows(proxy: FaultyProxy, caches: Path) -> Iterator[list[object]]:
     """Requests of one node for data sets of growing size."""
     for samples in SETS:
-        make_split(buckets / "data" / str(samples), samples)
         with counted(proxy) as start:
             split = open_split(f"s3://data/{samples}", str(caches / str(samples)))
         shards = len(split.manifest.shards)
@@ -127,7 +124,6 @@ def data_rows(proxy: FaultyProxy, buckets: Path, caches: Path) -> Iterator[list[
         for what, found in (("start, each rank", start), ("first epoch, each node", first)):
             yield [f"{samples:,} samples, {shards:,} shards", what, *_of(found)]
         yield [f"{samples:,} samples, {shards:,} shards", "later epochs", *_of(later)]
-        shutil.rmtree(buckets / "data" / str(samples))
 
 
 def make_run(folder: Path, attempts: int, checkpoints: int) -> None:
@@ -150,12 +146,10 @@ def make_run(folder: Path, attempts: int, checkpoints: int) -> None:
     (folder / "config.yaml").write_text("train: {steps: 10}\n")
 
 
-def run_rows(proxy: FaultyProxy, buckets: Path) -> Iterator[list[object]]:
+def run_rows(proxy: FaultyProxy) -> Iterator[list[object]]:
     """Requests of a run that has many attempts and keeps many checkpoints."""
     for attempts, checkpoints in zip(ATTEMPTS, CHECKPOINTS, strict=True):
-        name = f"run-{attempts}"
-        make_run(buckets / "data" / name, attempts, checkpoints)
-        folder = RunFolder(f"s3://data/{name}")
+        folder = RunFolder(f"s3://data/run-{attempts}")
         pruner = Pruner(folder, lambda: None)
         for what, work in _works(folder, pruner).items():
             with counted(proxy) as found:
@@ -215,15 +209,20 @@ def growth() -> str:
 
 def main() -> None:
     """Measure and record tables."""
-    os.environ["RCLONE_DIR_CACHE_TIME"] = "0s"  # the server sees what is written behind its back
-    with tempfile.TemporaryDirectory() as name, s3(Path(name) / "buckets"):
+    with tempfile.TemporaryDirectory() as name:
         buckets = Path(name) / "buckets"
-        with faulty_proxy(os.environ["AWS_ENDPOINT_URL"], lambda method, path: "") as proxy:
+        for samples in SETS:  # the server would not see what is written behind its back
+            make_split(buckets / "data" / str(samples), samples)
+        for attempts, checkpoints in zip(ATTEMPTS, CHECKPOINTS, strict=True):
+            make_run(buckets / "data" / f"run-{attempts}", attempts, checkpoints)
+        os.environ["RCLONE_DIR_CACHE_TIME"] = "1h"
+        with (
+            s3(buckets),
+            faulty_proxy(os.environ["AWS_ENDPOINT_URL"], lambda method, path: "") as proxy,
+        ):
             os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
-            (buckets / "data").mkdir(parents=True, exist_ok=True)
-            storage.list_names("s3://data")
-            data = list(data_rows(proxy, buckets, Path(name) / "caches"))
-            runs = list(run_rows(proxy, buckets))
+            data = list(data_rows(proxy, Path(name) / "caches"))
+            runs = list(run_rows(proxy))
     start = sum(int(str(count)) for count in data[0][2:4])
     columns = ["", "what", *METHODS]
     parts = [

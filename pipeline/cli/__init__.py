@@ -1,7 +1,7 @@
 """The `era` command: parses arguments, prints results, sets exit codes.
 
-Each verb is registered by its own module and imports its implementation lazily, so that
-`era --help` is fast and a verb loads only what it uses.
+Each verb has its own module and imports its implementation lazily, so that `era --help` is fast and
+a verb loads only what it uses.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ def _main() -> None:
 
 
 for verb in (
-    demo,
-    synthesize,
-    preprocess,
-    verify,
-    train,
-    tune,
-    evaluate,
-    restore,
-    runs,
-    submit,
-    doctor,
+    demo.demo,
+    synthesize.synthesize,
+    preprocess.preprocess,
+    verify.verify,
+    train.train,
+    tune.tune,
+    evaluate.evaluate,
+    restore.restore,
 ):
-    verb.register(app)
+    app.command()(verb)
+submit.register(app)
+app.command()(doctor.doctor)
+runs.register(app)
 
 
 def main() -> NoReturn:

@@ -9,11 +9,6 @@ import typer
 from pipeline.cli.common import JsonFlag, Overrides, run_verb, show_summary
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("demo")(demo)
-
-
 def demo(
     overrides: Overrides = None,
     out: Annotated[str, typer.Option(help="Folder for all files of the demo.")] = "runs/demo",

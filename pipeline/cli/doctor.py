@@ -12,11 +12,6 @@ from pipeline.cli.common import JsonFlag, run_verb
 MARKS = {"ok": "ok     ", "warning": "warning", "failure": "FAILURE"}
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("doctor")(doctor)
-
-
 def doctor(
     address: Annotated[
         str, typer.Option(help="A dashboard (http://...) or cluster (HOST:PORT); else RAY_ADDRESS.")

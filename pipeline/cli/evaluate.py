@@ -9,11 +9,6 @@ import typer
 from pipeline.cli.common import JsonFlag, run_verb, show_summary
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("evaluate")(evaluate)
-
-
 def evaluate(
     checkpoint: Annotated[
         str, typer.Option(help="A run (its best), a checkpoint, a bundle, or a shipped model.")

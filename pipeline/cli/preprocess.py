@@ -9,11 +9,6 @@ import typer
 from pipeline.cli.common import JsonFlag, run_verb, show_summary
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("preprocess")(preprocess)
-
-
 def preprocess(
     dataset: Annotated[
         str,

@@ -9,11 +9,6 @@ import typer
 from pipeline.cli.common import JsonFlag, run_verb, show_summary
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("restore")(restore)
-
-
 def restore(
     inputs: Annotated[
         list[str], typer.Argument(metavar="INPUT...", help="Photographs, folders, patterns.")

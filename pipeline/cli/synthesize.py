@@ -11,11 +11,6 @@ from pipeline.cli.common import JsonFlag, run_verb, show_summary
 from pipeline.errors import UserError
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("synthesize")(synthesize)
-
-
 def synthesize(
     dest: Annotated[str, typer.Option(help="Folder or URL to write to.")],
     photos: Annotated[

@@ -20,11 +20,6 @@ DryRun = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("train")(train)
-
-
 def train(
     overrides: Overrides = None,
     config: ConfigName = "tiny",

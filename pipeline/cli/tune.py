@@ -8,12 +8,6 @@ import typer
 
 from pipeline.cli.common import ConfigName, JsonFlag, Overrides, run_verb, show_summary
 
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("tune")(tune)
-
-
 ResumeFailed = Annotated[
     bool, typer.Option("--resume-failed", help="Start trials again that failed for good.")
 ]

@@ -9,11 +9,6 @@ import typer
 from pipeline.cli.common import JsonFlag, run_verb, show_summary
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("verify")(verify)
-
-
 def verify(
     url: Annotated[str, typer.Argument(help="A split, or a folder of splits.")],
     quick: Annotated[

@@ -207,7 +207,6 @@ class WandbMirror:
         return max((step for step in rows if step <= self.sealed), default=-1)
 
     def _init(self, mode: Literal["online", "offline"]) -> Any:
-        os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -221,6 +220,7 @@ class WandbMirror:
             mode=mode,
             resume="allow",
             settings=wandb.Settings(
+                silent=True,
                 init_timeout=INIT_SECONDS,
                 disable_git=True,
                 console="off",
