@@ -40,6 +40,7 @@ class Api:
 
     def __init__(self, log: Path) -> None:
         self.jobs: dict[str, dict[str, Any]] = {}
+        self.fields = {"entrypoint", "activeDeadlineSeconds", "preRunningDeadlineSeconds"}
         self.asked: list[str] = []
         self.down = 0
         self.head: dict[str, Any] = {"phase": "Running"}  # the head pod's status
@@ -69,6 +70,7 @@ class Api:
                 "openapi": "3.0.0",
                 "info": {"title": "", "version": ""},
                 "paths": {JOB_PATH: {"patch": PATCH}},
+                "components": {"schemas": {"RayJob": _schema(self.fields)}},
             },
             "/api/v1/namespaces/era/pods": {"kind": "PodList", "apiVersion": "v1", "items": [pod]},
             f"/api/v1/namespaces/era/pods/{HEAD}": pod,
@@ -186,6 +188,17 @@ def _resources(version: str, *names: str) -> dict[str, Any]:
         "kind": "APIResourceList",
         "groupVersion": version,
         "resources": [{**resource, "verbs": VERBS} for resource in resources],
+    }
+
+
+def _schema(fields: set[str]) -> dict[str, Any]:
+    """Of a RayJob, as the API server derives it from KubeRay's CRD."""
+    kind = {"group": "ray.io", "version": "v1", "kind": "RayJob"}
+    spec = {"type": "object", "properties": {name: {} for name in fields}}
+    return {
+        "type": "object",
+        "properties": {"spec": spec},
+        "x-kubernetes-group-version-kind": [kind],
     }
 
 

@@ -24,10 +24,10 @@ from pipeline.errors import UserError
 from pipeline.submit import (
     KubernetesOptions,
     Outcome,
-    kubectl,
     render,
     submit_to_kubernetes,
     urls_command,
+    watch,
 )
 from pipeline.submit.rules import problems
 from pipeline.submit.template import cluster_of, job_of
@@ -348,8 +348,8 @@ def test_a_head_whose_node_is_gone_is_given_up(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Kubernetes deletes the pod but can't end it; KubeRay before 1.7 would wait for ever."""
-    monkeypatch.setattr(kubectl, "SILENT_SECONDS", 1.0)
-    monkeypatch.setattr(kubectl, "GONE_SECONDS", 3.0)
+    monkeypatch.setattr(watch, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(watch, "GONE_SECONDS", 3.0)
     api.jobs["era-tiny"] = {**job("base"), "status": dict(RUNNING)}
     api.log.write_text("step 1\n")
 
@@ -456,6 +456,17 @@ def test_a_lost_head_is_started_again(api: Api) -> None:
     Operator(api, {**RUNNING, **DONE})
     assert run(job("base"))[0].exit_code == 0
     assert len([line for line in api.asked if line.startswith("POST")]) == 1
+
+
+def test_what_an_older_kuberay_lacks_is_left_out(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.fields.remove("preRunningDeadlineSeconds")
+    Operator(api, {**RUNNING, **DONE})
+    assert run(job("base"))[0].exit_code == 0
+    assert "this cluster's KubeRay has no preRunningDeadlineSeconds; left out" in caplog.text
+    assert "preRunningDeadlineSeconds" not in api.jobs["era-tiny"]["spec"]
+    assert "activeDeadlineSeconds" in api.jobs["era-tiny"]["spec"]
 
 
 def test_errors_of_the_user_are_not_retried() -> None:

@@ -6,7 +6,7 @@ anything is sent.
 
 from pipeline.submit.command import Command, Outcome, training_command, urls_command
 from pipeline.submit.jobs import RayOptions, submit_to_ray
-from pipeline.submit.kubectl import submit_to_kubernetes
+from pipeline.submit.kubernetes import submit_to_kubernetes
 from pipeline.submit.rayjob import KubernetesOptions, render
 
 __all__ = [

@@ -1,0 +1,140 @@
+"""`era submit --kubernetes`: a RayJob is applied, or found running, and followed to its end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.submit.command import Outcome
+from pipeline.submit.kubectl import RayJob, state_of
+from pipeline.submit.rayjob import OVERLAY
+from pipeline.submit.watch import GONE, INVALID, OVER, follow_rayjob
+
+log = logging.getLogger("era")
+POLL = 5.0  # seconds
+PATIENCE = 600.0  # seconds without an answer, after which the job counts as lost
+# A head that was lost, which KubeRay does not replace itself: its reason (since 1.7), and ours.
+LOST_HEAD = ("JobStatusCheckTimeoutExceeded", GONE)
+DELETION_SECONDS = 300.0  # pods save for up to 150 s when they are stopped
+TRIES = 3  # RayJobs that one command starts after lost heads
+DISPENSABLE = ("preRunningDeadlineSeconds",)  # settings that KubeRay has since 1.6
+
+
+def submit_to_kubernetes(
+    rayjob: dict[str, Any],
+    write: Callable[[str], None],
+    stop_on_exit: bool = False,
+    context: str = "",
+    poll: float = POLL,
+    patience: float = PATIENCE,
+) -> Outcome:
+    """Apply a RayJob, or find it running already, and follow it to its end.
+
+    Args:
+        rayjob: as `render` made it.
+        write: receives the job's log as it comes.
+        stop_on_exit: Ctrl-C or SIGTERM here deletes the RayJob, instead of leaving it alone.
+        context: kubectl's; empty = the current one.
+        poll: seconds between two polls.
+        patience: seconds without an answer, after which the job counts as lost.
+
+    Raises:
+        UserError: if kubectl is missing or refuses, or another job has that name.
+    """
+    job = RayJob(rayjob["metadata"]["name"], rayjob["metadata"]["namespace"], context)
+    _start(job, rayjob)
+    try:
+        outcome = follow_rayjob(job, write, poll, patience)
+        for _ in range(TRIES - 1):
+            if not outcome.message.startswith(LOST_HEAD):
+                break
+            log.warning(
+                "RayJob %s lost its head (%s); applying it again", job.name, outcome.message
+            )
+            _start(job, rayjob, lost=True)
+            outcome = follow_rayjob(job, write, poll, patience)
+        return outcome
+    except Exception:
+        raise
+    except BaseException:  # Ctrl-C or SIGTERM of this process
+        delete = f"kubectl -n {job.namespace} delete rayjob {job.name}"
+        if stop_on_exit:
+            job.kubectl("delete", "rayjob", job.name, "--wait=false")
+            log.warning("RayJob %s is being deleted; the same command continues later", job.name)
+        else:
+            log.warning(
+                "RayJob %s goes on: the same command follows it, `%s` ends it", job.name, delete
+            )
+        raise
+
+
+def _start(job: RayJob, rayjob: dict[str, Any], lost: bool = False) -> None:
+    """Apply it; one of that name that has ended, or is lost, is removed first.
+
+    One that runs is only followed.
+    """
+    before = job.read()
+    if before and before["metadata"].get("deletionTimestamp"):
+        log.info("RayJob %s of an earlier try is being deleted; waiting until it is gone", job.name)
+        deadline = time.monotonic() + DELETION_SECONDS
+        while before and before["metadata"].get("deletionTimestamp"):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"RayJob {job.name}: its deletion has not ended in {DELETION_SECONDS:.0f} s; "
+                    f"see `kubectl -n {job.namespace} describe rayjob {job.name}`"
+                )
+            time.sleep(1)
+            before = job.read()
+    over = lost or not before or state_of(before) in (*OVER, INVALID)
+    if before and not over:
+        if others := _differences(before, rayjob):
+            raise UserError(
+                f"RayJob {job.name} runs with {', '.join(others)}; delete it first, or give --name"
+            )
+        log.info("RayJob %s runs already; following it", job.name)
+        return
+    if before:
+        if not lost:
+            log.info("RayJob %s of an earlier try has ended; starting it again", job.name)
+        job.kubectl("delete", "rayjob", job.name, "--wait=true", "--timeout=110s")
+    job.kubectl("apply", "-f", "-", given=json.dumps(_supported(job, rayjob)))
+    log.info("RayJob %s applied in namespace %s", job.name, job.namespace)
+
+
+def _differences(running: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """What a running RayJob has other than the command asks for."""
+    found = []
+    if running["spec"].get("entrypoint") != wanted["spec"]["entrypoint"]:
+        found.append("other arguments")
+    theirs, ours = _images(running), _images(wanted)
+    if theirs != ours:
+        found.append(f"image {', '.join(sorted(theirs))} instead of {', '.join(sorted(ours))}")
+    before, now = (one["metadata"].get("annotations", {}).get(OVERLAY) for one in (running, wanted))
+    if before and before != now:
+        found.append(f"overlay {before} instead of {now}")
+    return found
+
+
+def _images(rayjob: dict[str, Any]) -> set[str]:
+    spec = rayjob["spec"].get("rayClusterSpec", {})
+    groups = [spec.get("headGroupSpec", {}), *spec.get("workerGroupSpecs", [])]
+    return {
+        container.get("image", "")
+        for group in groups
+        for container in group.get("template", {}).get("spec", {}).get("containers", [])[:1]
+    }
+
+
+def _supported(job: RayJob, rayjob: dict[str, Any]) -> dict[str, Any]:
+    """The RayJob without what an older KubeRay does not know, which would refuse all of it."""
+    fields = job.fields()
+    unknown = [name for name in DISPENSABLE if name in rayjob["spec"] and name not in fields]
+    if not fields or not unknown:
+        return rayjob
+    log.warning("RayJob %s: this cluster's KubeRay has no %s; left out", job.name, unknown[0])
+    spec = {name: value for name, value in rayjob["spec"].items() if name not in unknown}
+    return {**rayjob, "spec": spec}

@@ -1,0 +1,136 @@
+"""Follows a RayJob to its end: its states, its log through new heads, its own exit code.
+
+The state and the log, from the first line that was not shown yet, are polled, so that a lost
+connection does not matter.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.submit.command import STOPPED, Outcome
+from pipeline.submit.follow import KEPT, exit_code
+from pipeline.submit.kubectl import Head, RayJob, state_of
+from pipeline.submit.troubles import Troubles
+
+log = logging.getLogger("era")
+OVER = ("Complete", "Failed")
+INVALID = "ValidationFailed"
+GONE = "its head does not answer"  # our reason for a head that was lost
+SILENT_SECONDS = 30.0  # without an answer of the head, after which it is said
+GONE_SECONDS = 60.0  # without one, after which a head that Kubernetes deletes counts as lost
+QUEUE = "kueue.x-k8s.io/queue-name"
+
+
+def follow_rayjob(
+    job: RayJob, write: Callable[[str], None], poll: float, patience: float
+) -> Outcome:
+    """Pass on the job's log until it has ended, is gone, or counts as lost; return how."""
+    state, heard = "", time.monotonic()
+    troubles, tail = Troubles(job.kubectl, job.name), _Tail(job, write)
+    while True:
+        try:
+            found = job.read()
+            heard = time.monotonic()
+        except UserError as error:
+            if time.monotonic() - heard > patience:
+                return Outcome(job.name, "LOST", 1, f"{error}; it may still run", tail.kept)
+            log.info("%s; trying again", error)
+            time.sleep(poll)
+            continue
+        if found is None:
+            return Outcome(job.name, "DELETED", STOPPED, "somebody deleted it", tail.kept)
+        status = found.get("status", {})
+        if state_of(found) != state:
+            state = state_of(found)
+            log.info("RayJob %s: %s", job.name, _described(job, found) or "new")
+        if state == INVALID:
+            return _invalid(job, status)
+        if state not in OVER:
+            troubles.look(found)
+        if state in ("Running", *OVER):
+            lost = tail.read(status, over=state in OVER)
+            if lost and state not in OVER:
+                return Outcome(job.name, "LOST", 1, lost, tail.kept)
+        if state in OVER:
+            return _ended(job.name, status, tail.kept)
+        time.sleep(poll)
+
+
+class _Tail:
+    """A job's log as it grows, through new heads; and whether its head still answers."""
+
+    def __init__(self, job: RayJob, write: Callable[[str], None]) -> None:
+        self.job, self.write = job, write
+        self.kept = ""
+        self.shown, self.life = 0, ("", "")  # lines of the log of one driver on one head
+        self.answered = self.said = time.monotonic()
+
+    def read(self, status: dict[str, Any], over: bool) -> str:
+        """Pass on what is new; returns why the head counts as lost, if it does."""
+        head = self.job.head(status)
+        if head is None:
+            return ""
+        life = (status.get("jobId", ""), head.uid)
+        if life != self.life:  # another cluster, or another head: another log
+            self.shown, self.life, self.answered = 0, life, time.monotonic()
+        text = self.job.log_from(self.shown, head, life[0])
+        if text is None:
+            return self._silent(head)
+        self.answered = time.monotonic()
+        whole = text if over else text[: text.rfind("\n") + 1]
+        self.shown += whole.count("\n")
+        self.kept = (self.kept + whole)[-KEPT:]
+        if whole:
+            self.write(whole)
+        return ""
+
+    def _silent(self, head: Head) -> str:
+        seconds = time.monotonic() - self.answered
+        if head.deleted and seconds > GONE_SECONDS:
+            return f"{GONE}, and Kubernetes deletes it; node {head.node}"
+        if self.shown and seconds > SILENT_SECONDS < time.monotonic() - self.said:
+            self.said = time.monotonic()
+            log.warning(
+                "RayJob %s: its head %s on node %s does not answer for %.0f s; is the node lost?",
+                self.job.name,
+                head.name,
+                head.node,
+                seconds,
+            )
+        return ""
+
+
+def _described(job: RayJob, rayjob: dict[str, Any]) -> str:
+    """A RayJob's state, and what it waits for where that is a person."""
+    state = state_of(rayjob)
+    if state == "Suspended" and not rayjob["metadata"].get("labels", {}).get(QUEUE):
+        resume = '{"spec":{"suspend":false}}'
+        patch = f"kubectl -n {job.namespace} patch rayjob {job.name} --type=merge -p '{resume}'"
+        return f"{state}; its pods save and go; it goes on after `{patch}`"
+    return state
+
+
+def _invalid(job: RayJob, status: dict[str, Any]) -> Outcome:
+    message = (
+        f"{status.get('message') or 'KubeRay refuses its settings'}; its pods may still run: "
+        f"`kubectl -n {job.namespace} delete rayjob {job.name}` ends them"
+    )
+    return Outcome(job.name, "INVALID", 2, message)
+
+
+def _ended(name: str, status: dict[str, Any], kept: str) -> Outcome:
+    state = status.get("jobStatus") or "FAILED"
+    if status["jobDeploymentStatus"] == "Complete" and state == "SUCCEEDED":
+        return Outcome(name, state, 0, log=kept)
+    if state == "STOPPED":
+        return Outcome(name, state, STOPPED, "somebody stopped it", kept)
+    text = status.get("message", "")
+    code = re.search(r"failed with exit code (-?\d+)", text)  # Ray's words (job_supervisor.py)
+    message = f"{status.get('reason', '')}: {text.partition(', last available logs')[0]}"
+    return Outcome(name, "FAILED", exit_code(int(code[1]) if code else None), message, kept)
