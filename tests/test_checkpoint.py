@@ -104,7 +104,7 @@ def test_damaged_and_unfinished_ones_are_passed_over_aloud(
     for step, reason in ((400, "no COMMIT"), (300, "training.pt: missing"), (200, "sha256")):
         lines = [line for line in told if checkpoint_in(line, step)]
         assert len(lines) == 1 and reason in lines[0] and "passed over" in lines[0]
-    best = store.best()
+    best = store.folder.best()
     assert best is not None and best.step == 200  # by COMMIT and sizes: its content is unread
     assert load_model(run_url).url == resolve(run_url).url == store.url_of(100)
     assert any("sha256" in r.getMessage() for r in caplog.records)
@@ -122,11 +122,11 @@ def test_best_and_last_are_kept_and_leftovers_go(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step-00000050").mkdir(parents=True)  # killed while it was written
     for step, psnr in ((100, 21.0), (200, 25.0), (300, 24.0), (400, 22.0), (500, None)):
         save(store, step, psnr)
-    assert store.steps() == [200, 300, 500]
+    assert store.folder.steps() == [200, 300, 500]
     save(store, 600, 23.0, keep_best=4)
-    assert store.steps() == [200, 300, 500, 600]  # 500 has no score, and a place was free
+    assert store.folder.steps() == [200, 300, 500, 600]  # 500 has no score, and a place was free
     assert not (tmp_path / "checkpoints" / "step-00000050").exists()
-    best = store.best()
+    best = store.folder.best()
     assert best is not None and best.step == 200
 
 
@@ -136,7 +136,7 @@ def test_going_on_before_a_damaged_checkpoint_keeps_the_new_one(tmp_path: Path) 
     save(store, 300, 31.0)
     (tmp_path / "checkpoints" / "step-00000300" / TRAINING).write_bytes(b"cut")
     save(store, 200, 10.0, keep_best=1)  # a run resumed from 100
-    latest = store.latest()
+    latest = store.folder.latest()
     assert latest is not None and latest.step == 200
 
 
@@ -148,9 +148,9 @@ def test_pruning_leaves_what_this_attempt_does_not_know_to_be_its_own(run_url: s
     commit = storage.join(older.url_of(100), COMMIT)
     told = storage.read_bytes(commit)
     storage.write_bytes(commit, b"{")  # one bad answer, for the best of all
-    older.prune(keep_best=1, last=300)
+    older._pruner.prune(keep_best=1, last=300)
     storage.write_bytes(commit, told)
-    assert older.steps() == [100, 200, 300, 400, 500]
+    assert older.folder.steps() == [100, 200, 300, 400, 500]
     training = storage.join(older.url_of(500), TRAINING)
     told = storage.read_bytes(training)
     storage.write_bytes(training, b"cut")
@@ -158,7 +158,7 @@ def test_pruning_leaves_what_this_attempt_does_not_know_to_be_its_own(run_url: s
     assert loaded is not None and loaded.checkpoint.step == 400
     storage.write_bytes(training, told)
     save(older, 600, 1.0, keep_best=1)
-    assert older.steps() == [100, 500, 600]
+    assert older.folder.steps() == [100, 500, 600]
 
 
 def test_an_attempt_that_was_overtaken_deletes_and_commits_nothing(run_url: str) -> None:
@@ -182,9 +182,9 @@ def test_an_attempt_that_was_overtaken_deletes_and_commits_nothing(run_url: str)
             allowed += 1
             removed = before - older_files(run_url)
             assert len(removed) <= max(0, allowed - PUTS)  # one for each guard after COMMIT
-            assert 300 in older.steps() or not removed
-    assert older.steps() == [300]
-    latest = older.latest()
+            assert 300 in older.folder.steps() or not removed
+    assert older.folder.steps() == [300]
+    latest = older.folder.latest()
     assert latest is not None and latest.commit.attempt == "0001-old"
 
 
@@ -217,7 +217,7 @@ def test_an_upload_that_outlives_its_guard_is_not_repeated(
         store = CheckpointStore(storage.join(s3_server.url, "r"), guard)
         with pytest.raises(UserError, match="taken over"):
             save(store, 1)
-    assert store.steps() == []
+    assert store.folder.steps() == []
 
 
 def test_saving_a_step_again_is_never_half_done(
@@ -259,7 +259,7 @@ def test_a_folder_of_an_earlier_version_is_read_and_left_as_it_is(run_url: str) 
     assert {e.relative: e.size for e in storage.find(store.url_of(100))} in (before, {})
     loaded = newer.load_latest()
     assert loaded is not None and loaded.checkpoint.commit.attempt == "0002-new"
-    assert loaded.checkpoint.name.startswith("step-00000100.0002-") and newer.steps() == [100]
+    assert loaded.checkpoint.name.startswith("step-00000100.0002-") and newer.folder.steps() == [100]
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])

@@ -95,7 +95,7 @@ def test_the_newest_attempt_owns_the_run(tmp_path: Path) -> None:
         store.save(step=2, meta={"step": 2}, model={}, training={}, files={}, metrics={})
         store.wait()
     RunFolder(url).require_owner(newer)
-    assert CheckpointStore(url).steps() == [1]
+    assert CheckpointStore(url).folder.steps() == [1]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., None], contacts: int) -> None:

@@ -16,7 +16,6 @@ from pipeline import storage
 from pipeline.checkpoint.prune import Pruner
 from pipeline.errors import DamagedError
 from pipeline.runfolder import (
-    BEST_BY,
     FORMAT,
     Checkpoint,
     RunFolder,
@@ -174,21 +173,9 @@ class CheckpointStore:
         url = storage.join(self.folder.checkpoints_url, name)
         return LoadedCheckpoint(*_load(open_checkpoint(url)))
 
-    def steps(self) -> list[int]:
-        """Steps of the checkpoints that have a COMMIT, oldest first."""
-        return self.folder.steps()
-
     def latest_step(self) -> int | None:
         """Step of the newest committed checkpoint, its content unread."""
         return max(self.folder.steps(), default=None)
-
-    def latest(self) -> Checkpoint | None:
-        """The newest committed checkpoint with files of the right sizes, their contents unread."""
-        return self.folder.latest()
-
-    def best(self, metric: str = BEST_BY) -> Checkpoint | None:
-        """The best such checkpoint by a metric; None where none was validated."""
-        return self.folder.best(metric)
 
     def restore_run_files(self, checkpoint: Checkpoint) -> None:
         """Write metrics.jsonl and samples.jsonl again where they differ from a checkpoint's copy.
@@ -199,10 +186,6 @@ class CheckpointStore:
             url = self.folder.file(name)
             if name in checkpoint.files and not _is(url, checkpoint.files[name]):
                 storage.write_bytes(url, checkpoint.read(name))
-
-    def prune(self, keep_best: int, last: int, metric: str = BEST_BY) -> None:
-        """Delete all but the best `keep_best` by a metric and the one of step `last`."""
-        self._pruner.prune(keep_best, last, metric)
 
     def _run_files(self, checkpoint: Checkpoint) -> dict[str, bytes]:
         return {n: self._run_file(checkpoint, n) for n in RUN_FILES if n in checkpoint.files}
@@ -241,7 +224,7 @@ class CheckpointStore:
             name = storage.retry_outages(lambda: self._claim(job.step, writer), what)
             storage.retry_outages(lambda: self._put(job, files, name), what)
             storage.retry_outages(
-                lambda: self.prune(job.keep_best, job.step), "removal of old checkpoints"
+                lambda: self._pruner.prune(job.keep_best, job.step), "removal of old checkpoints"
             )
 
     def _claim(self, step: int, writer: str) -> str:

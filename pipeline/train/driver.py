@@ -52,7 +52,7 @@ def train(
     config, run_url = prepared(config)
     store = CheckpointStore(run_url)
     store.folder.freeze(config)
-    latest = store.latest()
+    latest = store.folder.latest()
     if latest is not None and latest.step >= config.train.steps and _is_sound(latest):
         log.info("run %s is finished: step %d of %d", run_url, latest.step, config.train.steps)
         return _summary(run_url, store)
@@ -147,7 +147,7 @@ def _is_sound(checkpoint: Checkpoint) -> bool:
 
 
 def _summary(run_url: str, store: CheckpointStore) -> dict[str, Any]:
-    latest, best = store.latest(), store.best()
+    latest, best = store.folder.latest(), store.folder.best()
     if latest is None:
         raise RuntimeError(f"run {run_url}: ended without a checkpoint")
     store.restore_run_files(latest)

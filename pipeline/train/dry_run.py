@@ -39,7 +39,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     config, run_url = prepared(config)
     folder = RunFolder(run_url)
     begun = has_begun(run_url, config)
-    latest = CheckpointStore(run_url).latest() if begun else None
+    latest = CheckpointStore(run_url).folder.latest() if begun else None
     step, steps = latest.step if latest else 0, config.train.steps
     splits = train_split, val_split = open_splits(config)
     workers = worker_range(config)[1]
