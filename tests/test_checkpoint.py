@@ -259,7 +259,8 @@ def test_a_folder_of_an_earlier_version_is_read_and_left_as_it_is(run_url: str) 
     assert {e.relative: e.size for e in storage.find(store.url_of(100))} in (before, {})
     loaded = newer.load_latest()
     assert loaded is not None and loaded.checkpoint.commit.attempt == "0002-new"
-    assert loaded.checkpoint.name.startswith("step-00000100.0002-") and newer.folder.steps() == [100]
+    assert loaded.checkpoint.name.startswith("step-00000100.0002-")
+    assert newer.folder.steps() == [100]
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])

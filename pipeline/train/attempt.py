@@ -18,8 +18,9 @@ from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
 from pipeline.errors import Stopped, UserError
 from pipeline.train.driver_channel import POLL_SECONDS, Report, start_channel
-from pipeline.train.entry import Payload, train_worker
+from pipeline.train.entry import train_worker
 from pipeline.train.failures import find_user_error
+from pipeline.train.payload import Payload
 from pipeline.train.show import Ask, Display, OnEvent, never
 
 log = logging.getLogger("era")

@@ -15,11 +15,11 @@ from pipeline.config import to_plain
 from pipeline.data.loader import TrainLoader
 from pipeline.tracking import Tracker
 from pipeline.train.driver_channel import DriverChannel, Event
-from pipeline.train.entry import Payload
 from pipeline.train.incidents import Incidents
 from pipeline.train.interruptions import Interruptions, NodeTakenAway
 from pipeline.train.lineage import Lineage
 from pipeline.train.loop import Loop, StepResult, gather_lists
+from pipeline.train.payload import Payload
 from pipeline.train.setup import imitated, open_splits, order_plan, prepare_torch
 from pipeline.train.state import TrainState
 from pipeline.train.validate import validate
