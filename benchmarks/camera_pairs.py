@@ -281,7 +281,7 @@ TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -
 
 
 def jpeg(draw: _Draw, pixels: Tensor) -> Tensor:
-    """What JPEG of quality 60 to 100 leaves of 70 % of the pictures, twice of some; 8 bits."""
+    """Compress 70 % of the pictures as JPEG of quality 60 to 100, some of them twice; 8 bits."""
     once = _jpeg_once(draw, pixels)
     again = _jpeg_once(draw, torch.roll(once, (4, 4), (-2, -1))).roll((-4, -4), (-2, -1))
     chosen, twice = draw.chance(0.7), draw.chance(0.2)

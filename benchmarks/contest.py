@@ -30,7 +30,7 @@ INPUT_DB = (20.0, 36.0)  # test pictures blurred less or more are left out, as D
 CROP, BATCH = 128, 4
 SHARPEST = 0.7  # share of the places that is learned from, by detail
 CLIP_NORM, EMA, WARMUP = 0.2, 0.995, 0.03
-LOOKS, LOOKED_AT = 6, 15  # at so many test pictures, for the curve
+LOOKS, LOOKED_AT = 6, 15  # points of the curve, and test pictures for each
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
 # (model, blur, sharp, radius, share of the time that is over) -> loss
@@ -149,7 +149,7 @@ def _look(model: nn.Module, average: dict[str, Tensor], test: Pairs) -> float:
 
 
 class Score(NamedTuple):
-    """Of one picture: PSNR in dB and SSIM, blurred and restored."""
+    """PSNR in dB and SSIM of one picture, blurred and restored."""
 
     psnr_blurred: float
     psnr: float
@@ -189,7 +189,7 @@ def mean_gain(model: nn.Module, test: Pairs) -> float:
 
 
 def restored(model: nn.Module, blur: Tensor) -> Tensor:
-    """What a contestant makes of (B, 3, H, W); ErA says more than that."""
+    """A contestant's restored images (B, 3, H, W), without ErA's further outputs."""
     output = model(blur.contiguous(memory_format=torch.channels_last))
     return output if isinstance(output, Tensor) else output.restored
 

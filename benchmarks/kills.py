@@ -2,7 +2,7 @@
 
     python -m benchmarks.kills [--runs 10] [--sweeps 2] [--seed 0] [--minutes 60]
 
-Every run is started again after each blow until it ends by itself. Then its samples, its curve and
+Every run is started again after each kill until it finishes. Then its samples, its curve and
 the bits of its weights are compared with those of an undisturbed run, and every checkpoint is read.
 A line per run says its seed and what was done to it; the same seed deals the same blows, though not
 at the same steps.
@@ -85,7 +85,7 @@ class Victim:
 
 
 def torture(command: list[str], seed: str, blows: int, log: Path) -> list[str]:
-    """Run a command to its end against so many blows; returns them."""
+    """Run a command to its end against a number of kills; returns them."""
     rng, dealt = random.Random(seed), list[str]()
     paused: list[Victim] = []
     try:

@@ -71,7 +71,7 @@ def bundle(trained: Path, to: Path, revision: str) -> None:
 
 
 def draw(model: ErA) -> None:
-    """A place that is really out of focus, restored, and the radius; nobody has its truth."""
+    """A place that is really out of focus, restored, and the radius; there is no ground truth."""
     import cv2
     import skimage.data
 

@@ -1,4 +1,4 @@
-"""What preprocessing costs beside decoding the PNGs alone, and where the time goes.
+"""What preprocessing costs compared with decoding the PNGs alone, and where the time goes.
 
 python -m benchmarks.preprocess
 """

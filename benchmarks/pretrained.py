@@ -5,7 +5,7 @@
 From the photographs of photos.txt, pairs with blur radii of up to 20 pixels; training by
 pretrained.yaml; the best checkpoint as a bundle in pipeline/models/tiny; then a test on pictures of
 1680 x 1120 from photographs that it has not seen, whose figures go into the bundle's model card and
-RESULTS.md. An interrupted command goes on where it was.
+RESULTS.md. An interrupted command continues where it stopped.
 """
 
 from __future__ import annotations

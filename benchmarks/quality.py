@@ -6,7 +6,7 @@
 Each contestant learns from the same pairs for the same CPU time on one thread, at a learning rate
 of 1e-3, the NAFNet-style one at 2e-3 (LABBOOK.md says what else was tried). WORK holds photographs
 and pairs; what is measured is appended to `quality.jsonl` and never measured twice, so an
-interrupted contest goes on. Contestants run side by side where the command is given twice with
+interrupted contest continues. Contestants run side by side where the command is given twice with
 different `--only`; that slows both, so all of one seed run so, and on one machine.
 """
 

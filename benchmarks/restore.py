@@ -69,7 +69,7 @@ def one(network: str, megapixels: int, tiled: bool, bf16: bool) -> dict[str, flo
 
 
 def quick(model: Any) -> Any:
-    """As `load_model` prepares a network."""
+    """Prepare a network as `load_model` does."""
     return model.to(memory_format=torch.channels_last).eval()
 
 

@@ -127,7 +127,7 @@ def data_rows(proxy: FaultyProxy, caches: Path) -> Iterator[list[object]]:
 
 
 def make_run(folder: Path, attempts: int, checkpoints: int) -> None:
-    """A run's folder as so many attempts and checkpoints leave it."""
+    """A run's folder after a number of attempts and checkpoints."""
     meta = json.dumps({"format": "era-checkpoint/1", "step": 0, "model": {}}).encode()
     lines = []
     (folder / "attempts").mkdir(parents=True)

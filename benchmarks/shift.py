@@ -2,7 +2,7 @@
 
     python -m benchmarks.shift CHECKPOINT SPLIT
 
-Every image is restored whole, and once more in crops of the training size, each estimated by
+Every image is restored whole, and again in crops of the training size, each estimated by
 itself. Compared are the PSNR and the estimated radius over the same pixels.
 """
 

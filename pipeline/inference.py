@@ -34,7 +34,7 @@ ESTIMATE_BYTES = (
 ESTIMATE_MARGIN = 256  # pixels around a part, more than the estimate of a place looks around
 GRID = 16  # pixels; the strides of every size of network divide it
 BAND_BYTES = 20  # per pixel of a row of tiles, which are blended in place; 28 with maps
-ROWS = 128  # that are rounded at once
+ROWS = 128  # rows rounded at a time
 MOST_GB = 1e6
 OVERLAP = 128  # pixels, blended; more than the priors look around
 FRAME = 32  # pixels around a large photograph, at least
@@ -57,8 +57,8 @@ def restore_array(
 
     Args:
         blur: (H, W, 3), uint8 or uint16.
-        max_pixels: larger photographs are cut into tiles of about so many pixels.
-        estimate_pixels: on larger ones the blur is estimated in parts of so many pixels.
+        max_pixels: photographs with more pixels are cut into tiles of about that many.
+        estimate_pixels: above it, the blur is estimated in parts of that many pixels.
         maps, floats: what the result holds beside the restored pixels.
         strength: in [0, 1], how much of the correction is applied; see `_share`.
     """

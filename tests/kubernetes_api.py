@@ -1,4 +1,4 @@
-"""As much of a Kubernetes API server as the real `kubectl` needs for RayJobs; no operator.
+"""The parts of a Kubernetes API server that the real `kubectl` needs for RayJobs; no operator.
 
 A test plays the operator: it writes the states that KubeRay would, and the job's log.
 """

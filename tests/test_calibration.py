@@ -1,4 +1,4 @@
-"""What the estimates are worth: the figures against maps made by hand."""
+"""How far the estimates can be trusted: the figures against maps made by hand."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def test_damaged_and_unfinished_ones_are_passed_over_aloud(
 
 
 def checkpoint_in(message: str, step: int) -> bool:
-    """Whether a message speaks of a step's checkpoint."""
+    """Whether a message names a step's checkpoint."""
     return f"step-{step:08d}" in message
 
 

@@ -149,7 +149,7 @@ def test_secrets_and_ports_of_a_whole_run(tiny_data: Path, tmp_path: Path) -> No
 
 @pytest.mark.full
 def test_a_killed_controller_does_not_hold_the_cpus(tiny_data: Path, tmp_path: Path) -> None:
-    """On a local cluster nobody but the driver removes the placement group it leaves."""
+    """On a local cluster only the driver removes the placement group that it leaves."""
     steps = "train.steps=4000", "train.validate_every=0", f"scaling.workers={os.cpu_count()}"
     batch = f"train.global_batch={max(4, os.cpu_count() or 1)}"
     config = config_of(tiny_data, tmp_path, "headless", *steps, batch)

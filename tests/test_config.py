@@ -228,7 +228,7 @@ def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_the_frozen_hash_of_existing_runs_is_kept() -> None:
-    """A run that began with an older version goes on with this one."""
+    """A run that began with an older version continues with this one."""
     assert frozen_hash(load_train_config("tiny")) == TINY_HASH
 
 

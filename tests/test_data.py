@@ -537,7 +537,7 @@ def test_jobs_together_stay_within_the_limit(
     assert max(shard.bytes for shard in shards) < most <= limit
 
 
-def test_a_download_that_ends_while_space_is_reckoned_counts(
+def test_a_download_that_ends_while_space_is_counted_is_included(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another job's download becomes a copy in the middle: its bytes are not passed over."""
@@ -547,12 +547,12 @@ def test_a_download_that_ends_while_space_is_reckoned_counts(
     cache = ShardCache(tmp_path, limit / 1e9)
     part, copy = tmp_path / f".{first.sha256}.0{UNFINISHED}", tmp_path / f"{first.sha256}.tar"
     part.write_bytes((tiny_data / "train" / first.name).read_bytes())
-    reckon = NodeLocks.coming_bytes
+    count = NodeLocks.coming_bytes
 
     def ends_meanwhile(locks: NodeLocks) -> int:
         if part.exists():
             part.replace(copy)
-        return reckon(locks)
+        return count(locks)
 
     monkeypatch.setattr(NodeLocks, "coming_bytes", ends_meanwhile)
     with NodeLocks(tmp_path).of_shard(first.sha256):

@@ -23,7 +23,7 @@ from pipeline.doctor.machine import wandb
 from pipeline.doctor.run import guarded
 from pipeline.doctor.store import check_bucket, check_data
 
-DEAD = "127.0.0.1:9"  # a port that nobody listens on
+DEAD = "127.0.0.1:9"  # a port without a listener
 
 
 def by_check(findings: Any) -> dict[str, Finding]:
@@ -145,7 +145,7 @@ def test_gpu_that_is_offered_but_not_there(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.full
 def test_through_a_dashboard(ray_cluster: str, s3_server: S3Server, tiny_data: Path) -> None:
-    """From outside: a job makes the checks there."""
+    """From outside the cluster, a job runs the checks there."""
     from ray.dashboard.utils import ray_address_to_api_server_url
 
     copied(tiny_data / "train", f"{s3_server.url}/train")

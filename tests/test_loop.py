@@ -1,4 +1,4 @@
-"""The loop of one rank by itself: precisions, options, and steps that are not finite."""
+"""The loop of a single rank: precisions, options, and steps that are not finite."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_ranks_share_a_step_without_gap_or_overlap(batch: int, data: st.DataObje
 
 @given(SHARDS, st.integers(0, 200))
 def test_a_position_knows_nothing_of_what_came_before(shards: list[int], position: int) -> None:
-    """Cut anywhere and go on: a fresh order says the same."""
+    """Interrupted anywhere and continued, a fresh order gives the same samples."""
     walked = order_of(shards)
     crops = [walked.crop(p) for p in range(position + 1)]
     assert order_of(shards).crop(position) == crops[-1]
@@ -169,7 +169,7 @@ def test_windows_are_the_shards_added_up(
 
 
 def test_finding_a_window_costs_the_same_in_large_sets() -> None:
-    """It is asked for with every batch: 10,000 windows must not be gone through each time."""
+    """It is looked up with every batch, which must not scan 10,000 windows."""
     order = order_of([1] * 10_000, window=1)
     order.window(0)
     lines = 0

@@ -41,7 +41,7 @@ def test_photographs_are_the_listed_ones_or_none(
     found = {p.parent.name: p for p in tmp_path.rglob("*.*")}
     assert set(found) == {"train", "val"}
     found["train"].write_bytes(b"half")
-    photos.extract(tmp_path)  # what is damaged comes anew
+    photos.extract(tmp_path)  # what is damaged is fetched again
     assert found["train"].stat().st_size > 1000
     other = bundled[0]._replace(sha256="0" * 64)
     monkeypatch.setattr(photos, "listed", lambda: [other])

@@ -283,7 +283,7 @@ def run(rayjob: Object) -> tuple[Outcome, str]:
 
 
 def test_a_rayjob_is_followed_to_its_own_exit_code(api: Api) -> None:
-    """Through a server that is down for a while; and the same command again starts it anew."""
+    """Through a server that is down for a while; the same command then starts it again."""
     first = {**RUNNING, "log": "one\ntwo\nha"}
     Operator(api, first, {"down": 4}, {"log": "lf\nthree\n", **BAD})
     outcome, shown = run(job("base"))
@@ -347,7 +347,7 @@ def test_a_queued_or_suspended_rayjob_is_waited_for(
 def test_a_head_whose_node_is_gone_is_given_up(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Kubernetes deletes the pod but can't end it; KubeRay before 1.7 would wait for ever."""
+    """Kubernetes deletes the pod but cannot end it; KubeRay before 1.7 would wait forever."""
     monkeypatch.setattr(watch, "SILENT_SECONDS", 1.0)
     monkeypatch.setattr(watch, "GONE_SECONDS", 3.0)
     api.jobs["era-tiny"] = {**job("base"), "status": dict(RUNNING)}

@@ -442,7 +442,7 @@ def test_a_name_with_a_tilde_is_a_name(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 class _Objects(BaseHTTPRequestHandler):
-    """As much of S3 as it takes to hold objects whose keys end in a slash; rclone cannot."""
+    """The parts of S3 needed for objects whose keys end in a slash, which rclone cannot hold."""
 
     protocol_version = "HTTP/1.1"  # answers Expect: 100-continue
     kept: ClassVar[dict[str, bytes]] = {}

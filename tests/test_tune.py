@@ -177,7 +177,7 @@ def ledger_of(folder: Path, **changes: object) -> Ledger:
 
 
 def fake_run(url: Path, *scores: float) -> None:
-    """What a trial's run leaves of its validations at steps 4, 8, ..."""
+    """The files that a trial's run leaves after validations at steps 4, 8, ..."""
     rows = ({"step": 4 * n, "val/psnr": score} for n, score in enumerate(scores, start=1))
     storage.write_text(f"{url}/metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 

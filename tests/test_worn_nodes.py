@@ -133,7 +133,7 @@ def test_what_an_autoscaler_can_never_bring_is_refused(
 
 
 def workers() -> int:
-    """How many training processes live."""
+    """The number of live training processes."""
     from ray.util.state import list_actors
 
     alive = [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]

@@ -117,7 +117,7 @@ class CheckpointStore:
         Saving a step again is safe: it goes to a folder of its own.
 
         Args:
-            model, training: CPU copies that nobody changes any more.
+            model, training: CPU copies that are not changed afterwards.
             meta: `step`, `model` (fields of `era.ErAConfig`) and whatever else is worth keeping.
             files: the run's own files (metrics.jsonl, ...); written into the checkpoint and, whole,
                 into the run's folder before COMMIT.
@@ -228,7 +228,7 @@ class CheckpointStore:
             )
 
     def _claim(self, step: int, writer: str) -> str:
-        """The name of a folder that nobody else writes to, now or later.
+        """The name of a folder that no other attempt writes to, now or later.
 
         The plain name is ours if the claim in it is. A store without conditional writes may take a
         second claim: an attempt that lost its claim so is either older than the other one, and

@@ -158,7 +158,7 @@ def _prepare_streams() -> None:
 
 
 def output_failed(error: OSError) -> int:
-    """Standard output is full or gone: the code says so, in one line."""
+    """Report in one line that standard output is full or gone; returns the exit code."""
     if error.errno == errno.EPIPE:
         return say("error: the reader closed standard output", EXIT_BROKEN_PIPE)
     reason = (error.strerror or str(error)).lower()
@@ -166,7 +166,7 @@ def output_failed(error: OSError) -> int:
 
 
 def _close_output() -> None:
-    """Flush what can be flushed; Python would otherwise fail once more while it shuts down."""
+    """Flush what can be flushed; otherwise Python would fail again at shutdown."""
     for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
         try:
             stream.flush()

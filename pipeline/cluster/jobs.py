@@ -35,7 +35,7 @@ def job_client(address: str) -> Any:
         logging.getLogger(talkative).setLevel(logging.WARNING)
 
     class Client(JobSubmissionClient):
-        """Ray's client, but no request waits for ever on a connection that is dead."""
+        """Ray's client with time limits: no request waits forever on a dead connection."""
 
         def _do_request(self, method: str, endpoint: str, **rest: Any) -> Any:
             rest.setdefault("timeout", (CONNECT_SECONDS, ANSWER_SECONDS))

@@ -12,7 +12,7 @@ def release_orphans() -> int:
 
     Ray keeps such groups as long as the job lives. Ray Train has an actor that removes them, which
     needs the cluster's dashboard. Without either, a controller that was killed would block its
-    successor for ever.
+    successor forever.
     """
     import ray
     from ray._private.state import state

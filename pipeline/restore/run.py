@@ -1,4 +1,4 @@
-"""The verb: every photograph by itself; one that cannot be restored is reported, the rest goes on.
+"""The verb: photographs one by one; those that cannot be restored are reported, and the rest done.
 
 All photographs are decoded once before the first one is restored, so that whatever can be refused
 is refused before the network runs.

@@ -22,7 +22,7 @@ from pipeline.storage.url import require_unversioned
 T = TypeVar("T")
 
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 8  # seconds without an answer
-RETRY_FOR, LEAST_TRIES = 18.0, 3  # seconds; at least so many tries, however long
+RETRY_FOR, LEAST_TRIES = 18.0, 3  # seconds; at least LEAST_TRIES, however long they take
 UPLOAD_PART = 32 << 20  # bytes; smaller files are one PUT
 CONCURRENCY = 4  # of one upload
 POOL = 32  # connections

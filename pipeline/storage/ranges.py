@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.storage.local import explained
 
 CONNECTIONS = 16  # ranges in transfer at once; with PART they bound the memory that is used
-PART = 8 << 20  # bytes; each range is retried by itself
+PART = 8 << 20  # bytes; each range is retried separately
 
 
 @lru_cache(maxsize=1)

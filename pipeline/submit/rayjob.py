@@ -148,7 +148,7 @@ def _size(spec: dict[str, Any], command: Command, config: TrainConfig, overlay: 
 
 
 def _store(pod: dict[str, Any], cache: int) -> None:
-    """Room for a cache of so many GiB on the nodes' disks, beside all else that counts."""
+    """Make room for a cache of that many GiB on the nodes' disks, besides everything else."""
     resources = pod["containers"][0]["resources"]
     before = _gibibytes(resources["limits"]["ephemeral-storage"])
     for volume in pod["volumes"]:

@@ -77,7 +77,7 @@ def kept_folder(run_url: str) -> Path:
     """A folder of this user on this machine for the offline files of a run in a bucket.
 
     Raises:
-        OSError: if the place belongs to somebody else.
+        OSError: if the folder belongs to another user.
     """
     home = Path(tempfile.gettempdir()) / f"era-wandb-{os.getuid()}"
     home.mkdir(mode=0o700, exist_ok=True)
@@ -291,7 +291,7 @@ def _end_service() -> None:
     """End W&B's service process and wait for it; a later start gets a new one."""
     import wandb
 
-    with suppress(Exception):  # it may have ended by itself
+    with suppress(Exception):  # it may have ended already
         wandb.teardown()
 
 

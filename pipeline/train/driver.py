@@ -137,7 +137,7 @@ def _given_up(run_url: str, failures: int, error: Exception) -> Exception:
 
 
 def _is_sound(checkpoint: Checkpoint) -> bool:
-    """Verify the last checkpoint of a finished run, which nobody loads."""
+    """Verify the last checkpoint of a finished run, which is not loaded otherwise."""
     try:
         checkpoint.verify()
         return True

@@ -124,7 +124,7 @@ class DriverChannel:
         import ray
 
         self.flush()
-        with contextlib.suppress(TimeoutError):  # then the run goes on
+        with contextlib.suppress(TimeoutError):  # the run continues
             settled = self.actor.settled
             wait_for(lambda: ray.get(settled.remote()), "the driver", SETTLE_SECONDS, pause=0.05)
         self.stopping = bool(ray.get(self.actor.exchange.remote([]))) or self.stopping

@@ -77,7 +77,7 @@ class Decisions(FIFOScheduler):
     """Lets one of Tune's rules decide about each validation result once.
 
     Tune would kill a stopped trial at once, in the middle of a step. Here the decision is
-    recorded, and the trial reads it, saves a checkpoint and ends by itself.
+    recorded, and the trial reads it, saves a checkpoint and ends.
 
     Args:
         ledger: of the sweep's trials. rule: decides; None = no trial is stopped early.
