@@ -1,26 +1,30 @@
 """Random kills, pauses and continuations of small runs and sweeps; each must end as if undisturbed.
 
-    python -m benchmarks.kills [--runs 10] [--sweeps 2] [--seed 0] [--minutes 60]
+    python -m benchmarks.kills [--runs 10] [--sweeps 2] [--seed 0] [--minutes 60] [--folder F]
 
 Every run is started again after each kill until it finishes. Then its samples, its curve and
 the bits of its weights are compared with those of an undisturbed run, and every checkpoint is read.
 A line per run says its seed and what was done to it; the same seed deals the same blows, though not
-at the same steps.
+at the same steps. Four of five join one cluster that stays; the others have their own, which dies
+with them. With --folder the results are kept there, and the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
+import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -48,22 +52,46 @@ SMALL = [
 ]
 RUN = ["train", "--config", "tiny", "train.steps=48", *SMALL]
 SWEEP = ["tune", "--config", "tiny", "train.steps=16", *SMALL]
+RESULTS = "results.jsonl"
 BLOWS = ("kill driver", "kill worker", "kill all", "pause", "pause and start again", "terminate")
 LIMIT = 400.0  # seconds that one command may take
+LATEST = 20.0  # seconds until a blow
+CPUS = 6  # logical ones of the cluster that stays: stopped processes keep theirs
 
 
 class Victim:
-    """The command, running in a process of its own."""
+    """The command, running in a process of its own.
 
-    def __init__(self, command: list[str], log: Path) -> None:
+    Args:
+        command: of the program. log: receives its output.
+        head: process of the cluster that it is to join; None for one of its own.
+        address: of that cluster.
+    """
+
+    def __init__(self, command: list[str], log: Path, head: int | None, address: str) -> None:
+        environment = {k: v for k, v in os.environ.items() if head or "RAY_AUTH" not in k}
+        if head is not None:
+            environment["RAY_ADDRESS"] = address
+        self.head, self.asleep = head, set[int]()
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline", *command], stdout=stream, stderr=stream
+                [sys.executable, "-m", "pipeline", *command],
+                stdout=stream,
+                stderr=stream,
+                env=environment,
             )
+
+    def family(self) -> dict[int, str]:
+        """Its processes and the cluster's workers that are at work, but no idle or stopped one."""
+        found = _family(self.process.pid)
+        if self.head is not None:
+            workers = _family(self.head).items()
+            found |= {pid: name for pid, name in workers if _at_work(pid, name)}
+        return found
 
     def strike(self, blow: str, rng: random.Random) -> None:
         """Deal one blow."""
-        family = _family(self.process.pid)
+        family = self.family()
         if blow == "kill driver":
             _send(signal.SIGKILL, [self.process.pid])
         elif blow == "kill worker":
@@ -73,30 +101,37 @@ class Victim:
         elif blow == "terminate":
             _send(signal.SIGTERM, [self.process.pid])
         else:
+            self.asleep = set(family)
             _send(signal.SIGSTOP, list(family))
-            time.sleep(rng.uniform(1, 8))
             if blow == "pause":
-                _send(signal.SIGCONT, list(family))
+                time.sleep(rng.uniform(1, 8))
+                self.wake()
+
+    def wake(self) -> None:
+        """Let it go on after a pause."""
+        _send(signal.SIGCONT, list(self.asleep))
 
     def end(self) -> None:
         """Kill what is left of it."""
-        _send(signal.SIGKILL, list(_family(self.process.pid)))
+        _send(signal.SIGKILL, [*_family(self.process.pid), *self.asleep])
         self.process.wait()
 
 
-def torture(command: list[str], seed: str, blows: int, log: Path) -> list[str]:
+def torture(
+    command: list[str], seed: str, blows: int, log: Path, head: int | None, address: str
+) -> list[str]:
     """Run a command to its end against a number of kills; returns them."""
     rng, dealt = random.Random(seed), list[str]()
     paused: list[Victim] = []
     try:
         for _ in range(blows + 20):
-            victim = Victim(command, log)
+            victim = Victim(command, log, head, address)
             for other in paused:  # a node that hung wakes up while the newer attempt runs
-                time.sleep(rng.uniform(5, 20))
-                _send(signal.SIGCONT, list(_family(other.process.pid)))
+                _wait(victim, rng.uniform(2, 12))
+                other.wake()
             end, strikes = time.monotonic() + LIMIT, len(dealt) < blows
             if strikes:
-                _wait(victim, rng.uniform(2, 30))
+                _wait(victim, rng.uniform(2, LATEST))
                 blow = rng.choice(BLOWS)
                 if victim.process.poll() is None:
                     victim.strike(blow, rng)
@@ -136,31 +171,47 @@ def same(one: str, other: str) -> None:
 def main() -> int:
     """Run everything; 1 if anything was wrong."""
     args = _arguments()
-    end, wrong, done = time.monotonic() + 60 * args.minutes, 0, 0
-    with _work(args.keep) as folder:
+    end = time.monotonic() + 60 * args.minutes
+    with _work(args.folder) as folder:
         data = _data(folder)
-        for kind, base, count in (("run", RUN, args.runs), ("sweep", SWEEP, args.sweeps)):
-            place = [f"run.root={folder / kind}", *data]
-            calm = f"{kind}-calm"
-            if count and torture([*base, *place, f"run.name={calm}"], "", 0, folder / "calm.log"):
-                raise AssertionError("the undisturbed one was disturbed")
-            for number in range(count):
-                if time.monotonic() > end:
-                    break
-                seed, log = f"{args.seed}/{kind}/{number}", folder / f"{kind}-{number}.log"
-                try:
-                    command = [*base, *place, f"run.name={kind}-{number}"]
-                    blows = torture(command, seed, random.Random(seed).randint(1, 5), log)
-                    same(str(folder / kind / calm), str(folder / kind / f"{kind}-{number}"))
-                    print(f"right  seed {seed}: {', '.join(blows)}", flush=True)
-                except (AssertionError, UserError) as error:
-                    wrong += 1
-                    print(f"WRONG  seed {seed}: {error}; {log}", flush=True)
-                done += 1
-        print(f"{done - wrong} of {done} right")
-        if wrong and args.keep:
-            print(f"kept in {folder}")
-    return int(wrong > 0)
+        with _cluster(folder) as (head, address):
+            for kind, base, count in (("run", RUN, args.runs), ("sweep", SWEEP, args.sweeps)):
+                command = [*base, f"run.root={folder / kind}", *data]
+                for number in range(count):
+                    if time.monotonic() < end and f"{args.seed}/{kind}/{number}" not in _done(
+                        folder
+                    ):
+                        _one(folder, kind, f"{args.seed}/{kind}/{number}", command, head, address)
+        rows = [json.loads(line) for line in (folder / RESULTS).read_text().splitlines()]
+        wrong = [row["seed"] for row in rows if row["error"]]
+        blows = sum(len(row["blows"]) for row in rows)
+        print(f"{len(rows) - len(wrong)} of {len(rows)} right after {blows} blows")
+    return int(bool(wrong))
+
+
+def _one(folder: Path, kind: str, seed: str, command: list[str], head: int, address: str) -> None:
+    """One run or sweep against its blows; a line of the results says how it ended."""
+    calm, name = f"{kind}-calm", seed.replace("/", "-")
+    log, rng = folder / f"{name}.log", random.Random(seed)
+    torture([*command, f"run.name={calm}"], "", 0, folder / f"{calm}.log", head, address)
+    count, own, error = rng.randint(2, 6), rng.random() < 0.2, ""
+    begin, blows = time.monotonic(), list[str]()
+    try:
+        place = None if own else head
+        blows = torture([*command, f"run.name={name}"], seed, count, log, place, address)
+        same(str(folder / kind / calm), str(folder / kind / name))
+    except (AssertionError, UserError) as found:
+        error = str(found)
+    row = {"seed": seed, "own cluster": own, "blows": blows, "error": error}
+    with (folder / RESULTS).open("a") as results:
+        results.write(json.dumps({**row, "seconds": round(time.monotonic() - begin)}) + "\n")
+    said = f"WRONG  {error}; {log}" if error else f"right  {', '.join(blows)}"
+    print(f"{seed} {'(own cluster)' if own else ''} {said}", flush=True)
+
+
+def _done(folder: Path) -> set[str]:
+    text = (folder / RESULTS).read_text() if (folder / RESULTS).exists() else ""
+    return {json.loads(line)["seed"] for line in text.splitlines()}
 
 
 def _lines(url: str, name: str) -> list[dict[str, object]]:
@@ -196,8 +247,21 @@ def _send(number: int, pids: list[int]) -> None:
             continue
 
 
+def _at_work(pid: int, name: str) -> bool:
+    """Whether a process of a cluster works for a command that is not stopped."""
+    if not name.startswith("ray::") or name.startswith("ray::IDLE"):
+        return False
+    try:
+        return "State:\tT" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # it has ended meanwhile
+        return False
+
+
 def _data(folder: Path) -> list[str]:
     pairs, shards = str(folder / "pairs"), folder / "shards"
+    chosen = [f"data.train={shards / 'train'}", f"data.val={shards / 'val'}"]
+    if (shards / "val" / "manifest.json").exists():
+        return chosen
     for command in (
         ["synthesize", "--dest", pairs, "--pairs", "30", "--size", "96x96", "--radius-max", "3"],
         ["preprocess", "--dataset", "dpdd", "--source", pairs, "--dest", str(shards)],
@@ -205,17 +269,51 @@ def _data(folder: Path) -> list[str]:
         subprocess.run(
             [sys.executable, "-m", "pipeline", *command], check=True, capture_output=True
         )
-    return [f"data.train={shards / 'train'}", f"data.val={shards / 'val'}"]
+    return chosen
 
 
 @contextmanager
-def _work(keep: bool) -> Iterator[Path]:
+def _work(kept: Path | None) -> Iterator[Path]:
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept.resolve()
+        return
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
     try:
         yield folder
     finally:
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _cluster(folder: Path) -> Iterator[tuple[int, str]]:
+    """A cluster on this machine alone; its process and address."""
+    from ray.util import get_node_ip_address
+
+    host = get_node_ip_address()
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port = int(probe.getsockname()[1])
+    ray, temporary = Path(sys.executable).with_name("ray"), tempfile.mkdtemp(prefix="ray-")
+    command = [str(ray), "start", "--head", "--block", "--min-worker-port=0"]
+    command += [f"--port={port}", f"--temp-dir={temporary}", f"--num-cpus={CPUS}"]
+    command += ["--max-worker-port=0", '--resources={"trial": 100}']
+    command += ["--include-dashboard=false", "--object-store-memory=100000000"]
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(20))
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0")
+    with (folder / "cluster.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        for _ in range(300):
+            with suppress(OSError):
+                socket.create_connection((host, port), 1).close()
+                break
+            time.sleep(0.2)
+        yield process.pid, f"{host}:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _arguments() -> argparse.Namespace:
@@ -224,7 +322,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sweeps", type=int, default=2)
     parser.add_argument("--seed", default="0")
     parser.add_argument("--minutes", type=float, default=60.0, help="no new run after these")
-    parser.add_argument("--keep", action="store_true", help="keep the folder")
+    parser.add_argument("--folder", type=Path, help="keep all here; the same command goes on")
     return parser.parse_args()
 
 

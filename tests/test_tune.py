@@ -40,9 +40,10 @@ from pipeline.tune.config import load_sweep
 from pipeline.tune.ledger import Ledger
 from pipeline.tune.page import _cost
 from pipeline.tune.plan import Plan, Planner
+from pipeline.tune.population import decide, read_round
 from pipeline.tune.record import TrialRecord, write_record
 from pipeline.tune.search import importance
-from pipeline.tune.space import grid, random_points, value_at
+from pipeline.tune.space import grid, in_space, random_points, value_at
 from pipeline.tune.trial import trial_config, trial_count
 
 SPACE = {"train.learning_rate": {"loguniform": [1e-4, 1e-2]}, "train.ema": {"choice": [0.5, 0.9]}}
@@ -132,7 +133,12 @@ def test_grid_has_every_combination_once() -> None:
         ({"space": {}}, "space is empty"),
         ({"search": "grid"}, "a grid needs choices only"),
         ({"search": "bayes"}, "expected one of grid, random, tpe"),
-        ({"scheduler": "pbt"}, "cannot exchange weights"),
+        ({"scheduler": "pb2"}, "expected one of none, asha, median, pbt"),
+        ({"scheduler": "pbt", "exchange_every": 6}, "a multiple of train.validate_every, 4"),
+        (
+            {"scheduler": "pbt", "space": {"train.seed": {"choice": [1, 2]}}},
+            "pbt cannot change train.seed within a run",
+        ),
         ({"trials": 0}, "trials must be between 1 and"),
         ({"trials": "4"}, "trials is .* expected a whole number"),
         ({"seed": 1.5}, "seed is 1.5; expected a whole number"),
@@ -162,7 +168,7 @@ def test_what_cannot_run_is_refused(tiny_data: Path, tmp_path: Path) -> None:
 
 
 def test_packaged_sweeps_load() -> None:
-    for name in ("tiny", "asha"):
+    for name in ("tiny", "asha", "population"):
         sweep = load_sweep(name, ["data.train=x", "data.val=y"])
         assert load_train_config(sweep.config).model.size == "tiny"
 
@@ -313,6 +319,48 @@ def test_foreign_records_change_nothing(text: str, tmp_path: Path) -> None:
         point = ledger_of(tmp_path, search=search).start(0).point
         assert point.keys() == SPACE.keys()
         assert 1e-4 <= point["train.learning_rate"] <= 1e-2
+
+
+# Population-based training
+
+
+def test_an_exchange_depends_on_results_and_seed_alone() -> None:
+    points = dict(enumerate(random_points(SPACE, 8, seed=0)))
+    scores: dict[int, float | None] = {i: 20.0 + i for i in range(7)} | {7: None}
+    found = decide(SPACE, 0, 4, scores, points, maximise=True)
+    assert [e.trial for e in found] == [0, 7] and {e.source for e in found} <= {5, 6}
+    backwards = dict(reversed(scores.items()))
+    assert decide(SPACE, 0, 4, backwards, points, maximise=True) == found
+    assert decide(SPACE, 1, 4, scores, points, maximise=True) != found
+    assert decide(SPACE, 0, 8, scores, points, maximise=True) != found
+    assert {e.trial for e in decide(SPACE, 0, 4, scores, points, maximise=False)} == {6, 7}
+    assert decide(SPACE, 0, 4, dict.fromkeys(range(4), 20.0), points, maximise=True) == []
+
+
+def test_explored_values_stay_in_their_domains() -> None:
+    space = {**SPACE, "train.steps": {"int": [1, 9]}, "loss.omega": {"uniform": [0.2, 0.6]}}
+    points = dict(enumerate(random_points(space, 80, seed=0)))
+    scores: dict[int, float | None] = {i: float(i) for i in points}
+    changed = 0
+    for step in range(5):
+        for exchange in decide(space, 0, step, scores, points, maximise=True):
+            assert in_space(space, exchange.point)
+            before = points[exchange.source]
+            changed += sum(before[key] != value for key, value in exchange.point.items())
+    assert changed > 200  # of 400 values
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"step": 4, "scores": {}, "exchanges": [5]}'])
+def test_a_foreign_decision_is_refused(text: str, tmp_path: Path) -> None:
+    ledger = ledger_of(tmp_path, scheduler="pbt")
+    storage.write_text(f"{ledger.url}/exchanges/step-00000004.json", text)
+    with pytest.raises(UserError, match=r"step-00000004.json"):
+        read_round(ledger, 4)
+    row = {"trial": 0, "source": 99, "seed": "", "before": {}, "point": ledger.start(0).point}
+    found = {"step": 4, "scores": {}, "exchanges": [row]}
+    storage.write_text(f"{ledger.url}/exchanges/step-00000004.json", json.dumps(found))
+    with pytest.raises(UserError, match="not a decision of this sweep"):
+        read_round(ledger, 4)
 
 
 # The plan

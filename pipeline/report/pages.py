@@ -74,6 +74,7 @@ class SweepPage:
         curves: trial -> points (step, metric).
         best: URL of the best checkpoint. value: its metric. config: the best trial's.
         settings: names of the searched keys among a row's. importance: of each, summing to 1.
+        exchanges: rows of population-based training, all with the same keys.
     """
 
     title: str
@@ -85,6 +86,7 @@ class SweepPage:
     config: dict[str, Any]
     settings: list[str] = field(default_factory=list)
     importance: dict[str, float] = field(default_factory=dict)
+    exchanges: list[dict[str, Any]] = field(default_factory=list)
 
 
 def write_sweep_page(url: str, page: SweepPage) -> None:

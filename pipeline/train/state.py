@@ -126,7 +126,13 @@ class TrainState:
                 "the version that began it, or choose another run.name"
             ) from None
         saved = training["optimizer"]  # may come from another kind of device
-        groups = [{**group, "fused": self.fused} for group in saved["param_groups"]]
+        settings = [  # the configuration's: a trial can take over another one's weights
+            {key: group[key] for key in ("fused", "rate", "weight_decay")}
+            for group in self.optimizer.param_groups
+        ]
+        groups = [
+            {**group, **own} for group, own in zip(saved["param_groups"], settings, strict=True)
+        ]
         self.optimizer.load_state_dict({**saved, "param_groups": groups})
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(training["scaler"])

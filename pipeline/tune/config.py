@@ -17,10 +17,19 @@ from pipeline.errors import UserError
 from pipeline.tune.space import check_space, sizes
 
 SEARCHES = ("grid", "random", "tpe")
-SCHEDULERS = ("none", "asha", "median")
+SCHEDULERS = ("none", "asha", "median", "pbt")
 MOST = 100_000  # of any count
 METRICS = ("val/psnr", "val/ssim")
-POPULATION = "population-based training is not supported: trials cannot exchange weights"
+STOPPING = ("asha", "median")  # schedulers that stop trials early
+# What may change between two steps of a run: the rest defines its network, data or schedule.
+CHANGEABLE = (
+    "learning_rate",
+    "min_learning_rate",
+    "scalar_rate",
+    "weight_decay",
+    "clip_norm",
+    "ema",
+)
 
 
 @dataclass(frozen=True)
@@ -34,8 +43,10 @@ class SweepConfig:
         trials: the number of trials; a grid has as many as its space has points.
         seed: of the search.
         metric: the validation metric by which trials are compared: val/psnr | val/ssim.
-        scheduler: none | asha | median: whether, and by which rule, poor trials stop early.
+        scheduler: none | asha | median | pbt: whether, and by which rule, poor trials stop early,
+            or go on from better ones' weights.
         reduction: asha only: one of this many trials continues at each rung.
+        exchange_every: pbt only: steps between exchanges; 0 = train.validate_every.
         concurrent: trials at the same time; 0 = as many as the cluster holds.
         retries: how often a trial that fails is started again, beyond its run's own retries.
         space: training key -> {choice: [...]}, {uniform: [a, b]}, {loguniform: [a, b]} or
@@ -50,6 +61,7 @@ class SweepConfig:
     metric: Text = "val/psnr"
     scheduler: Text = "none"
     reduction: Count = 3
+    exchange_every: Count = 0
     concurrent: Count = 0
     retries: Count = 1
     space: dict[Text, dict[str, list[JsonValue]]] = field(default_factory=dict)
@@ -93,13 +105,17 @@ def sweep_of(values: dict[str, Any], where: Path | str) -> SweepConfig:
 def _problems(sweep: SweepConfig) -> list[str]:
     problems = []
     choices = {"search": SEARCHES, "metric": METRICS, "scheduler": SCHEDULERS}
-    if sweep.scheduler in ("pbt", "pb2"):
-        problems.append(POPULATION)
-        del choices["scheduler"]
     for name, known in choices.items():
         if getattr(sweep, name) not in known:
             problems.append(f"{name} {getattr(sweep, name)!r}: expected one of {', '.join(known)}")
-    least = {"trials": 1, "seed": 0, "reduction": 2, "concurrent": 0, "retries": 0}
+    least = {
+        "trials": 1,
+        "seed": 0,
+        "reduction": 2,
+        "exchange_every": 0,
+        "concurrent": 0,
+        "retries": 0,
+    }
     for name, bound in least.items():
         value = getattr(sweep, name)
         if not bound <= value <= MOST:
@@ -118,4 +134,20 @@ def _training_problems(sweep: SweepConfig) -> list[str]:
         problems.append(f"scheduler {sweep.scheduler} needs train.validate_every above 0")
     if sweep.search == "grid" and sizes(sweep.space) is None:
         problems.append("a grid needs choices only: give each key {choice: [...]}")
+    return problems or (_exchange_problems(sweep) if sweep.scheduler == "pbt" else [])
+
+
+def _exchange_problems(sweep: SweepConfig) -> list[str]:
+    validate_every, problems = sweep.training().train.validate_every, []
+    if sweep.exchange_every % validate_every:
+        problems.append(
+            f"exchange_every {sweep.exchange_every}: expected a multiple of train.validate_every, "
+            f"{validate_every}"
+        )
+    known = [f"train.{name}" for name in CHANGEABLE]
+    if fixed := [k for k in sweep.space if k not in known and not k.startswith("loss.")]:
+        problems.append(
+            f"scheduler pbt cannot change {', '.join(fixed)} within a run; it can change "
+            f"{', '.join(known)} and keys of loss"
+        )
     return problems

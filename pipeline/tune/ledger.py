@@ -26,7 +26,8 @@ class Ledger:
     """
 
     def __init__(self, url: str, sweep: SweepConfig, retry_failed: bool = False) -> None:
-        self.url, self.sweep = url, sweep
+        self.url, self.sweep, self.retry_failed = url, sweep, retry_failed
+        self.names: dict[int, str] = {}  # of the runs of trials that have taken over another's
         self.maximise = higher_is_better(sweep.metric)
         training = sweep.training()
         self.last_step = min(training.debug.stop_at or training.train.steps, training.train.steps)
@@ -35,14 +36,24 @@ class Ledger:
         self.results: dict[int, dict[int, float]] = {}
         self.steps: dict[int, int] = {}
         for index in range(trial_count(sweep)):
-            self._load(index, retry_failed)
+            self._load(index)
 
     def __len__(self) -> int:
         return trial_count(self.sweep)
 
+    def run_name(self, index: int) -> str:
+        """The name of a trial's run."""
+        return self.names.get(index, trial_name(index))
+
     def trial_url(self, index: int) -> str:
-        """A trial's folder."""
-        return storage.join(self.url, trial_name(index))
+        """A trial's folder, which is its run's."""
+        return storage.join(self.url, self.run_name(index))
+
+    def move(self, index: int, name: str) -> None:
+        """Go on with a trial in another run."""
+        self.names[index] = name
+        self.results[index], self.steps[index] = {}, 0
+        self._load(index)
 
     def unfinished(self) -> list[int]:
         """The trials that are neither finished, nor stopped early, nor failed for good."""
@@ -103,7 +114,7 @@ class Ledger:
         """Look up how far a trial's run has come."""
         self.steps[index] = CheckpointStore(self.trial_url(index)).latest_step() or 0
 
-    def _load(self, index: int, retry_failed: bool) -> None:
+    def _load(self, index: int) -> None:
         url = self.trial_url(index)
         if not storage.is_dir(url):
             return
@@ -113,14 +124,14 @@ class Ledger:
         if point is not None:
             record = record or TrialRecord(point=point)
             self.records[index] = replace(record, point=point)
-            if retry_failed and record.failed:
+            if self.retry_failed and record.failed:
                 self.fail(index, 0, False, "")
         for step, value in results_of(run, self.sweep.metric).items():
             self.add_result(index, step, value)
 
     def _known_point(self, index: int, run: Run, record: TrialRecord | None) -> Point | None:
         """The point of a trial that has started; one outside of the space counts as damaged."""
-        if self.points is not None:
+        if self.points is not None and index not in self.names:
             return self.points[index]
         if record is not None and in_space(self.sweep.space, record.point):
             return record.point

@@ -8,8 +8,10 @@ from pipeline.report import SweepPage, write_sweep_page
 from pipeline.runfolder import higher_is_better
 from pipeline.runs.search import Run
 from pipeline.tune.config import SweepConfig
+from pipeline.tune.population import Round
 from pipeline.tune.search import importance
 from pipeline.tune.space import Point, in_space, overrides_of, value_at
+from pipeline.tune.trial import trial_name
 
 
 def write_page(
@@ -18,17 +20,20 @@ def write_page(
     runs: list[Run],
     best: dict[str, Any],
     failed: dict[str, tuple[Point, str]],
+    rounds: list[Round],
 ) -> None:
     """Write the page from the trials' runs.
 
     Args:
         runs: of the trials. best: from `pipeline.runs.best_run`.
         failed: trials that failed for good: their points and errors.
+        rounds: of population-based training.
     """
     known = {run.name: run for run in runs}
     rows = [
         _row(name, known.get(name), sweep, failed.get(name)) for name in sorted({*known, *failed})
     ]
+    results = [] if rounds else _results(rows, sweep)  # a trial's values have changed meanwhile
     curves = {run.name: _curve(run, sweep.metric) for run in runs}
     winner = next(run for run in runs if run.url == best["run"])
     write_sweep_page(
@@ -44,11 +49,31 @@ def write_page(
                 k: v for k, v in winner.config.items() if k in ("model", "data", "train", "loss")
             },
             settings=list(sweep.space),
-            importance=importance(
-                sweep.space, _results(rows, sweep), higher_is_better(sweep.metric)
-            ),
+            importance=importance(sweep.space, results, higher_is_better(sweep.metric)),
+            exchanges=_exchanges(rounds),
         ),
     )
+
+
+def _exchanges(rounds: list[Round]) -> list[dict[str, Any]]:
+    """A row for each exchange."""
+    return [
+        {
+            "step": held.step,
+            "trial": trial_name(exchange.trial),
+            "weights of": trial_name(exchange.source),
+            **{
+                key: f"{_short(exchange.before.get(key))} -> {_short(value)}"
+                for key, value in exchange.point.items()
+            },
+        }
+        for held in rounds
+        for exchange in held.exchanges
+    ]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _row(
@@ -65,10 +90,14 @@ def _row(
         **chosen,
         **_cost(sweep, chosen),
         "step": run.step if run else 0,
-        "state": "failed" if failed else "finished" if finished else "stopped early",
+        "state": "failed" if failed else "finished" if finished else _ended(sweep),
         "attempts": len(run.attempts) if run else 0,
         "error": failed[1] if failed else "",
     }
+
+
+def _ended(sweep: SweepConfig) -> str:
+    return "replaced" if sweep.scheduler == "pbt" else "stopped early"
 
 
 def _cost(sweep: SweepConfig, chosen: Point) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pipeline.tune.config import SweepConfig, load_sweep
 from pipeline.tune.ledger import Ledger
 from pipeline.tune.page import write_page
 from pipeline.tune.plan import Planner
+from pipeline.tune.population import Population
 from pipeline.tune.trial import run_trial, trial_name
 
 if TYPE_CHECKING:
@@ -57,9 +58,10 @@ def tune(name: str, overrides: list[str], resume_failed: bool = False) -> dict[s
     storage.check_writable(url)
     begin(url, sweep, resumed=_has_state(url))
     ledger = Ledger(url, sweep, resume_failed)
-    if ledger.unfinished():
-        _run(sweep, ledger)
-    return _summary(sweep, ledger)
+    population = Population(ledger)
+    if population.advance():
+        _run(sweep, ledger, population)
+    return _summary(sweep, ledger, population)
 
 
 def _has_state(url: str) -> bool:
@@ -67,7 +69,7 @@ def _has_state(url: str) -> bool:
     return storage.exists(storage.join(url, FILE))
 
 
-def _run(sweep: SweepConfig, ledger: Ledger) -> None:
+def _run(sweep: SweepConfig, ledger: Ledger, population: Population) -> None:
     from pipeline.tune.interrupt import Interrupts, handled
 
     interrupts, training = Interrupts(), sweep.training()
@@ -79,22 +81,28 @@ def _run(sweep: SweepConfig, ledger: Ledger) -> None:
         environment(**TUNE_SETTINGS),
     ):
         interrupts.channel = start_channel()
-        planner = Planner(sweep, len(ledger.unfinished()))
-        plan = planner.plan()
-        log.info("%s", plan)
-        if done := len(ledger) - plan.trials:
-            log.info("resuming the sweep %s: %d trials are done", ledger.url, done)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures: see Reporter
-        _tuner(sweep, ledger, planner, scratch, interrupts).fit()
-    if interrupts.received:
-        raise Stopped(interrupts.name)
+        while True:
+            planner = Planner(sweep, len(ledger.unfinished()))
+            log.info("%s", planner.plan())
+            if done := len(ledger) - planner.trials:
+                log.info("resuming the sweep %s: %d trials are done", ledger.url, done)
+            _tuner(sweep, ledger, planner, scratch, interrupts).fit()
+            if interrupts.received:
+                raise Stopped(interrupts.name)
+            _require_ends(ledger)
+            if not population.advance():
+                return
+
+
+def _require_ends(ledger: Ledger) -> None:
     for index in ledger.unfinished():
         ledger.refresh(index)
     if missing := [trial_name(index) for index in ledger.unfinished()]:
         raise RuntimeError(f"sweep {ledger.url}: {', '.join(missing)} did not finish")
 
 
-def _summary(sweep: SweepConfig, ledger: Ledger) -> dict[str, Any]:
+def _summary(sweep: SweepConfig, ledger: Ledger, population: Population) -> dict[str, Any]:
     failed = ledger.failed()
     for name, (_, reason) in failed.items():
         log.warning("%s set aside: %s", name, reason)
@@ -105,7 +113,7 @@ def _summary(sweep: SweepConfig, ledger: Ledger) -> dict[str, Any]:
         )
     best = best_run(ledger.url, sweep.metric)
     page = storage.join(ledger.url, "sweep.html")
-    write_page(page, sweep, find_runs(ledger.url), best, failed)
+    write_page(page, sweep, find_runs(ledger.url), best, failed, population.rounds)
     return {
         "best": best["checkpoint"],
         "trials": len(ledger),
@@ -149,7 +157,7 @@ def _tuner(
             trial_name_creator=_dirname,
         ),
         run_config=tune.RunConfig(
-            name="sweep",
+            name=f"step-{ledger.last_step}",
             storage_path=scratch,
             failure_config=tune.FailureConfig(max_failures=sweep.retries),
             stop=interrupts,

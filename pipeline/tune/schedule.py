@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 
 from pipeline.tune.config import SweepConfig
 from pipeline.tune.ledger import Ledger
-from pipeline.tune.trial import INDEX, trial_name
+from pipeline.tune.trial import INDEX, RUN, UNTIL, trial_name
 
 log = logging.getLogger("era")
 
@@ -56,7 +56,7 @@ class Unfinished(Searcher):
         self.running.add(trial_id)
         index = self.waiting.pop(0)
         self.ledger.start(index)
-        return {INDEX: index}
+        return {INDEX: index, RUN: self.ledger.run_name(index), UNTIL: self.ledger.last_step}
 
     def on_trial_complete(self, trial_id: str, *_: Any, **__: Any) -> None:
         """Make room for the next; results arrive through the scheduler."""

@@ -67,12 +67,18 @@ def grid(space: Space) -> list[Point]:
 
 def random_points(space: Space, count: int, seed: int) -> list[Point]:
     """Points by a keyed generator: point i is the same whatever `count` is."""
-    return [{k: _draw(d, f"{seed}/{i}/{k}") for k, d in space.items()} for i in range(count)]
+    return [{k: draw(d, f"{seed}/{i}/{k}") for k, d in space.items()} for i in range(count)]
 
 
-def _draw(domain: dict[str, list[Any]], key: str) -> Any:
+def keyed(key: str) -> np.random.Generator:
+    """A generator whose draws depend on the key alone."""
     digest = hashlib.sha256(f"era/tune/{key}".encode()).digest()
-    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+def draw(domain: dict[str, list[Any]], key: str) -> Any:
+    """A value of a domain, which depends on the key alone."""
+    rng = keyed(key)
     ((kind, values),) = domain.items()
     if kind == "choice":
         return values[int(rng.integers(len(values)))]

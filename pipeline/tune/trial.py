@@ -14,11 +14,13 @@ from pipeline.runs.search import Run
 from pipeline.train import train
 from pipeline.train.driver_channel import Event
 from pipeline.train.failures import root_cause
-from pipeline.tune.config import SweepConfig
+from pipeline.tune.config import MOST, STOPPING, SweepConfig
 from pipeline.tune.record import read_record
 from pipeline.tune.space import Point, grid, overrides_of, random_points, sizes
 
 INDEX = "index"  # Tune's parameter: the trial's number
+RUN = "run"  # another: the name of its run
+UNTIL = "until"  # another: the step at which it ends for now
 LINE = "line"  # in a report: a line of the run, for the log
 FAILED = "trial failed: "  # in front of the reason, which `era tune` reads from Tune's text
 
@@ -42,14 +44,22 @@ def trial_name(index: int) -> str:
     return f"trial-{index:03d}"
 
 
-def trial_config(sweep: SweepConfig, index: int, point: Point) -> TrainConfig:
-    """The training configuration of a trial: `<run.root>/<run.name>/<trial>/`."""
+def trial_config(
+    sweep: SweepConfig, index: int, point: Point, name: str = "", until: int = MOST
+) -> TrainConfig:
+    """The training configuration of a trial: `<run.root>/<run.name>/<trial>/`.
+
+    Args:
+        name: of its run, where it is not the trial's. until: the step at which it ends for now.
+    """
     config = sweep.training(overrides_of(point))
     root = storage.absolute(storage.join(config.run.root, config.run.name))
+    stop_at = until if until < config.train.steps else config.debug.stop_at
     group = config.tracking.group or config.run.name
     return replace(
         config,
-        run=replace(config.run, root=root, name=trial_name(index)),
+        run=replace(config.run, root=root, name=name or trial_name(index)),
+        debug=replace(config.debug, stop_at=stop_at),
         tracking=replace(config.tracking, group=group),
     )
 
@@ -70,7 +80,7 @@ def run_trial(
     """Tune's trainable: trains, reporting each validation; the same trial again resumes its run.
 
     Args:
-        parameters: Tune's: the trial's number. url: the sweep's folder.
+        parameters: Tune's: the trial's number, its run, and where it ends. url: the sweep's folder.
         folder: the command's working folder, for relative paths.
         channel: to the command, which may ask the trial to save and end.
 
@@ -79,21 +89,24 @@ def run_trial(
     """
     work_in(folder)
     try:
-        _Trial(sweep, url, parameters[INDEX], channel).run()
+        _Trial(sweep, url, parameters, channel).run()
     except Exception as error:
         raise RuntimeError(f"{FAILED}{root_cause(error)}") from None
 
 
 class _Trial:
-    def __init__(self, sweep: SweepConfig, url: str, index: int, channel: Any) -> None:
+    def __init__(
+        self, sweep: SweepConfig, url: str, parameters: dict[str, Any], channel: Any
+    ) -> None:
         self.channel = channel
-        self.metric, self.stoppable = sweep.metric, sweep.scheduler != "none"
-        self.url = storage.join(url, trial_name(index))
+        self.metric, self.stoppable = sweep.metric, sweep.scheduler in STOPPING
+        self.url = storage.join(url, parameters[RUN])
         record = read_record(self.url)
         if record is None:
             raise RuntimeError(f"{self.url}: its record is missing")
         self.judged = record.judged
-        self.config = trial_config(sweep, index, record.point)
+        where = parameters[RUN], parameters[UNTIL]
+        self.config = trial_config(sweep, parameters[INDEX], record.point, *where)
 
     def run(self) -> None:
         if self._sweep_ends():
