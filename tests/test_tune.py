@@ -40,10 +40,9 @@ from pipeline.tune.config import load_sweep
 from pipeline.tune.ledger import Ledger
 from pipeline.tune.page import _cost
 from pipeline.tune.plan import Plan, Planner
-from pipeline.tune.population import decide, read_round
 from pipeline.tune.record import TrialRecord, write_record
 from pipeline.tune.search import importance
-from pipeline.tune.space import grid, in_space, random_points, value_at
+from pipeline.tune.space import grid, random_points, value_at
 from pipeline.tune.trial import trial_config, trial_count
 
 SPACE = {"train.learning_rate": {"loguniform": [1e-4, 1e-2]}, "train.ema": {"choice": [0.5, 0.9]}}
@@ -319,48 +318,6 @@ def test_foreign_records_change_nothing(text: str, tmp_path: Path) -> None:
         point = ledger_of(tmp_path, search=search).start(0).point
         assert point.keys() == SPACE.keys()
         assert 1e-4 <= point["train.learning_rate"] <= 1e-2
-
-
-# Population-based training
-
-
-def test_an_exchange_depends_on_results_and_seed_alone() -> None:
-    points = dict(enumerate(random_points(SPACE, 8, seed=0)))
-    scores: dict[int, float | None] = {i: 20.0 + i for i in range(7)} | {7: None}
-    found = decide(SPACE, 0, 4, scores, points, maximise=True)
-    assert [e.trial for e in found] == [0, 7] and {e.source for e in found} <= {5, 6}
-    backwards = dict(reversed(scores.items()))
-    assert decide(SPACE, 0, 4, backwards, points, maximise=True) == found
-    assert decide(SPACE, 1, 4, scores, points, maximise=True) != found
-    assert decide(SPACE, 0, 8, scores, points, maximise=True) != found
-    assert {e.trial for e in decide(SPACE, 0, 4, scores, points, maximise=False)} == {6, 7}
-    assert decide(SPACE, 0, 4, dict.fromkeys(range(4), 20.0), points, maximise=True) == []
-
-
-def test_explored_values_stay_in_their_domains() -> None:
-    space = {**SPACE, "train.steps": {"int": [1, 9]}, "loss.omega": {"uniform": [0.2, 0.6]}}
-    points = dict(enumerate(random_points(space, 80, seed=0)))
-    scores: dict[int, float | None] = {i: float(i) for i in points}
-    changed = 0
-    for step in range(5):
-        for exchange in decide(space, 0, step, scores, points, maximise=True):
-            assert in_space(space, exchange.point)
-            before = points[exchange.source]
-            changed += sum(before[key] != value for key, value in exchange.point.items())
-    assert changed > 200  # of 400 values
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"step": 4, "scores": {}, "exchanges": [5]}'])
-def test_a_foreign_decision_is_refused(text: str, tmp_path: Path) -> None:
-    ledger = ledger_of(tmp_path, scheduler="pbt")
-    storage.write_text(f"{ledger.url}/exchanges/step-00000004.json", text)
-    with pytest.raises(UserError, match=r"step-00000004.json"):
-        read_round(ledger, 4)
-    row = {"trial": 0, "source": 99, "seed": "", "before": {}, "point": ledger.start(0).point}
-    found = {"step": 4, "scores": {}, "exchanges": [row]}
-    storage.write_text(f"{ledger.url}/exchanges/step-00000004.json", json.dumps(found))
-    with pytest.raises(UserError, match="not a decision of this sweep"):
-        read_round(ledger, 4)
 
 
 # The plan

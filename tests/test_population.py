@@ -1,0 +1,178 @@
+"""Population-based training: what is decided, and that a kill changes nothing of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_tune import SPACE, command_for, finish, kill_when, ledger_of, rows_of, sweep_file
+
+from pipeline import storage
+from pipeline.checkpoint import CheckpointStore
+from pipeline.errors import UserError
+from pipeline.runfolder import RunFolder, load_frozen
+from pipeline.train.state import TrainState
+from pipeline.tune.config import load_sweep
+from pipeline.tune.ledger import Ledger
+from pipeline.tune.population import Population, decide, read_round
+from pipeline.tune.space import in_space, random_points
+from pipeline.tune.trial import trial_config
+
+CPU = torch.device("cpu")
+
+
+def test_an_exchange_depends_on_results_and_seed_alone() -> None:
+    points = dict(enumerate(random_points(SPACE, 8, seed=0)))
+    scores: dict[int, float | None] = {i: 20.0 + i for i in range(7)} | {7: None}
+    found = decide(SPACE, 0, 4, scores, points, maximise=True)
+    assert [e.trial for e in found] == [0, 7] and {e.source for e in found} <= {5, 6}
+    backwards = dict(reversed(scores.items()))
+    assert decide(SPACE, 0, 4, backwards, points, maximise=True) == found
+    assert decide(SPACE, 1, 4, scores, points, maximise=True) != found
+    assert decide(SPACE, 0, 8, scores, points, maximise=True) != found
+    assert {e.trial for e in decide(SPACE, 0, 4, scores, points, maximise=False)} == {6, 7}
+    assert decide(SPACE, 0, 4, dict.fromkeys(range(4), 20.0), points, maximise=True) == []
+
+
+def test_explored_values_stay_in_their_domains() -> None:
+    space = {**SPACE, "train.steps": {"int": [1, 9]}, "loss.omega": {"uniform": [0.2, 0.6]}}
+    points = dict(enumerate(random_points(space, 80, seed=0)))
+    scores: dict[int, float | None] = {i: float(i) for i in points}
+    changed = 0
+    for step in range(5):
+        for exchange in decide(space, 0, step, scores, points, maximise=True):
+            assert in_space(space, exchange.point)
+            before = points[exchange.source]
+            changed += sum(before[key] != value for key, value in exchange.point.items())
+    assert changed > 200  # of 400 values
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"step": 4, "scores": {}, "exchanges": [5]}'])
+def test_a_foreign_decision_is_refused(text: str, tmp_path: Path) -> None:
+    ledger = ledger_of(tmp_path, scheduler="pbt")
+    storage.write_text(f"{ledger.url}/exchanges/step-00000004.json", text)
+    with pytest.raises(UserError, match=r"step-00000004.json"):
+        read_round(ledger, 4)
+    row = {"trial": 0, "source": 99, "seed": "", "before": {}, "point": ledger.start(0).point}
+    found = {"step": 4, "scores": {}, "exchanges": [row]}
+    storage.write_text(f"{ledger.url}/exchanges/step-00000004.json", json.dumps(found))
+    with pytest.raises(UserError, match="not a decision of this sweep"):
+        read_round(ledger, 4)
+
+
+def a_population(data: Path, folder: Path) -> Ledger:
+    """Two trials that have arrived at step 4, where the first is better."""
+    path = sweep_file(folder, str(data), str(folder), scheduler="pbt", trials=2)
+    sweep = load_sweep(path, [])
+    ledger = Ledger(str(folder / "sweep"), sweep)
+    for index, score in enumerate((25.0, 24.0)):
+        config = trial_config(sweep, index, ledger.start(index).point)
+        run = RunFolder(ledger.trial_url(index))
+        run.freeze(config)
+        state = TrainState(config, torch.device("cpu"))
+        state.step = 4
+        state.ema.scalars.raw.data.fill_(score)
+        line = json.dumps({"step": 4, "val/psnr": score}) + "\n"
+        store = CheckpointStore(run.url, attempt=run.begin_attempt(config, None))
+        store.save(
+            step=4,
+            model=state.weights(),
+            training=state.training(),
+            meta={"step": 4, "model": state.model.config.to_dict()},
+            files={"metrics.jsonl": line.encode(), "samples.jsonl": b""},
+            metrics={"val/psnr": score},
+        )
+        store.wait()
+    return Ledger(ledger.url, sweep)
+
+
+def test_a_trial_goes_on_from_the_better_ones_weights(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at any write of the exchange and started again, it is the same exchange."""
+    ledger = a_population(tiny_data, tmp_path)
+    write, left = storage.write_bytes, 0
+
+    def dying(url: str, data: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise InterruptedError
+        write(url, data)
+
+    monkeypatch.setattr(storage, "write_bytes", dying)
+    kills = 0
+    while True:
+        ledger, left = Ledger(ledger.url, ledger.sweep), kills
+        population = Population(ledger)
+        try:
+            assert population.advance()
+            break
+        except InterruptedError:
+            kills += 1
+            assert kills < 50
+    assert kills > 3
+    (held,) = population.rounds
+    assert read_round(ledger, 4) == held and ledger.unfinished() == [0, 1]
+    (exchange,) = held.exchanges
+    assert (exchange.trial, exchange.source, ledger.last_step) == (1, 0, 8)
+    url = ledger.trial_url(1)
+    assert url.endswith("/trial-001-step-00000004")
+    better, taken = (CheckpointStore(u).load_latest() for u in (ledger.trial_url(0), url))
+    assert better is not None and taken is not None
+    assert all(torch.equal(taken.weights[name], value) for name, value in better.weights.items())
+    assert (taken.run_files, taken.checkpoint.step) == (better.run_files, 4)
+    config = load_frozen(f"{url}/config.yaml")
+    assert config.train.learning_rate == exchange.point["train.learning_rate"]
+    origin = json.loads(storage.read_text(f"{url}/exchange.json"))
+    assert origin["before"] == exchange.before and origin["checkpoint"] == better.checkpoint.url
+
+
+def test_values_are_the_configurations_not_the_checkpoints(tiny_data: Path, tmp_path: Path) -> None:
+    sweep = load_sweep(sweep_file(tmp_path, str(tiny_data), str(tmp_path)), [])
+    other, own = (
+        TrainState(sweep.training([f"train.weight_decay={d}", f"train.scalar_rate={r}"]), CPU)
+        for d, r in ((0.0, 20.0), (0.1, 5.0))
+    )
+    own.restore(other.weights(), other.training())
+    assert [(g["weight_decay"], g["rate"]) for g in own.optimizer.param_groups] == [
+        (0.1, 1.0),
+        (0.1, 5.0),
+    ]
+
+
+@pytest.mark.full
+def test_a_population_is_killed_and_exchanges_the_same(
+    ray_cluster: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Same exchanges, same best, same curves as where nothing was killed."""
+    found: dict[str, Any] = {}
+    for name in ("calm", "struck"):
+        (tmp_path / name).mkdir()
+        options: dict[str, Any] = {"scheduler": "pbt", "trials": 4, "concurrent": 2}
+        path = sweep_file(tmp_path / name, str(tiny_data), str(tmp_path / name), **options)
+        command, url = command_for(path, "train.steps=12"), f"{tmp_path / name}/sweep"
+        if name == "struck":
+            kill_when(command, Path(f"{url}/trial-002/config.yaml").exists)
+            kill_when(command, Path(f"{url}/exchanges/step-00000004.json").exists)
+        summary = finish(command)
+        runs = sorted(p.parent.name for p in Path(url).glob("*/config.yaml"))
+        found[name] = {
+            "best": summary["best"].removeprefix(url),
+            "rounds": [p.read_text() for p in sorted(Path(url).glob("exchanges/*"))],
+            "curves": {run: rows_of(url, run) for run in runs},
+        }
+        assert "Exchanges" in Path(f"{url}/sweep.html").read_text()
+    assert found["calm"] == found["struck"]
+    rounds = [json.loads(text) for text in found["calm"]["rounds"]]
+    assert [held["step"] for held in rounds] == [4, 8]
+    assert sum(len(held["exchanges"]) for held in rounds) >= 1
+    assert len(found["calm"]["curves"]) == 4 + sum(len(held["exchanges"]) for held in rounds)
+    for held in rounds:
+        for exchange in held["exchanges"]:
+            run = f"trial-{exchange['trial']:03d}-step-{held['step']:08d}"
+            config = load_frozen(f"{tmp_path}/struck/sweep/{run}/config.yaml")
+            assert config.train.ema == exchange["point"]["train.ema"]
