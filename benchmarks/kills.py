@@ -55,7 +55,7 @@ SWEEP = ["tune", "--config", "tiny", "train.steps=16", *SMALL]
 RESULTS = "results.jsonl"
 BLOWS = ("kill driver", "kill worker", "kill all", "pause", "pause and start again", "terminate")
 LIMIT = 400.0  # seconds that one command may take
-LATEST = 20.0  # seconds until a blow
+LATEST = 15.0  # seconds until a blow
 CPUS = 6  # logical ones of the cluster that stays: stopped processes keep theirs
 
 
@@ -249,7 +249,7 @@ def _send(number: int, pids: list[int]) -> None:
 
 def _at_work(pid: int, name: str) -> bool:
     """Whether a process of a cluster works for a command that is not stopped."""
-    if not name.startswith("ray::") or name.startswith("ray::IDLE"):
+    if not name.startswith("ray::") or name.startswith("ray::IDLE") or "Agent" in name:
         return False
     try:
         return "State:\tT" not in Path(f"/proc/{pid}/status").read_text()
