@@ -55,12 +55,12 @@ def test_a_foreign_decision_is_refused(text: str, tmp_path: Path) -> None:
     ledger = ledger_of(tmp_path, scheduler="pbt")
     storage.write_text(f"{ledger.url}/exchanges/step-00000004.json", text)
     with pytest.raises(UserError, match=r"step-00000004.json"):
-        read_round(ledger, 4)
+        read_round(ledger.url, ledger.sweep, 4)
     row = {"trial": 0, "source": 99, "seed": "", "before": {}, "point": ledger.start(0).point}
     found = {"step": 4, "scores": {}, "exchanges": [row]}
     storage.write_text(f"{ledger.url}/exchanges/step-00000004.json", json.dumps(found))
     with pytest.raises(UserError, match="not a decision of this sweep"):
-        read_round(ledger, 4)
+        read_round(ledger.url, ledger.sweep, 4)
 
 
 def a_population(data: Path, folder: Path) -> Ledger:
@@ -116,7 +116,7 @@ def test_a_trial_goes_on_from_the_better_ones_weights(
             assert kills < 50
     assert kills > 3
     (held,) = population.rounds
-    assert read_round(ledger, 4) == held and ledger.unfinished() == [0, 1]
+    assert read_round(ledger.url, ledger.sweep, 4) == held and ledger.unfinished() == [0, 1]
     (exchange,) = held.exchanges
     assert (exchange.trial, exchange.source, ledger.last_step) == (1, 0, 8)
     url = ledger.trial_url(1)

@@ -25,7 +25,7 @@ from pipeline.tune.config import SweepConfig
 from pipeline.tune.ledger import Ledger
 from pipeline.tune.record import TrialRecord, write_record
 from pipeline.tune.space import Point, Space, draw, in_space, keyed
-from pipeline.tune.trial import results_of, trial_config, trial_name
+from pipeline.tune.trial import results_of, trial_config, trial_count, trial_name
 
 FOLDER = "exchanges"
 EXCHANGE = "exchange.json"
@@ -93,7 +93,7 @@ class Population:
 
     def _exchange(self, step: int) -> None:
         members = [i for i in range(len(self.ledger)) if self.ledger.finished(i)]
-        found = read_round(self.ledger, step)
+        found = read_round(self.ledger.url, self.ledger.sweep, step)
         if found is None and len(members) > 1:
             found = self._decide(step, members)
             text = json.dumps(asdict(found), indent=1) + "\n"
@@ -164,19 +164,19 @@ def _explored(domain: dict[str, list[Any]], value: Any, key: str) -> Any:
     return min(max(round(near) if kind == "int" else near, values[0]), values[1])
 
 
-def read_round(ledger: Ledger, step: int) -> Round | None:
+def read_round(sweep_url: str, sweep: SweepConfig, step: int) -> Round | None:
     """The decision about a step; None where none has been made.
 
     Raises:
         UserError: if the file is damaged: what it said cannot be decided again.
     """
-    url = _round_url(ledger.url, step)
+    url = _round_url(sweep_url, step)
     if not storage.exists(url):
         return None
     found = validated(Round, parse_json(storage.read_bytes(url), url, MAX_BYTES), url)
     for exchange in found.exchanges:
-        known = max(exchange.trial, exchange.source) < len(ledger)
-        if found.step != step or not known or not in_space(ledger.sweep.space, exchange.point):
+        known = max(exchange.trial, exchange.source) < trial_count(sweep)
+        if found.step != step or not known or not in_space(sweep.space, exchange.point):
             raise UserError(f"{url}: not a decision of this sweep; restore the file")
     return found
 

@@ -33,7 +33,8 @@ from pipeline.runfolder import fingerprint
 from pipeline.runs import list_runs, pull, show_run
 from pipeline.storage.url import absolute, check_url
 from pipeline.tracking.segments import history
-from pipeline.tune.config import load_sweep
+from pipeline.tune.config import SweepConfig, load_sweep
+from pipeline.tune.population import read_round
 from pipeline.tune.record import read_record
 from pipeline.verify import verify
 
@@ -160,6 +161,14 @@ def _of_settings(folder: Path) -> dict[str, Target]:
         trial.write_bytes(content)
         read_record(str(folder))
 
+    decision = folder / "exchanges" / "step-00000004.json"
+    decision.parent.mkdir(exist_ok=True)
+    domains = {"train.ema": {"uniform": [0.5, 0.9]}}
+
+    def read_decision(content: bytes) -> None:
+        decision.write_bytes(content)
+        read_round(str(folder), SweepConfig(space=domains), 4)
+
     config = (
         b'{"run": {"name": "a", "root": "runs"}, "train": {"steps": 9, "patch": [64, 96]},'
         b' "scaling": {"workers": [2, 4]}, "model": {"overrides": {"stages": 1, "kernels": 3}}}'
@@ -173,6 +182,10 @@ def _of_settings(folder: Path) -> dict[str, Target]:
         b'{"point": {"train.ema": 0.9}, "judged": 4, "stopped_at": 0, "failures": 1,'
         b' "failed": false, "error": ""}'
     )
+    exchange = (
+        b'{"step": 4, "scores": {"trial-000": 25.5, "trial-001": null}, "exchanges": [{"trial": 1,'
+        b' "source": 0, "seed": "0/4/1", "before": {}, "point": {"train.ema": 0.7}}]}'
+    )
     keys = ["train.steps", "run.name", "model.overrides", "model.overrides.stages", "train.patch"]
     return {
         "config": Target(read_config, json_near(config)),
@@ -182,6 +195,7 @@ def _of_settings(folder: Path) -> dict[str, Target]:
         ),
         "sweep": Target(read_sweep, json_near(sweep)),
         ".trial.json": Target(read_trial, json_near(record)),
+        "exchange": Target(read_decision, json_near(exchange)),
         "url": Target(read_url, bytes_near(b"s3://bucket/folder/name?versionId=1")),
         "checks": Target(
             lambda d: _last_checks(d.decode("utf-8", "surrogateescape")),

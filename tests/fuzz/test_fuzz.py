@@ -19,7 +19,17 @@ from pipeline.errors import UserError
 
 NAMES = [
     *("manifest.json", "shard", "config.yaml", "attempts.jsonl", "metrics.jsonl", "COMMIT"),
-    *("meta.json", "config", "override", "sweep", ".trial.json", "url", "checks", "pairs.csv"),
+    *(
+        "meta.json",
+        "config",
+        "override",
+        "sweep",
+        ".trial.json",
+        "exchange",
+        "url",
+        "checks",
+        "pairs.csv",
+    ),
     *("labels.npy", "wandb", "photograph.png8", "photograph.palette", "photograph.png16"),
     *("photograph.jpeg", "photograph.cmyk", "photograph.webp", "photograph.webp-alpha"),
     *("photograph.tiff", "photograph.bigtiff"),
