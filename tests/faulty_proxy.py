@@ -27,6 +27,7 @@ class FaultyProxy:
     def __init__(self, upstream: str, plan: Plan) -> None:
         self.upstream, self.plan = urlsplit(upstream), plan
         self.asked: list[tuple[str, str, str]] = []  # method, path, fault
+        self.read: dict[str, int] = {}  # path -> bytes of the answers to GET
         self.lock = threading.Lock()
         self.released = threading.Event()
         self.endpoint = ""
@@ -104,6 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
         answer = link.getresponse()
         data = answer.read()
         link.close()
+        if self.command == "GET":
+            with self.proxy.lock:
+                path = urlsplit(self.path).path
+                self.proxy.read[path] = self.proxy.read.get(path, 0) + len(data)
         if fault == "late-drop":
             return self._hang_up()
         return self._answer(answer.status, answer.getheaders(), data, cut=fault == "cut")

@@ -316,6 +316,24 @@ def test_training_does_not_wait_for_a_silent_bucket(
     assert store.latest_step() == 1
 
 
+def test_resuming_reads_one_checkpoint_once(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(storage.join(s3_server.url, "r"))
+    for step in (1, 2, 3):
+        save(store, step, 10.0 - step)
+    with faulty_proxy(s3_server.endpoint, lambda *_: "") as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        loaded = CheckpointStore(store.run_url).load_latest()
+    assert loaded is not None and loaded.checkpoint.step == 3 and loaded.checkpoint.meta
+    folder = f"/{loaded.checkpoint.url.removeprefix('s3://')}"
+    expected = {f"{folder}/{name}": p["bytes"] for name, p in loaded.checkpoint.files.items()}
+    large = {path: size for path, size in proxy.read.items() if path in expected}
+    assert large == expected
+    others = {p.rpartition("/")[2]: n for p, n in proxy.read.items() if p not in expected}
+    assert others.keys() - {""} <= {COMMIT, "newest.json", s3_server.bucket}
+
+
 def test_an_outage_is_no_reason_to_pass_a_checkpoint_over(
     s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
