@@ -52,6 +52,14 @@ SMALL = [
 ]
 RUN = ["train", "--config", "tiny", "train.steps=48", *SMALL]
 SWEEP = ["tune", "--config", "tiny", "train.steps=16", *SMALL]
+POPULATION = """
+overrides: [train.steps=24]
+trials: 3
+scheduler: pbt
+space:
+  train.learning_rate: {loguniform: [5.0e-4, 8.0e-3]}
+  loss.omega: {uniform: [0.3, 0.8]}
+"""
 RESULTS = "results.jsonl"
 BLOWS = ("kill driver", "kill worker", "kill all", "pause", "pause and start again", "terminate")
 LIMIT = 400.0  # seconds that one command may take
@@ -156,6 +164,10 @@ def torture(
 
 def same(one: str, other: str) -> None:
     """Raise where two runs, or the trials of two sweeps, differ; read all checkpoints."""
+    exchanges = [
+        [p.read_text() for p in sorted(Path(u, "exchanges").glob("*"))] for u in (one, other)
+    ]
+    assert exchanges[0] == exchanges[1], f"{other}: other exchanges"
     found, expected = find_runs(other), find_runs(one)
     assert [run.name for run in found] == [run.name for run in expected] or len(expected) == 1
     for left, right in zip(expected, found, strict=True):
@@ -175,7 +187,14 @@ def main() -> int:
     with _work(args.folder) as folder:
         data = _data(folder)
         with _cluster(folder) as (head, address):
-            for kind, base, count in (("run", RUN, args.runs), ("sweep", SWEEP, args.sweeps)):
+            (folder / "population.yaml").write_text(POPULATION)
+            population = ["tune", "--config", str(folder / "population.yaml"), *SMALL]
+            half = args.sweeps // 2
+            for kind, base, count in (
+                ("run", RUN, args.runs),
+                ("sweep", SWEEP, args.sweeps - half),
+                ("population", population, half),
+            ):
                 command = [*base, f"run.root={folder / kind}", *data]
                 for number in range(count):
                     if time.monotonic() < end and f"{args.seed}/{kind}/{number}" not in _done(

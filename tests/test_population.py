@@ -152,11 +152,10 @@ def test_a_population_is_killed_and_exchanges_the_same(
     found: dict[str, Any] = {}
     for name in ("calm", "struck"):
         (tmp_path / name).mkdir()
-        options: dict[str, Any] = {"scheduler": "pbt", "trials": 4, "concurrent": 2}
+        options: dict[str, Any] = {"scheduler": "pbt", "trials": 2}
         path = sweep_file(tmp_path / name, str(tiny_data), str(tmp_path / name), **options)
-        command, url = command_for(path, "train.steps=12"), f"{tmp_path / name}/sweep"
+        command, url = command_for(path), f"{tmp_path / name}/sweep"
         if name == "struck":
-            kill_when(command, Path(f"{url}/trial-002/config.yaml").exists)
             kill_when(command, Path(f"{url}/exchanges/step-00000004.json").exists)
         summary = finish(command)
         runs = sorted(p.parent.name for p in Path(url).glob("*/config.yaml"))
@@ -168,9 +167,8 @@ def test_a_population_is_killed_and_exchanges_the_same(
         assert "Exchanges" in Path(f"{url}/sweep.html").read_text()
     assert found["calm"] == found["struck"]
     rounds = [json.loads(text) for text in found["calm"]["rounds"]]
-    assert [held["step"] for held in rounds] == [4, 8]
-    assert sum(len(held["exchanges"]) for held in rounds) >= 1
-    assert len(found["calm"]["curves"]) == 4 + sum(len(held["exchanges"]) for held in rounds)
+    assert [held["step"] for held in rounds] == [4]
+    assert len(rounds[0]["exchanges"]) == 1 and len(found["calm"]["curves"]) == 3
     for held in rounds:
         for exchange in held["exchanges"]:
             run = f"trial-{exchange['trial']:03d}-step-{held['step']:08d}"
