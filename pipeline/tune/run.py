@@ -82,17 +82,17 @@ def _run(sweep: SweepConfig, ledger: Ledger, population: Population) -> None:
     ):
         interrupts.channel = start_channel()
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures: see Reporter
-        while True:
+        while not interrupts.received:
             planner = Planner(sweep, len(ledger.unfinished()))
             log.info("%s", planner.plan())
             if done := len(ledger) - planner.trials:
                 log.info("resuming the sweep %s: %d trials are done", ledger.url, done)
             _tuner(sweep, ledger, planner, scratch, interrupts).fit()
-            if interrupts.received:
-                raise Stopped(interrupts.name)
-            _require_ends(ledger)
-            if not population.advance():
-                return
+            if not interrupts.received:
+                _require_ends(ledger)
+                if not population.advance():
+                    return
+        raise Stopped(interrupts.name)
 
 
 def _require_ends(ledger: Ledger) -> None:
