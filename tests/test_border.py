@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from conftest import S3Server
 
 from pipeline import storage
 from pipeline.border import BadInput, parse_json
+from pipeline.data.entries import Entries
 from pipeline.data.manifest import load_manifest, parse_manifest
 from pipeline.data.split import open_split
 from pipeline.errors import UserError
@@ -95,6 +97,13 @@ def test_usual_and_other_layouts_of_a_manifest_mean_the_same(
         except UserError as error:
             outcomes.append(str(error))
     assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+def test_pickled_samples_leave_the_rest_of_the_manifest_behind(tiny_data: Path) -> None:
+    samples = load_manifest(str(tiny_data / "train"))[0].shards[0].samples
+    assert isinstance(samples, Entries)
+    assert pickle.loads(pickle.dumps(samples)) == list(samples)
+    assert list(samples[-1:]) == [samples[-1]]
 
 
 def test_two_shards_of_one_name_and_samples_outside_are_refused(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -85,10 +86,11 @@ class Order:
         self.shard_counts = list(shard_counts)
         self.sizes = sizes
         self.images = sum(shard_counts)
+        self._starts = np.concatenate([[0], np.cumsum(self.shard_counts)])
         self.per_epoch = self.images * plan.crops_per_image
         self.smallest = min(min(size) for size in sizes)
-        self._epoch = (-1, np.empty(0, np.int64))
-        self._ends = self._epoch
+        self._ends = (-1, np.empty(0, np.int64))
+        self._slots = lru_cache(maxsize=2)(self._shuffled)
 
     def patch(self, position: int) -> int:
         """The crop size of a position, pixels; never more than the smallest image has."""
@@ -98,7 +100,9 @@ class Order:
 
     def image(self, position: int) -> int:
         """The image at a position."""
-        return int(self._slots(position // self.per_epoch)[position % self.per_epoch])
+        epoch, number = self.window(position)
+        before = self._window_ends(epoch)[number - 1] if number else 0
+        return int(self._slots(epoch, number)[position % self.per_epoch - before])
 
     def crop(self, position: int, sharpness: Table | None = None) -> Crop:
         """The sample at a position.
@@ -169,27 +173,15 @@ class Order:
             self._ends = (epoch, np.cumsum(totals) * self.plan.crops_per_image)
         return self._ends[1]
 
-    def _slots(self, epoch: int) -> np.ndarray[Any, Any]:
-        """The images of an epoch's positions; kept for one epoch at a time."""
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, self._shuffled(epoch))
-        return self._epoch[1]
-
-    def _shuffled(self, epoch: int) -> np.ndarray[Any, Any]:
-        order = self._shard_order(epoch)
-        window = self.plan.window or len(order)
-        starts = np.concatenate([[0], np.cumsum(self.shard_counts)])
-        parts = []
-        for first in range(0, len(order), window):
-            shards = sorted(int(shard) for shard in order[first : first + window])
-            images = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards])
-            slots = np.repeat(images, self.plan.crops_per_image)
-            copies = np.tile(np.arange(self.plan.crops_per_image), len(images))
-            random = mix(
-                self.plan.seed, SLOT, epoch, slots.astype(np.uint64), copies.astype(np.uint64)
-            )
-            parts.append(slots[np.argsort(random, kind="stable")])
-        return np.concatenate(parts)
+    def _shuffled(self, epoch: int, number: int) -> np.ndarray[Any, Any]:
+        """The images at a window's positions; kept for two windows, since a batch may span them."""
+        size = self.plan.window or len(self.shard_counts)
+        shards = sorted(self._shards_of(epoch, number * size))
+        images = np.concatenate([np.arange(self._starts[s], self._starts[s + 1]) for s in shards])
+        slots = np.repeat(images, self.plan.crops_per_image)
+        copies = np.tile(np.arange(self.plan.crops_per_image), len(images))
+        random = mix(self.plan.seed, SLOT, epoch, slots.astype(np.uint64), copies.astype(np.uint64))
+        return slots[np.argsort(random, kind="stable")]
 
 
 def rank_slice(global_batch: int, rank: int, world_size: int) -> tuple[int, int]:
