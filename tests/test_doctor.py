@@ -19,7 +19,7 @@ from pipeline import storage
 from pipeline.doctor import diagnose
 from pipeline.doctor.cluster import check_cluster, gpu_of_a_node
 from pipeline.doctor.finding import Finding
-from pipeline.doctor.machine import wandb
+from pipeline.doctor.machine import _unusable, wandb
 from pipeline.doctor.run import guarded
 from pipeline.doctor.store import check_bucket, check_data
 
@@ -141,6 +141,17 @@ def test_json_counts_and_exit_code(tmp_path: Path) -> None:
 def test_gpu_that_is_offered_but_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert "check the driver and torch's CUDA wheel" in the_failure(gpu_of_a_node())
+
+
+def test_a_driver_that_torch_cannot_use(tmp_path: Path) -> None:
+    told = tmp_path / "version"
+    told.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19\n")
+    for cuda, reason in (
+        ("13.0", "driver 580.65.06 for CUDA 13.0, and this is 535.104.05"),
+        ("12.8", "cannot use NVIDIA's driver 535.104.05"),
+        (None, "install torch's CUDA wheel"),
+    ):
+        assert reason in _unusable(cuda, told)
 
 
 @pytest.mark.full

@@ -15,7 +15,8 @@ from small_run import assert_same_run, config_of
 from test_chain import start
 
 from pipeline.checkpoint import CheckpointStore
-from pipeline.cluster import require_resources, wait_for
+from pipeline.cluster import Growth, require_resources, wait_for
+from pipeline.cluster.capacity import is_full
 from pipeline.errors import UserError
 from pipeline.train import train
 from pipeline.train.driver_channel import Event
@@ -121,11 +122,18 @@ def test_what_an_autoscaler_can_never_bring_is_refused(
     gcs.report_autoscaling_state(state.SerializeToString())
     config = config_of(tiny_data, tmp_path, "growing", "scaling.gpu=true")
     require_resources(config)  # it may grow
-    gang = state.infeasible_gang_resource_requests.add()
-    for _ in range(2):
-        gang.requests.add().resources_bundle.update({"CPU": 1, "GPU": 1})
+    assert not is_full(config)
+    for each in ({"CPU": 1, "GPU": 1}, {"CPU": 1}):
+        gang = state.infeasible_gang_resource_requests.add()
+        for _ in range(2):
+            gang.requests.add().resources_bundle.update(each)
     state.autoscaler_state_version = 2
     gcs.report_autoscaling_state(state.SerializeToString())
+    assert is_full(config)
+    other = Growth(config_of(tiny_data, tmp_path, "waiting"))  # the nodes have room, once free
+    for _ in range(3):
+        other.next = 0.0
+        assert other.check()
     began = time.monotonic()
     with pytest.raises(UserError, match="the autoscaler says that it can never have it"):
         train(config)

@@ -82,13 +82,20 @@ class Growth:
         return True
 
     def _refused(self) -> bool:
-        state = autoscaling_state()
-        needs, least = per_worker(self.config), worker_range(self.config)[0]
-        return state is not None and any(
-            len(gang.requests) == least
-            and all(_takes(request.resources_bundle, needs) for request in gang.requests)
-            for gang in state.infeasible_gang_resource_requests
-        )
+        if room(self.config) >= worker_range(self.config)[0]:
+            return False  # other work holds the nodes: the autoscaler calls that infeasible too
+        return is_full(self.config)
+
+
+def is_full(config: TrainConfig) -> bool:
+    """Whether the autoscaler says that it has no room for one more such run, and brings none."""
+    state = autoscaling_state()
+    needs, least = per_worker(config), worker_range(config)[0]
+    return state is not None and any(
+        len(gang.requests) == least
+        and all(_takes(request.resources_bundle, needs) for request in gang.requests)
+        for gang in state.infeasible_gang_resource_requests
+    )
 
 
 def autoscaling_state() -> Any | None:

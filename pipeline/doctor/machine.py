@@ -17,6 +17,8 @@ from pathlib import Path
 
 from pipeline.doctor.finding import FAILURE, OK, WARNING, Finding, judged
 
+DRIVER = Path("/proc/driver/nvidia/version")
+LEAST_DRIVER = {"12": "525.60.13", "13": "580.65.06"}  # NVIDIA's, for each CUDA
 LEAST_CACHE, LEAST_TEMPORARY, LEAST_SHARED = 20, 2, 2  # GB
 ANSWER = 5  # seconds that a server may take to answer
 
@@ -84,11 +86,26 @@ def gpus() -> Iterator[Finding]:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         yield Finding("gpu", OK, f"{len(names)}: {', '.join(sorted(set(names)))}")
-    elif Path("/proc/driver/nvidia/version").exists():
-        text = f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it"
-        yield Finding("gpu", FAILURE, f"{text}; install torch's CUDA wheel, or a newer driver")
+    elif DRIVER.exists():
+        yield Finding("gpu", FAILURE, f"torch {torch.__version__} {_unusable(torch.version.cuda)}")
     else:
         yield Finding("gpu", OK, "none: training runs on processors (scaling.gpu=false)")
+
+
+def _unusable(cuda: str | None, told: Path = DRIVER) -> str:
+    """Why torch can't use this machine's NVIDIA driver, and what to do."""
+    found = re.search(r"  (\d+(?:\.\d+)+)  ", told.read_text(errors="replace"))
+    driver = found[1] if found else ""
+    if cuda is None:
+        return f"has no CUDA, and there is NVIDIA's driver {driver}; install torch's CUDA wheel"
+    least = LEAST_DRIVER.get(cuda.partition(".")[0], "")
+    if driver and least and _numbers(driver) < _numbers(least):
+        return f"needs NVIDIA's driver {least} for CUDA {cuda}, and this is {driver}; update it"
+    return f"cannot use NVIDIA's driver {driver}; see `nvidia-smi`, or install a newer driver"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
 
 
 def wandb() -> Iterator[Finding]:
