@@ -4,14 +4,15 @@ ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS dependencies
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# A mirror of your own beside the public index; the hashes hold for it as well.
+ARG PIP_EXTRA_INDEX_URL=
 RUN python3 -m venv /opt/era
 COPY requirements.lock requirements-cuda.lock /tmp/
 RUN /opt/era/bin/pip install --require-hashes -r /tmp/requirements.lock
 
 FROM dependencies AS code
 COPY . /src
-RUN python3 -m venv /opt/build \
-    && /opt/build/bin/pip wheel --no-deps -w /wheels /src
+RUN /opt/era/bin/pip install --no-deps --prefix=/code /src
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="era" \
@@ -19,11 +20,9 @@ LABEL org.opencontainers.image.title="era" \
       org.opencontainers.image.licenses="Apache-2.0"
 # The dependencies change seldom, the code often: two layers.
 COPY --from=dependencies /opt/era /opt/era
+COPY --from=code /code /opt/era
 # Group 0 may write what the user may: OpenShift runs images as some user of that group.
-# Copied, not mounted: older buildahs take a layer from their cache though what it mounts has changed.
-COPY --from=code /wheels /wheels
-RUN /opt/era/bin/pip install --no-cache-dir --no-deps --no-index /wheels/*.whl \
-    && useradd --uid 1000 --gid 0 --create-home era \
+RUN useradd --uid 1000 --gid 0 --create-home era \
     && install -d -o era -g 0 /era \
     && chmod -R g=u /home/era /era
 # The code's revision, kept with each checkpoint: --build-arg REVISION=$(git describe --always --dirty)

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-all test-cluster lint format bench docs lock clean
+.PHONY: setup demo test test-all test-cluster lint format bench docs lock sbom clean
 
 setup: $(VENV)/.dev  ## the environment, as the lock has it
 
@@ -59,6 +59,12 @@ lock:  ## write the locks from pyproject.toml, keeping the versions they have (L
 	awk '$(NAMES) {keep = /^(nvidia-|cuda-|triton)/} keep' $(LOCK)/runtime.txt > requirements-cuda.lock
 	awk 'NR == FNR {if ($(NAMES)) known[$$1]; next} $(NAMES) {skip = ($$1 in known) || /win32/} !skip' \
 		$(LOCK)/runtime.txt $(LOCK)/dev.txt > requirements-dev.lock
+	rm -rf $(LOCK)
+
+sbom:  ## sbom.json: what the image's environment consists of, with hashes (CycloneDX)
+	rm -rf $(LOCK) && $(PYTHON) -m venv $(LOCK) && $(LOCK)/bin/pip install -q cyclonedx-bom
+	$(LOCK)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+		-o sbom.json requirements.lock
 	rm -rf $(LOCK)
 
 clean:

@@ -52,7 +52,7 @@ def test_install_lines_work_in_a_fresh_environment(tmp_path: Path) -> None:
     places = {
         "/opt/": f"{tmp_path}/opt/",
         "/tmp/requirements.lock": str(ROOT / "requirements.lock"),
-        "/wheels": f"{tmp_path}/wheels",
+        "/code": f"{tmp_path}/code",
         " /src": f" {source}",
         "python3 ": f"{sys.executable} ",
     }
@@ -65,6 +65,7 @@ def test_install_lines_work_in_a_fresh_environment(tmp_path: Path) -> None:
             ["bash", "-ec", command], capture_output=True, text=True, timeout=1500, check=False
         )
         assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
+    shutil.copytree(tmp_path / "code", tmp_path / "opt" / "era", dirs_exist_ok=True)  # as COPY
     era = tmp_path / "opt" / "era" / "bin" / "era"
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
