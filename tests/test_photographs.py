@@ -146,6 +146,83 @@ def test_rgb_and_grey_jpegs_stay_so() -> None:
     assert opened(again(coded("JPEG", mode="L"), "a.jpg")).mode == "L"
 
 
+ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"  # and one byte: 0 is RGB, 1 is YCbCr
+JFIF = coded("JPEG")[2:20]
+
+
+@pytest.mark.parametrize("segments", [b"", JFIF, ADOBE + b"\1", JFIF + ADOBE + b"\0"])
+@pytest.mark.parametrize("rgb", [False, True])
+def test_colours_of_a_jpeg_are_as_other_readers_see_them(segments: bytes, rgb: bool) -> None:
+    """Where JFIF and Adobe disagree, readers (libjpeg) believe JFIF."""
+    plain = coded("JPEG", quality=95, subsampling=0, keep_rgb=rgb)
+    start = plain.find(b"\xff\xdb")
+    source = plain[:2] + segments + plain[start:]
+    seen = np.asarray(opened(source).convert("RGB")).astype(int)
+    after = np.asarray(opened(again(source, "a.jpg")).convert("RGB"))
+    assert np.abs(after - seen).mean() < 2
+
+
+def interlaced(image: np.ndarray, colours: int) -> bytes:
+    """A PNG in the seven passes of Adam7."""
+    height, width = image.shape[:2]
+    starts = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2)]
+    rows = b"".join(
+        b"\0" + row.astype(image.dtype.newbyteorder(">")).tobytes()
+        for y, x, down, across in [*starts, (1, 0, 2, 1)]
+        for row in image[y::down, x::across]
+    )
+    head = struct.pack(">IIBBBBB", width, height, image.itemsize * 8, colours, 0, 0, 1)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return codecs.png.SIGNATURE + body
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("channels", "colours"), [(1, 0), (2, 4), (3, 2), (4, 6)])
+def test_interlaced_pngs(channels: int, colours: int, dtype: type) -> None:
+    image = np.dstack([picture(), picture()[..., :1]])[..., :channels].squeeze()
+    image = image.astype(dtype) * (np.iinfo(dtype).max // 255)
+    source = interlaced(image, colours)
+    assert np.array_equal(decode_any(source, "a.png"), image)
+    assert np.array_equal(decode_any(again(source, "a.png"), "a.png"), image)
+
+
+TIFFS: dict[str, dict[str, Any]] = {
+    "tiles": {"tile": (32, 32)},
+    "tiles and predictor": {"tile": (16, 16), "compression": "zlib", "predictor": 2},
+    "lzma": {"compression": "lzma"},
+    "lerc": {"compression": "lerc"},
+    "webp": {"compression": "webp"},
+    "jpegxl": {"compression": "jpegxl"},
+    "jpeg2000": {"compression": "jpeg2000"},
+    "jpegxr": {"compression": "jpegxr"},
+    "jpeg": {"compression": "jpeg"},
+    "subsampled jpeg": {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 1)},
+}
+
+
+@pytest.mark.parametrize("how", TIFFS)
+def test_what_a_tiff_is_packed_with(how: str) -> None:
+    source = tiff(picture(), **TIFFS[how])
+    seen = tifffile.imread(io.BytesIO(source))
+    assert np.array_equal(tifffile.imread(io.BytesIO(again(source, "a.tif"))), seen)
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": (32, 32)}])
+def test_planes_of_a_tiff_with_alpha(options: dict[str, Any]) -> None:
+    image = np.dstack([picture(), picture()[..., 0]])
+    planes = np.ascontiguousarray(np.moveaxis(image, -1, 0))
+    source = tiff(planes, planarconfig="separate", extrasamples=["unassalpha"], **options)
+    assert np.array_equal(tifffile.imread(io.BytesIO(again(source, "a.tif"))), image)
+
+
+def test_layers_of_photoshop_are_dropped() -> None:
+    """A program that shows the layers would show the unrestored picture."""
+    layers = (37724, 7, 30, b"Adobe Photoshop Document Data\0", True)
+    source = tiff(picture(), extratags=[layers])
+    assert "layers" in decode_photo(source, "a.tif").notes[0]
+    assert b"Document Data" not in again(source, "a.tif")
+
+
 def test_a_png_keeps_what_its_numbers_mean() -> None:
     chunks = {
         b"gAMA": struct.pack(">I", 100000),
@@ -285,6 +362,14 @@ def test_white_is_zero_is_seen_the_right_way_round() -> None:
     assert np.array_equal(page.asarray(), grey)
 
 
+def png_of_rows(count: int, wrong: bool = False) -> bytes:
+    """A PNG of 48 rows that holds the first ones, perhaps with a wrong checksum of the stream."""
+    packed = bytearray(zlib.compress(b"".join(b"\0" + row.tobytes() for row in picture()[:count])))
+    packed[-1] ^= wrong
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 48, 8, 2, 0, 0, 0))
+    return codecs.png.SIGNATURE + head + chunk(b"IDAT", bytes(packed)) + chunk(b"IEND", b"")
+
+
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "cmyk.jpg": (lambda: coded("JPEG", mode="CMYK"), "CMYK"),
     "float.tif": (lambda: tiff(picture().astype(np.float32)), "floating-point"),
@@ -309,6 +394,20 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "cut.webp": (lambda: coded("WEBP")[:300], "cut off"),
     "cut.tif": (lambda: tiff(picture())[:5000], "cannot be read|can be read"),
     "._a.jpg": (lambda: b"\0\5\x16\7" + bytes(99), "AppleDouble"),
+    "depths.tif": (
+        lambda: tiff(picture()).replace(b"\x08\0\x08\0\x08\0", b"\x08\0\x08\0\x04\0", 1),
+        "one depth",
+    ),
+    "pages.tif": (lambda: b"II*\0" + bytes(100), "no picture"),
+    "five.tif": (
+        lambda: tiff(np.dstack([picture()] * 2)[..., :5], extrasamples=["unassalpha", 0]),
+        "5 colour channels",
+    ),
+    "checksum.png": (lambda: png_of_rows(48, wrong=True), "damaged PNG"),
+    "rows.png": (lambda: png_of_rows(20), "damaged PNG"),
+    "pointer.jpg": (lambda: b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS"),
+    "zeros.jpg": (lambda: bytes(5000), "zeros"),
+    "video.heic": (lambda: b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "a video"),
     "bomb.svg": (lambda: b"<svg/>", "SVG"),
 }
 
@@ -653,6 +752,54 @@ def test_heif_and_jpeg_xl_are_read_by_the_extra() -> None:
         assert np.abs(photo.rgb.astype(int) - picture()).mean() < 4
         after = opened(encode_photo(photo, photo.rgb))
         assert (after.format, after.getexif()[271]) == ("PNG", "Maker")
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF", "JPEG XL", "JPEG XL of a JPEG"])
+def test_pictures_that_are_read_only_are_turned_once(kind: str, orientation: int) -> None:
+    """What a viewer shows of the restored PNG stands as the photograph did; EXIF comes along."""
+    import imagecodecs
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    values = Pillow.Exif()
+    values[274], values[271] = orientation, "Maker"
+    jpeg = coded("JPEG", quality=98, subsampling=0, exif=values.tobytes())
+    shown = np.asarray(ImageOps.exif_transpose(opened(jpeg)))
+    if kind in ("HEIF", "AVIF"):
+        source = coded(kind, quality=98, exif=values.tobytes())
+    else:
+        source = imagecodecs.jpegxl_encode_jpeg(jpeg)  # its codestream says how it is turned
+        boxes = re.split(rb"(?s)(?=....(?:ftyp|jxlp|jbrd|brob))", source)
+        if kind == "JPEG XL":  # not as a JPEG, but with pixels of its own
+            source = b"".join(box for box in boxes if box[4:8] != b"jbrd")
+    photo = decode_photo(source, "a")
+    after = opened(encode_photo(photo, photo.rgb))
+    turned = np.asarray(ImageOps.exif_transpose(after)).astype(int)
+    assert turned.shape == shown.shape
+    assert np.abs(turned - shown).mean() < 4
+    assert after.getexif()[271] == "Maker"
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_jpeg_xl_keeps_its_depth(channels: int, dtype: type) -> None:
+    import imagecodecs
+
+    image = np.dstack([picture(), picture()[..., :1]])[..., :channels].squeeze()
+    image = image.astype(dtype) * (np.iinfo(dtype).max // 255)
+    assert np.array_equal(decode_any(imagecodecs.jpegxl_encode(image, lossless=True), "a"), image)
+
+
+def test_colours_of_hdr_without_a_profile_come_back() -> None:
+    import imagecodecs
+
+    deep = picture().astype(np.uint16) * 4
+    options = {"bitspersample": 10, "primaries": 9, "transfer": 16, "matrix": 9}
+    source = imagecodecs.avif_encode(deep, level=100, **options)
+    photo = decode_photo(source, "a.avif")
+    assert "HDR (PQ)" in photo.notes[1]
+    assert chunk(b"cICP", bytes([9, 16, 0, 1])) in encode_photo(photo, photo.rgb)
 
 
 def test_raw_photographs_are_developed() -> None:

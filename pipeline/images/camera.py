@@ -6,6 +6,7 @@ AVIF comes with Pillow; the others need the extra `photos`.
 from __future__ import annotations
 
 import io
+import re
 import struct
 from importlib import import_module
 from typing import Any
@@ -14,13 +15,16 @@ import numpy as np
 
 from pipeline.arrays import Image
 from pipeline.errors import UserError
-from pipeline.images.ifd import read_exif
+from pipeline.images.ifd import read_exif, with_orientation
+from pipeline.images.png import CICP_GAMMAS, HDR_CICP
 from pipeline.images.raster import Raster, Size, open_with_pillow
 
 PLUGINS = {"HEIF": "pillow_heif", "JPEG XL": "pillow_jxl", "RAW": "rawpy"}
 WRITTEN = "is read only; its restored form is a PNG"
 # Description, make, model, software, date, artist, copyright, EXIF, GPS.
 RAW_TAGS = (270, 271, 272, 305, 306, 315, 33432, 34665, 34853)
+TURNED = ("HEIF", "JPEG XL")  # their decoders turn the pixels upright, whatever EXIF says
+SRGB_CICP = (1, 2, 6, 13)  # transfer functions that photographs in sRGB are marked with
 
 
 def camera_size(kind: str, data: bytes, name: str) -> Size:
@@ -48,7 +52,7 @@ def decode_camera(kind: str, data: bytes, name: str) -> Raster:
         return _raw(plugin, data)
     if kind == "HEIF":
         return _heif(plugin, data)
-    return _pillow(kind, data)
+    return _jpeg_xl(data) if kind == "JPEG XL" else _avif(data)
 
 
 def _plugin(kind: str, name: str) -> Any:
@@ -67,14 +71,44 @@ def encode_camera(kind: str, pixels: Image, source: bytes) -> bytes:
     from pipeline.images import png
 
     info = _info(kind, source)
+    exif, xmp = (info.get("exif") or b"").removeprefix(b"Exif\0\0"), info.get("xmp") or b""
+    if kind in TURNED:
+        exif = with_orientation(exif, 1)
+        xmp = re.sub(rb'(tiff:Orientation(?:="|>))\d', rb"\g<1>1", xmp)
     blocks = [png.encode_plain(pixels)]
     if info.get("icc_profile") and kind != "RAW":
         blocks.append(png.profile_chunk(info["icc_profile"]))
-    if info.get("exif"):
-        blocks.append(png.chunk(b"eXIf", info["exif"].removeprefix(b"Exif\0\0")))
-    if info.get("xmp"):
-        blocks.append(png.xmp_chunk(info["xmp"]))
+    elif code := _cicp(kind, source):
+        blocks.append(png.chunk(b"cICP", bytes([*code, 0, 1])))
+    if exif:
+        blocks.append(png.chunk(b"eXIf", exif))
+    if xmp:
+        blocks.append(png.xmp_chunk(xmp))
     return png.with_chunks(*blocks)
+
+
+def _cicp(kind: str, data: bytes) -> tuple[int, int] | None:
+    """Primaries and transfer function of HEIF and AVIF (H.273), where they are not sRGB's."""
+    place = data.find(b"colrnclx")
+    if kind not in ("HEIF", "AVIF") or not 0 <= place < len(data) - 12:
+        return None
+    primaries, transfer = struct.unpack_from(">HH", data, place + 8)
+    usual = primaries in (1, 2) and transfer in SRGB_CICP
+    return None if usual or max(primaries, transfer) > 255 else (primaries, transfer)
+
+
+def _raster(
+    kind: str, data: bytes, pixels: Image, orientation: int, icc: bytes, count: int
+) -> Raster:
+    """Pixels of a kind that is not RAW, with what is said about them."""
+    notes = [f"{kind} {WRITTEN}"]
+    if count > 1:
+        notes.append(f"only the first of its {count} pictures is restored")
+    _, transfer = (not icc and _cicp(kind, data)) or (0, 0)
+    if transfer in HDR_CICP:
+        curve = HDR_CICP[transfer]
+        notes.append(f"its colours are HDR ({curve}); the network was trained on sRGB")
+    return Raster(pixels, orientation, icc, CICP_GAMMAS.get(transfer), notes)
 
 
 def _raw(rawpy: Any, data: bytes) -> Raster:
@@ -86,32 +120,33 @@ def _raw(rawpy: Any, data: bytes) -> Raster:
 
 def _heif(plugin: Any, data: bytes) -> Raster:
     file = plugin.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
-    pixels = np.asarray(file)
-    notes = [f"HEIF {WRITTEN}"]
-    if len(file) > 1:
-        notes.append("only its primary picture is restored")
-    return Raster(pixels, 1, file.info.get("icc_profile") or b"", None, notes)
+    icc = file.info.get("icc_profile") or b""
+    return _raster("HEIF", data, np.asarray(file), 1, icc, len(file))
 
 
-def _pillow(kind: str, data: bytes) -> Raster:
-    """AVIF and JPEG XL; Pillow reads 8 bits, so that deeper pixels come from imagecodecs."""
+def _jpeg_xl(data: bytes) -> Raster:
+    """The codestream says how the picture is turned, and its decoder does it; EXIF is not asked."""
+    import imagecodecs
+
+    with open_with_pillow(data) as file:
+        icc, count = file.info.get("icc_profile") or b"", int(getattr(file, "n_frames", 1))
+    pixels = imagecodecs.jpegxl_decode(data, index=0)
+    return _raster("JPEG XL", data, pixels, 1, icc, count)
+
+
+def _avif(data: bytes) -> Raster:
+    """Pillow reads 8 bits, so that deeper pixels come from imagecodecs."""
     import imagecodecs
 
     with open_with_pillow(data) as file:
         mode = {"L": "L", "LA": "LA", "RGB": "RGB"}.get(file.mode, "RGBA")
         pixels = np.asarray(file.convert(mode))
         info, count = dict(file.info), int(getattr(file, "n_frames", 1))
-    if kind == "AVIF" and (depth := _avif_depth(data)) > 8:
-        deep = imagecodecs.avif_decode(data)
+    if (depth := _avif_depth(data)) > 8:
+        deep = imagecodecs.avif_decode(data, index=0)
         pixels = (deep.astype(np.uint32) * 65535 // (2**depth - 1)).astype(np.uint16)
-    elif kind == "JPEG XL":
-        deep = imagecodecs.jpegxl_decode(data)
-        pixels = deep if deep.dtype == np.uint16 and deep.shape == pixels.shape else pixels
-    notes = [f"{kind} {WRITTEN}"]
-    if count > 1:
-        notes.append(f"only the first of its {count} pictures is restored")
-    exif = read_exif(info.get("exif") or b"")
-    return Raster(pixels, exif.orientation, info.get("icc_profile") or b"", None, notes)
+    turn = read_exif(info.get("exif") or b"").orientation
+    return _raster("AVIF", data, pixels, turn, info.get("icc_profile") or b"", count)
 
 
 def _avif_depth(data: bytes) -> int:
@@ -128,8 +163,35 @@ def _info(kind: str, data: bytes) -> dict[str, Any]:
     if kind == "HEIF":
         file = import_module(PLUGINS[kind]).open_heif(io.BytesIO(data))
         return dict(file.info)
+    if kind == "JPEG XL":
+        with open_with_pillow(data) as file:
+            profile = file.info.get("icc_profile")
+        found = _boxes(data)
+        exif = re.search(rb"(?s)(?:II\*\0|MM\0\*).*", found.get("Exif", b""))
+        block = exif.group() if exif else b""  # behind an offset, which some writers leave out
+        return {"icc_profile": profile, "exif": block, "xmp": found.get("xml ")}
     with open_with_pillow(data) as opened:
         return {str(key): value for key, value in opened.info.items()}
+
+
+def _boxes(data: bytes) -> dict[str, bytes]:
+    """The boxes of a JPEG XL container by their types, those packed by Brotli unpacked."""
+    import imagecodecs
+
+    found: dict[str, bytes] = {}
+    place = 0 if data[4:8] == b"JXL " else len(data)
+    while place + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, place)
+        head = 16 if size == 1 else 8
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", data, place + 8)
+        end = place + max(size, head) if size else len(data)
+        body = data[place + head : end]
+        if kind == b"brob":
+            kind, body = body[:4], bytes(imagecodecs.brotli_decode(body[4:]))
+        found.setdefault(kind.decode("latin-1"), body)
+        place = end
+    return found
 
 
 def _exif_of_raw(data: bytes) -> bytes:

@@ -149,6 +149,21 @@ def read_exif(block: bytes) -> Exif:
     return Exif(orientation if 1 <= orientation <= 8 else 1, adobe)
 
 
+def with_orientation(block: bytes, orientation: int) -> bytes:
+    """An EXIF block (without its "Exif" header) whose orientation, if it says one, is another."""
+    out = bytearray(block)
+    try:
+        form = form_of(block)
+        (place,) = struct.unpack_from(form.order + "I", block, 4)
+        (entries,) = struct.unpack_from(form.order + "H", block, place)
+        for at in range(place + 2, place + 2 + 12 * entries, 12):
+            if struct.unpack_from(form.order + "H", block, at)[0] == ORIENTATION:
+                struct.pack_into(form.order + "HIHH", out, at + 2, 3, 1, orientation, 0)
+    except (ValueError, struct.error):
+        pass
+    return bytes(out)
+
+
 def _below(directory: Directory, code: int) -> Directory:
     tag = directory.get(code)
     return tag.value if tag is not None and isinstance(tag.value, dict) else {}

@@ -146,12 +146,11 @@ def _end(data: bytes, place: int, name: str) -> int:
 
 
 def _is_rgb(segments: list[tuple[int, bytes]]) -> bool:
-    """Whether the three components are R, G, B themselves, by Adobe's segment or their names."""
+    """Whether the components are R, G, B themselves: libjpeg asks JFIF, Adobe, then the names."""
+    if any(m == APP0 and s.startswith(b"JFIF\0") for m, s in segments):
+        return False  # whatever Adobe's segment says
     adobe = [s for m, s in segments if m == APP14 and s.startswith(b"Adobe") and len(s) >= 12]
-    if adobe:
-        return adobe[0][11] == 0
-    has_jfif = any(m == APP0 and s.startswith(b"JFIF") for m, s in segments)
-    return not has_jfif and _frame(segments, "").components == b"RGB"
+    return adobe[0][11] == 0 if adobe else _frame(segments, "").components == b"RGB"
 
 
 def _encoded(pixels: Image, frame: _Frame, rgb: bool) -> bytes:

@@ -41,6 +41,14 @@ OTHERS = {  # kinds that are named in the refusal
     b"<!DO": "a web page",
     b"<htm": "a web page",
     b"PK\3\4": "a ZIP archive",
+    b"\xff\x4f\xff\x51": "a JPEG 2000 file",
+    b"II\xbc": "a JPEG XR file",
+    b"P5": "a PGM file",
+    b"P6": "a PPM file",
+    b"qoif": "a QOI file",
+    b"DDS ": "a DDS texture",
+    b"#?RADIANCE": "a Radiance HDR file",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself",
 }
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
@@ -70,6 +78,10 @@ def other_kind(data: bytes) -> str:
     """What a file that is no supported picture seems to be, for a message."""
     if not data:
         return "an empty file"
+    if not data.strip(b"\0"):
+        return "a file of zeros"
+    if data[4:8] == b"ftyp":
+        return "a video or another kind of picture"
     return next((what for head, what in OTHERS.items() if data.startswith(head)), "")
 
 

@@ -158,7 +158,7 @@ def _with_key(grey: Image, key: bytes, depth: int) -> Image:
 
 def _icc(found: dict[bytes, bytes]) -> bytes:
     """The profile, where nothing of a higher rank (cICP) says what the colours are."""
-    if b"cICP" in found or b"iCCP" not in found:
+    if len(found.get(b"cICP", b"")) == 4 or b"iCCP" not in found:
         return b""
     try:
         return zlib.decompress(found[b"iCCP"].partition(b"\0")[2][1:])
@@ -168,7 +168,7 @@ def _icc(found: dict[bytes, bytes]) -> bytes:
 
 def _transfer(found: dict[bytes, bytes]) -> float | None:
     """The exponent of cICP or gAMA; None for sRGB and what is close to it."""
-    if b"cICP" in found:
+    if len(found.get(b"cICP", b"")) == 4:
         return CICP_GAMMAS.get(found[b"cICP"][1])
     if b"sRGB" in found or len(found.get(b"gAMA", b"")) != 4:
         return None

@@ -21,7 +21,7 @@ from pipeline.images.raster import Raster, Size
 STORAGE_TAGS = {254, 255, *range(256, 260), *range(262, 267), 273, *range(277, 282), 284, 288, 289}
 STORAGE_TAGS |= {292, 293, 317, 320, *range(322, 326), 330, *range(338, 342), 347}
 STORAGE_TAGS |= {*range(512, 522), *range(529, 533)}
-ICC, DNG_VERSION = 34675, 50706
+ICC, DNG_VERSION, LAYERS = 34675, 50706, 37724
 REDUCED, MASK = 1, 4  # bits of NewSubfileType
 OLD_JPEG, JPEG, UNCOMPRESSED = 6, 7, 1
 # Lossless compressions that are kept; anything else is written with zlib.
@@ -67,6 +67,8 @@ def decode(data: bytes, name: str) -> Raster:
         notes.append(f"only the first of its {count} pictures is restored; the others are dropped")
     elif len(pages) > 1 or 330 in page.tags:
         notes.append("its reduced copies (thumbnails) are dropped")
+    if LAYERS in directory:
+        notes.append("its layers (Photoshop) are dropped: they hold the unrestored picture")
     (orientation,) = ifd.integers(directory.get(ifd.ORIENTATION), form)[:1] or (1,)
     icc = directory[ICC].value if ICC in directory else b""
     return Raster(pixels, orientation if orientation in range(1, 9) else 1, bytes(icc), None, notes)
@@ -96,7 +98,7 @@ def encode(pixels: Image, source: bytes) -> bytes:
     out = bytearray(stream.getvalue())
     (place,) = struct.unpack_from(form.offset, out, form.inline)
     new = ifd.read_directory(bytes(out), form, place)
-    merged = {code: tag for code, tag in old.items() if code not in STORAGE_TAGS}
+    merged = {code: tag for code, tag in old.items() if code not in {*STORAGE_TAGS, LAYERS}}
     merged |= {code: tag for code, tag in new.items() if code in STORAGE_TAGS}
     first = ifd.append_directory(out, form, merged)
     struct.pack_into(form.offset, out, form.inline, first)
@@ -117,6 +119,8 @@ def _subfile(page: Any) -> int:
 
 def _photograph(pages: list[Any]) -> Any:
     """The first page that is no reduced copy and no mask; else the largest."""
+    if not pages:
+        raise ValueError("it holds no picture")
     full = [page for page in pages if not _subfile(page) & (REDUCED | MASK)]
     if full:
         return getattr(full[0], "aspage", lambda: full[0])()
@@ -147,7 +151,9 @@ def _pixels(page: Any, name: str) -> tuple[Image, list[str]]:
     """
     colours, bits, notes = _photometric(page), page.bitspersample, []
     if isinstance(bits, tuple):
-        bits = bits[0] if len({*bits}) == 1 else 0
+        if len({*bits}) > 1:
+            raise UserError(f"{name}: channels of {bits} bits; one depth for all is supported")
+        bits = bits[0]
     whole = int(page.sampleformat) == 1 if not isinstance(page.sampleformat, tuple) else False
     if not whole or not 8 <= bits <= 16:
         what = f"{bits}-bit" if whole else "floating-point or signed"
