@@ -8,7 +8,9 @@ export KUBECONFIG=$work/kubeconfig
 for program in docker kubectl kind "$era"; do
     command -v "$program" >/dev/null || { echo "$program is missing" >&2; exit 2; }
 done
+forward=
 clean_up() {
+    [ -z "$forward" ] || kill "$forward" 2>/dev/null || true
     if [ -n "${KEEP:-}" ]; then
         echo "kept: export KUBECONFIG=$KUBECONFIG; kind delete cluster --name $name" >&2
     else
@@ -18,7 +20,7 @@ clean_up() {
 }
 trap clean_up EXIT
 
-docker build -t era .
+docker build -t era --build-arg REVISION="$(git describe --always --dirty)" .
 kind create cluster --name "$name"
 kind load docker-image era --name "$name"
 operator="github.com/ray-project/kuberay/ray-operator/config/default?ref=${KUBERAY:-v1.6.2}"
@@ -31,12 +33,15 @@ kubectl apply -k k8s/overlays/local
 kubectl -n era rollout status deployment/era-s3 --timeout=300s
 kubectl -n era delete raycluster era # the interactive cluster: its processors are the job's
 
-kubectl -n era port-forward service/era-s3 9000:9000 >/dev/null &
+# A port that the machine chooses: another server may have 9000.
+kubectl -n era port-forward service/era-s3 :9000 >"$work/forward.log" &
+forward=$!
+for _ in $(seq 30); do grep -q Forwarding "$work/forward.log" && break; sleep 1; done
+port=$(sed -nE 's/^Forwarding from 127\.0\.0\.1:([0-9]+) .*/\1/p' "$work/forward.log")
 secret() { kubectl -n era get secret era-s3 -o "jsonpath={.data.$1}" | base64 -d; }
 AWS_ACCESS_KEY_ID=$(secret AWS_ACCESS_KEY_ID) AWS_SECRET_ACCESS_KEY=$(secret AWS_SECRET_ACCESS_KEY)
-export AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_ENDPOINT_URL=http://127.0.0.1:9000
+export AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_ENDPOINT_URL=http://127.0.0.1:$port
 export AWS_REQUEST_CHECKSUM_CALCULATION=when_required AWS_RESPONSE_CHECKSUM_VALIDATION=when_required
-sleep 3
 "$era" synthesize --photos bundled --dest "$work/pairs" --pairs 24
 "$era" preprocess --dataset dpdd --source "$work/pairs" --dest s3://era/shards
 "$era" submit train --kubernetes --overlay local --image era --config tiny \
