@@ -103,8 +103,11 @@ def test_workers_come_from_the_configuration() -> None:
     elastic = job("spot", "scaling.workers=[2, 6]")["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     assert [elastic[k] for k in ("replicas", "minReplicas", "maxReplicas")] == [2, 2, 6]
     assert elastic["template"]["spec"]["containers"][0]["resources"]["limits"][GPU] == 1
-    sweep = render(train("scaling.workers=2", verb="tune", at_once=4), KubernetesOptions())
-    assert sweep["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["minReplicas"] == 8
+    for overlay, counts in (("base", [2, 2, 8]), ("kueue", [8, 8, 8])):  # a gang has them all
+        tune = train("scaling.workers=2", verb="tune", at_once=4)
+        sweep = render(tune, KubernetesOptions(overlay))["spec"]["rayClusterSpec"]
+        group = sweep["workerGroupSpecs"][0]
+        assert [group[k] for k in ("replicas", "minReplicas", "maxReplicas")] == counts
     idle = render(train("scaling.gpu=false"), KubernetesOptions("gpu"))
     group = idle["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     assert GPU not in group["template"]["spec"]["containers"][0]["resources"]["limits"]

@@ -112,7 +112,7 @@ def _adapted(
 
 
 def _size(spec: dict[str, Any], command: Command, config: TrainConfig, overlay: str) -> None:
-    """One pod for each worker of the run, or of the trials that run side by side."""
+    """One pod for each worker of the run, and up to as many for each trial beside the first."""
     least, most = worker_range(config)
     group = spec["workerGroupSpecs"][0]
     pod = group["template"]["spec"]
@@ -135,7 +135,9 @@ def _size(spec: dict[str, Any], command: Command, config: TrainConfig, overlay: 
         log.warning("scaling.gpu=false: the workers of overlay %s leave their GPUs alone", overlay)
         del resources["limits"][GPU]
     workers = max(has, 1) if needs else 1  # in each pod
-    group["minReplicas"] = group["replicas"] = -(-least * command.at_once // workers)
+    # With an autoscaler a sweep starts when one trial can, and brings nodes for the others.
+    first = least * (command.at_once if gang else 1)
+    group["minReplicas"] = group["replicas"] = -(-first // workers)
     group["maxReplicas"] = -(-most * command.at_once // workers)
     processors = workers * config.scaling.cpus_per_worker
     # Ray places by this number, so that a second worker doesn't squeeze into the pod.
