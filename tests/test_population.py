@@ -18,6 +18,7 @@ from pipeline.train.state import TrainState
 from pipeline.tune.config import load_sweep
 from pipeline.tune.ledger import Ledger
 from pipeline.tune.population import Population, decide, read_round
+from pipeline.tune.record import read_record
 from pipeline.tune.space import in_space, random_points
 from pipeline.tune.trial import trial_config
 
@@ -129,6 +130,12 @@ def test_a_trial_goes_on_from_the_better_ones_weights(
     assert config.train.learning_rate == exchange.point["train.learning_rate"]
     origin = json.loads(storage.read_text(f"{url}/exchange.json"))
     assert origin["before"] == exchange.before and origin["checkpoint"] == better.checkpoint.url
+    (Path(url) / ".trial.json").write_text("{")  # damaged: what was decided holds
+    again = Ledger(ledger.url, ledger.sweep)
+    Population(again).advance()
+    assert again.start(1).point == exchange.point
+    record = read_record(url)
+    assert record is not None and record.point == exchange.point
 
 
 def test_values_are_the_configurations_not_the_checkpoints(tiny_data: Path, tmp_path: Path) -> None:

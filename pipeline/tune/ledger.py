@@ -49,9 +49,10 @@ class Ledger:
         """A trial's folder, which is its run's."""
         return storage.join(self.url, self.run_name(index))
 
-    def move(self, index: int, name: str) -> None:
-        """Go on with a trial in another run."""
+    def move(self, index: int, name: str, point: Point) -> None:
+        """Go on with a trial in another run, at another point."""
         self.names[index] = name
+        self.records[index] = TrialRecord(point=point)  # unless that run's record says more
         self.results[index], self.steps[index] = {}, 0
         self._load(index)
 
@@ -122,8 +123,9 @@ class Ledger:
         run, record = Run(url), read_record(url)
         point = self._known_point(index, run, record)
         if point is not None:
-            record = record or TrialRecord(point=point)
-            self.records[index] = replace(record, point=point)
+            self.records[index] = replace(record or TrialRecord(point=point), point=point)
+            if record is None:  # the trial reads it
+                self._save(index)
             if self.retry_failed and record.failed:
                 self.fail(index, 0, False, "")
         for step, value in results_of(run, self.sweep.metric).items():

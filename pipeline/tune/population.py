@@ -195,7 +195,7 @@ def take_over(ledger: Ledger, step: int, exchange: Exchange) -> None:
     name = run_after(exchange.trial, step)
     if CheckpointStore(storage.join(ledger.url, name)).latest_step() is None:
         _begin_run(ledger, step, exchange, name)
-    ledger.move(exchange.trial, name)
+    ledger.move(exchange.trial, name, exchange.point)
 
 
 def _begin_run(ledger: Ledger, step: int, exchange: Exchange, name: str) -> None:
