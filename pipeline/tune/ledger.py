@@ -123,10 +123,11 @@ class Ledger:
         run, record = Run(url), read_record(url)
         point = self._known_point(index, run, record)
         if point is not None:
-            self.records[index] = replace(record or TrialRecord(point=point), point=point)
+            known = record or TrialRecord(point=point)
+            self.records[index] = replace(known, point=point)
             if record is None:  # the trial reads it
                 self._save(index)
-            if self.retry_failed and record.failed:
+            if self.retry_failed and known.failed:
                 self.fail(index, 0, False, "")
         for step, value in results_of(run, self.sweep.metric).items():
             self.add_result(index, step, value)
