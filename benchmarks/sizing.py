@@ -4,6 +4,8 @@
 
 Prints the tables of docs/operations.md; a test holds them equal for the defaults. Put in what
 `era doctor` and a GPU of yours show, and read the tables again.
+
+What 64 and 512 GPUs ask of the store for a million pairs: `python -m benchmarks.scale`.
 """
 
 from __future__ import annotations
