@@ -1,4 +1,4 @@
-"""Population-based training: at fixed steps the worst trials go on from the best ones' weights.
+"""Population-based training: at fixed steps the worst trials continue from the best ones' weights.
 
 The decision about an exchange is a pure function of the results of all trials at its step and of
 the sweep's seed. It is written to `exchanges/step-NNNNNNNN.json` in the sweep's folder before
@@ -31,13 +31,13 @@ FOLDER = "exchanges"
 EXCHANGE = "exchange.json"
 MAX_BYTES = 16 << 20
 PART = 4  # the best and the worst quarter take part
-RESAMPLED = 0.25  # probability that a value is drawn anew
-FACTORS = (0.8, 1.2)  # of a value that is not
+RESAMPLED = 0.25  # probability that a value is drawn again
+FACTORS = (0.8, 1.2)  # by which other values are multiplied
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A trial goes on from another one's weights.
+    """A trial continues from another one's weights.
 
     Attributes:
         trial, source: numbers of the trials.
@@ -151,7 +151,7 @@ def decide(
 
 
 def _explored(domain: dict[str, list[Any]], value: Any, key: str) -> Any:
-    """A value drawn anew, or one near the old one, within the domain."""
+    """A value drawn again, or one near the old one, within the domain."""
     rng = keyed(f"pbt/{key}")
     if rng.random() < RESAMPLED:
         return draw(domain, f"pbt/{key}/anew")
@@ -182,12 +182,12 @@ def read_round(sweep_url: str, sweep: SweepConfig, step: int) -> Round | None:
 
 
 def run_after(trial: int, step: int) -> str:
-    """Name of the run in which a trial goes on after an exchange."""
+    """Name of the run in which a trial continues after an exchange."""
     return f"{trial_name(trial)}-step-{step:08d}"
 
 
 def take_over(ledger: Ledger, step: int, exchange: Exchange) -> None:
-    """Begin the run in which a trial goes on, unless it has begun.
+    """Begin the run in which a trial continues, unless it has begun.
 
     Its first checkpoint is the other trial's of this step; that one waits until all runs of the
     round have begun, so that the checkpoint is there whenever this is repeated.
