@@ -449,13 +449,13 @@ def test_pictures_on_request(run: str, tmp_path: Path) -> None:
     assert cv2.imread(str(tmp_path / "out" / "a.compare.png")).shape == (40, 104, 3)
 
 
-def _wide(network: ErA, url: Path) -> str:
-    """A checkpoint whose network sees the widest blur everywhere."""
+def _wide(network: ErA, url: Path, biases: tuple[float, ...] = (-9.0, -9.0, 9.0)) -> str:
+    """A checkpoint whose network sees the same blur everywhere: by default the widest."""
     wide = ErA(network.config)
     wide.load_state_dict(network.state_dict())
     with torch.no_grad():
         wide.estimator.to_weights.weight.zero_()
-        wide.estimator.to_weights.bias.copy_(torch.tensor([-9.0, -9.0, 9.0]))
+        wide.estimator.to_weights.bias.copy_(torch.tensor(biases))
     store = CheckpointStore(str(url))
     store.save(
         step=1,
@@ -499,6 +499,11 @@ def test_working_scale_auto_shrinks_what_is_blurred_beyond_the_model(
     monkeypatch.setattr(logging.getLogger("era"), "propagate", True)
     restore([str(tmp_path / "a.png")], str(tmp_path / "at_wide"), wide, working_scale="auto")
     assert "blurred by about 12 pixels or more" in caplog.text  # 3 pixels at a quarter
+    middling = _wide(network, tmp_path / "middling", (-9.0, 9.0, -9.0))  # at every scale
+    restore([str(tmp_path / "a.png")], str(tmp_path / "at_middling"), middling)
+    assert "about 3 pixels, close to the 3 that this model knows; try --working-scale 0.5" in (
+        caplog.text
+    )
     with pytest.raises(UserError, match="--working-scale half: expected auto, or a number"):
         restore([str(tmp_path / "a.png")], str(tmp_path / "out"), run, working_scale="half")
 

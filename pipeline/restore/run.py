@@ -23,7 +23,7 @@ from pipeline.case import Case
 from pipeline.checkpoint import LoadedModel, load_model, resolve, shipped_models
 from pipeline.errors import UserError
 from pipeline.images import codecs, encode_png, from_float, to_float
-from pipeline.inference import pixels_for, radius_of, restore_array
+from pipeline.inference import GRID, pixels_for, radius_of, restore_array
 from pipeline.parallel_map import parallel_map
 from pipeline.progress import track
 from pipeline.report import false_colours, tile
@@ -35,6 +35,9 @@ log = logging.getLogger("era")
 COMPARE, MAPS = ("compare",), ("radius", "error", "weights")  # pictures beside a photograph
 BEYOND = 0.9  # of the greatest radius: an estimate above may be of a blur that is greater still
 BEYOND_SHARE = 0.05
+# Wide blur is underestimated. Where the median radius is this much of the greatest one, and still
+# this much of it at half the scale, half the scale restores better (measured, LABBOOK.md 19).
+WIDE, WIDE_HALVED = 0.4, 0.375
 AUTO = 0.0  # a working scale: the largest of these at which the model knows the blur
 AUTO_SCALES = (1.0, 0.5, 0.25)
 _opening = threading.Lock()
@@ -224,7 +227,7 @@ def _restored(job: RestoreJob, photo: Photo, space: Plan) -> tuple[Case, str]:
             small = cv2.resize(photo.rgb, reduced, interpolation=cv2.INTER_AREA)
         if job.working_scale == AUTO:
             coarse = radius_of(loaded.model, small, space.estimate_pixels)
-            if _beyond(coarse, loaded) <= BEYOND_SHARE:
+            if not _too_wide(coarse, small, scale, loaded, space):
                 break
     scaled = scale < 1
     result = restore_array(
@@ -236,13 +239,9 @@ def _restored(job: RestoreJob, photo: Photo, space: Plan) -> tuple[Case, str]:
         floats=scaled,
         strength=job.strength,
     )
-    beyond = _beyond(result.coarse_radius, loaded)
     warning = ""
-    if beyond > BEYOND_SHARE:
-        warning = (
-            f"{beyond:.0%} of it seems blurred by about {loaded.config.radius_max / scale:g} "
-            f"pixels or more, the most that this model knows; try --working-scale {scale / 2:g}"
-        )
+    if reason := _too_wide(result.coarse_radius, small, scale, loaded, space):
+        warning = f"{reason}; try --working-scale {scale / 2:g}"
     elif job.working_scale == AUTO and scaled:
         warning = f"restored at --working-scale {scale:g}, since its blur is wide"
     if scaled:
@@ -253,9 +252,27 @@ def _restored(job: RestoreJob, photo: Photo, space: Plan) -> tuple[Case, str]:
     return result, warning
 
 
-def _beyond(radius: Image, loaded: LoadedModel) -> float:
-    """The share of a photograph whose blur may be wider than the model knows."""
-    return float((radius > BEYOND * loaded.config.radius_max).mean())
+def _too_wide(radius: Image, picture: Image, scale: float, loaded: LoadedModel, space: Plan) -> str:
+    """Why half the scale would restore a picture better; empty if it would not.
+
+    Args:
+        radius: as estimated on the picture (H, W, 3), which has this scale, in its pixels.
+    """
+    import cv2
+
+    most = loaded.config.radius_max
+    beyond = float((radius > BEYOND * most).mean())
+    if beyond > BEYOND_SHARE:
+        known = f"about {most / scale:g} pixels or more, the most that this model knows"
+        return f"{beyond:.0%} of it seems blurred by {known}"
+    if np.median(radius) < WIDE * most or min(picture.shape[:2]) < 2 * GRID:
+        return ""
+    halved = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    median = float(np.median(radius_of(loaded.model, halved, space.estimate_pixels)))
+    if median < WIDE_HALVED * most:
+        return ""
+    known = f"about {2 * median / scale:.0f} pixels, close to the {most / scale:g}"
+    return f"most of it seems blurred by {known} that this model knows"
 
 
 def _pictures(job: RestoreJob, photo: Photo, result: Case) -> Iterator[tuple[str, Image]]:
