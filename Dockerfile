@@ -1,6 +1,7 @@
 # One image for processors and GPUs: torch's own wheels bring CUDA where the registry has them.
 # docker build -t era . && docker run --rm era era demo
-ARG BASE=python:3.11-slim-bookworm
+# By digest (of the index of all platforms): the same tag may be another image tomorrow.
+ARG BASE=python:3.11.16-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 FROM ${BASE} AS dependencies
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

@@ -156,6 +156,7 @@ def test_pods_meet_the_restricted_standard_and_name_their_needs() -> None:
                 security = container["securityContext"]
                 assert security["allowPrivilegeEscalation"] is False
                 assert security["capabilities"] == {"drop": ["ALL"]}
+                assert security["readOnlyRootFilesystem"] is True
                 resources = container["resources"]
                 assert {"cpu", "memory", "ephemeral-storage"} == set(resources["requests"])
                 assert {"memory", "ephemeral-storage"} <= set(resources["limits"])

@@ -274,7 +274,8 @@ class Operator(threading.Thread):
             time.sleep(0.05)
         for step in self.steps:
             time.sleep(0.8)
-            self.api.log.write_text(self.api.log.read_text() + step.pop("log", ""))
+            with self.api.log.open("ab") as file:
+                file.write(step.pop("log", "").encode())
             self.api.down = step.pop("down", 0)
             self.api.put("era-tiny", **step)
 
@@ -287,11 +288,11 @@ def run(rayjob: Object) -> tuple[Outcome, str]:
 
 def test_a_rayjob_is_followed_to_its_own_exit_code(api: Api) -> None:
     """Through a server that is down for a while; the same command then starts it again."""
-    first = {**RUNNING, "log": "one\ntwo\nha"}
+    first = {**RUNNING, "log": "one\r1 %\r2 %\ntwo\nha"}  # a carriage return ends no line
     Operator(api, first, {"down": 4}, {"log": "lf\nthree\n", **BAD})
     outcome, shown = run(job("base"))
     assert (outcome.exit_code, outcome.state) == (2, "FAILED")
-    assert shown == "one\ntwo\nhalf\nthree\n"
+    assert shown == "one\r1 %\r2 %\ntwo\nhalf\nthree\n"
     api.log.write_text("again\n")
     asked = len(api.asked)
     Operator(api, {**RUNNING, **DONE})
@@ -531,6 +532,11 @@ def test_a_cluster_of_another_build_and_odd_amounts_are_refused(
         (tmp_path / "cluster.yaml").write_text(f"{head}{spec}\n")
         with pytest.raises(UserError, match="is not built like the packaged base"):
             render(train(), KubernetesOptions(str(tmp_path), "era:1"))
+    odd = cluster("base")
+    odd["spec"]["rayVersion"] = "next"
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(odd))
+    with pytest.raises(UserError, match="is not built like the packaged base"):
+        render(train(), KubernetesOptions(str(tmp_path), "era:1"))
     for options in ({"cpu": "many"}, {"memory": "48 GB"}):
         with pytest.raises(UserError, match="expected an amount such as 8, 500m or 48Gi"):
             render(train(), KubernetesOptions("base", "era:1", **options))

@@ -10,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,26 @@ def test_wrong_address_is_one_clear_line(address: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         connect(address)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("answer", ["{}", "[]", "null", "7", '{"ray_version": 7}', "<html>"])
+def test_a_server_of_another_kind_is_one_clear_line(answer: str) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with pytest.raises(UserError, match=f"127.0.0.1:{server.server_port}: "):
+                connect(f"http://127.0.0.1:{server.server_port}")
+        finally:
+            server.shutdown()
 
 
 def test_variables_go_by_name_only() -> None:

@@ -60,6 +60,10 @@ def job_client(address: str) -> Any:
             f"{address}: no Ray job server answers there ({_reason(error)}); check the address, "
             "the port-forward, and that the head runs"
         ) from None
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{address}: what answers there is no Ray job server ({type(error).__name__})"
+        ) from None
 
 
 def no_address() -> AbstractContextManager[None]:

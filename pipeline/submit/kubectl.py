@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from dataclasses import dataclass
-from typing import Any
 
+from pipeline.border import parse_json
 from pipeline.errors import UserError
+from pipeline.submit.answers import Found, JobStatus, Pods, parsed
 
 EXEC = 15.0  # seconds for the log; the network of a lost node answers nothing
 LOG = "/tmp/ray/session_latest/logs/job-driver-{job}.log"
@@ -44,40 +44,39 @@ class RayJob:
         try:
             done = subprocess.run(
                 [self.program, "--namespace", self.namespace, *chosen, *arguments],
-                input=given,
+                input=given.encode(),
                 capture_output=True,
-                text=True,
                 timeout=seconds,
                 check=False,
             )
         except subprocess.TimeoutExpired:
             raise UserError(f"kubectl {arguments[0]}: no answer in {seconds:.0f} s") from None
         if done.returncode:
-            reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+            reason = " ".join(_text(done.stderr).split()) or f"exit code {done.returncode}"
             raise UserError(f"kubectl {arguments[0]}: {reason}")
-        return done.stdout
+        return _text(done.stdout)
 
-    def read(self) -> dict[str, Any] | None:
+    def read(self) -> Found | None:
         """The RayJob as it is; None if there is none of that name."""
         text = self.kubectl("get", "rayjob", self.name, "--ignore-not-found", "-o", "json")
-        return json.loads(text) if text.strip() else None
+        return parsed(Found, text, f"RayJob {self.name}") if text.strip() else None
 
-    def head(self, status: dict[str, Any]) -> Head | None:
+    def head(self, status: JobStatus) -> Head | None:
         """The newest head pod of the job's cluster; None if there is none."""
-        chosen = f"ray.io/cluster={status.get('rayClusterName')},ray.io/node-type=head"
+        chosen = f"ray.io/cluster={status.ray_cluster_name},ray.io/node-type=head"
         try:
-            pods = json.loads(self.kubectl("get", "pods", "-l", chosen, "-o", "json"))["items"]
+            text = self.kubectl("get", "pods", "-l", chosen, "-o", "json")
+            pods = parsed(Pods, text, "kubectl get pods").items
         except UserError:
             return None
-        newest = max(pods, key=lambda p: p["metadata"].get("creationTimestamp", ""), default=None)
+        newest = max(pods, key=lambda pod: pod.metadata.creation_timestamp, default=None)
         if newest is None:
             return None
-        meta = newest["metadata"]
         return Head(
-            name=meta["name"],
-            uid=meta.get("uid", ""),
-            node=newest.get("spec", {}).get("nodeName", ""),
-            deleted="deletionTimestamp" in meta,
+            name=newest.metadata.name,
+            uid=newest.metadata.uid,
+            node=newest.spec.node_name,
+            deleted=bool(newest.metadata.deletion_timestamp),
         )
 
     def log_from(self, line: int, head: Head, ray_job: str) -> str | None:
@@ -91,18 +90,24 @@ class RayJob:
     def fields(self) -> set[str]:
         """What the cluster's RayJobs may say in `spec`; empty where its schema is not told."""
         try:
-            schemas = json.loads(self.kubectl("get", "--raw", SCHEMA))["components"]["schemas"]
-        except (UserError, ValueError, KeyError):
+            text = self.kubectl("get", "--raw", SCHEMA)
+            schemas = parse_json(text.encode(), "kubectl get --raw")["components"]["schemas"]
+            return {
+                str(field)
+                for schema in schemas.values()
+                for kind in schema.get("x-kubernetes-group-version-kind", [])
+                if kind["kind"] == "RayJob"
+                for field in schema["properties"].get("spec", {}).get("properties", {})
+            }
+        except (UserError, LookupError, AttributeError, TypeError):
             return set()
-        return {
-            field
-            for schema in schemas.values()
-            for kind in schema.get("x-kubernetes-group-version-kind", [])
-            if kind["kind"] == "RayJob"
-            for field in schema["properties"].get("spec", {}).get("properties", {})
-        }
 
 
-def state_of(rayjob: dict[str, Any]) -> str:
+def state_of(rayjob: Found) -> str:
     """The state that KubeRay's operator gives it; empty if it has not seen it yet."""
-    return str(rayjob.get("status", {}).get("jobDeploymentStatus", ""))
+    return rayjob.status.job_deployment_status
+
+
+def _text(printed: bytes) -> str:
+    """As it came: a carriage return is no end of a line, and a log need not be UTF-8."""
+    return printed.decode("utf-8", "replace")

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.border import validated
 from pipeline.errors import UserError
+from pipeline.submit.answers import Found
 from pipeline.submit.command import Outcome
 from pipeline.submit.kubectl import RayJob, state_of
 from pipeline.submit.rayjob import OVERLAY
@@ -78,10 +80,10 @@ def _start(job: RayJob, rayjob: dict[str, Any], lost: bool = False) -> None:
     One that runs is only followed.
     """
     before = job.read()
-    if before and before["metadata"].get("deletionTimestamp"):
+    if before and before.metadata.deletion_timestamp:
         log.info("RayJob %s of an earlier try is being deleted; waiting until it is gone", job.name)
         deadline = time.monotonic() + DELETION_SECONDS
-        while before and before["metadata"].get("deletionTimestamp"):
+        while before and before.metadata.deletion_timestamp:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"RayJob {job.name}: its deletion has not ended in {DELETION_SECONDS:.0f} s; "
@@ -105,28 +107,25 @@ def _start(job: RayJob, rayjob: dict[str, Any], lost: bool = False) -> None:
     log.info("RayJob %s applied in namespace %s", job.name, job.namespace)
 
 
-def _differences(running: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+def _differences(running: Found, manifest: dict[str, Any]) -> list[str]:
     """What a running RayJob has other than the command asks for."""
     found = []
-    if running["spec"].get("entrypoint") != wanted["spec"]["entrypoint"]:
+    wanted = validated(Found, manifest, "the manifest")
+    if running.spec.entrypoint != wanted.spec.entrypoint:
         found.append("other arguments")
     theirs, ours = _images(running), _images(wanted)
     if theirs != ours:
         found.append(f"image {', '.join(sorted(theirs))} instead of {', '.join(sorted(ours))}")
-    before, now = (one["metadata"].get("annotations", {}).get(OVERLAY) for one in (running, wanted))
+    before, now = (one.metadata.annotations.get(OVERLAY) for one in (running, wanted))
     if before and before != now:
         found.append(f"overlay {before} instead of {now}")
     return found
 
 
-def _images(rayjob: dict[str, Any]) -> set[str]:
-    spec = rayjob["spec"].get("rayClusterSpec", {})
-    groups = [spec.get("headGroupSpec", {}), *spec.get("workerGroupSpecs", [])]
-    return {
-        container.get("image", "")
-        for group in groups
-        for container in group.get("template", {}).get("spec", {}).get("containers", [])[:1]
-    }
+def _images(rayjob: Found) -> set[str]:
+    spec = rayjob.spec.ray_cluster_spec
+    groups = [spec.head_group_spec, *spec.worker_group_specs]
+    return {c.image for group in groups for c in group.template.spec.containers[:1]}
 
 
 def _supported(job: RayJob, rayjob: dict[str, Any]) -> dict[str, Any]:

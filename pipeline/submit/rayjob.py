@@ -67,7 +67,8 @@ def render(command: Command, options: KubernetesOptions) -> dict[str, Any]:
         if amount and not AMOUNT.fullmatch(amount):
             raise UserError(f"{option} {amount}: expected an amount such as 8, 500m or 48Gi")
     try:
-        spec = _adapted(cluster_of(overlay)["spec"], command, options, overlay)
+        made = _rayjob(command, options, overlay)
+        found = rules.problems(made)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(  # of an overlay of the user's: ours are tested
             f"--overlay {overlay}: its RayCluster is not built like the packaged base "
@@ -77,23 +78,24 @@ def render(command: Command, options: KubernetesOptions) -> dict[str, Any]:
         log.warning(
             "no --image: the nodes must have `era` already; else give --image registry/era:TAG"
         )
+    _refuse(overlay, made["metadata"]["name"], found)
+    return made
+
+
+def _rayjob(command: Command, options: KubernetesOptions, overlay: str) -> dict[str, Any]:
+    spec = _adapted(cluster_of(overlay)["spec"], command, options, overlay)
     job = job_of(overlay)
-    name = options.name or _name(command)
-    labels = job["metadata"]["labels"]
-    annotations = {OVERLAY: overlay}
-    made = {
+    return {
         "apiVersion": job["apiVersion"],
         "kind": job["kind"],
         "metadata": {
-            "name": name,
+            "name": options.name or _name(command),
             "namespace": options.namespace,
-            "labels": labels,
-            "annotations": annotations,
+            "labels": job["metadata"]["labels"],
+            "annotations": {OVERLAY: overlay},
         },
         "spec": {"entrypoint": command.entrypoint(), **job["spec"], "rayClusterSpec": spec},
     }
-    _refuse(overlay, name, rules.problems(made))
-    return made
 
 
 def _adapted(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeVar
 
 from pipeline.errors import UserError
+from pipeline.submit.answers import Events, Found, Pod, Pods, Said, parsed
 
+T = TypeVar("T", Pods, Events)
 log = logging.getLogger("era")
 REPEAT = 30.0  # seconds between two reports of what still holds
 NORMAL = ("ContainerCreating", "PodInitializing")  # waiting reasons of a pod that is starting
@@ -24,11 +25,11 @@ class Troubles:
         self.known: set[str] = set()
         self.reported = 0.0
 
-    def look(self, rayjob: dict[str, Any]) -> None:
+    def look(self, rayjob: Found) -> None:
         """Log what keeps the job from running."""
-        cluster = str(rayjob.get("status", {}).get("rayClusterName", ""))
+        cluster = rayjob.status.ray_cluster_name
         waiting = self._waiting(cluster) if cluster else []
-        events = self._events(cluster, rayjob["metadata"].get("uid", ""))
+        events = self._events(cluster, rayjob.metadata.uid)
         again = time.monotonic() - self.reported >= REPEAT
         shown = [line for line in waiting if again or line not in self.known]
         shown += [line for line in events if line not in self.known]
@@ -39,48 +40,42 @@ class Troubles:
         self.known.update(shown)
 
     def _waiting(self, cluster: str) -> list[str]:
-        return [
-            line
-            for pod in self._items("pods", "-l", f"ray.io/cluster={cluster}")
-            for line in _of_pod(pod)
-        ]
+        found = self._read(Pods, "pods", "-l", f"ray.io/cluster={cluster}")
+        return [line for pod in (found.items if found else []) for line in _of_pod(pod)]
 
     def _events(self, cluster: str, uid: str) -> list[str]:
-        found = []
-        for event in self._items("events", "--field-selector", "type=Warning"):
-            of = event.get("involvedObject", {})
-            name = str(of.get("name", ""))
-            if event.get("reason") in EVERYDAY or "already exists" in event.get("message", ""):
+        lines = []
+        found = self._read(Events, "events", "--field-selector", "type=Warning")
+        for event in found.items if found else []:
+            of = event.involved_object
+            if event.reason in EVERYDAY or "already exists" in event.message:
                 continue
-            mine = name == self.name and of.get("uid", "") == uid  # an earlier one had the name too
-            if mine or (cluster and f"{name}-".startswith(f"{cluster}-")):
-                found.append(_line(f"{of.get('kind', 'object')} {name}".lower(), event))
-        return found
+            mine = of.name == self.name and of.uid == uid  # an earlier one had the name too
+            if mine or (cluster and f"{of.name}-".startswith(f"{cluster}-")):
+                lines.append(_line(f"{of.kind} {of.name}".lower(), event))
+        return lines
 
-    def _items(self, kind: str, *chosen: str) -> list[dict[str, Any]]:
-        """Objects of a kind; none where the question is refused, which is no trouble of the job."""
+    def _read(self, kind: type[T], what: str, *chosen: str) -> T | None:
+        """Objects of a kind; None where the question is refused, which is no trouble of the job."""
         try:
-            found: list[dict[str, Any]] = json.loads(
-                self.kubectl("get", kind, *chosen, "-o", "json")
-            )["items"]
-        except (UserError, ValueError):
-            return []
-        return found
+            text = self.kubectl("get", what, *chosen, "-o", "json")
+            return parsed(kind, text, f"kubectl get {what}")
+        except UserError:
+            return None
 
 
-def _of_pod(pod: dict[str, Any]) -> Iterator[str]:
+def _of_pod(pod: Pod) -> Iterator[str]:
     """Why a pod is not scheduled, and why its containers wait."""
-    name, status = pod["metadata"]["name"], pod.get("status", {})
-    for condition in status.get("conditions", []):
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+    name, status = pod.metadata.name, pod.status
+    for condition in status.conditions:
+        if condition.type == "PodScheduled" and condition.status == "False":
             yield _line(f"pod {name}", condition)
-    for kind in ("initContainerStatuses", "containerStatuses"):
-        for container in status.get(kind, []):
-            waiting = container.get("state", {}).get("waiting")
-            if waiting and waiting.get("reason") not in NORMAL:
-                yield _line(f"pod {name}", waiting)
+    for container in (*status.init_container_statuses, *status.container_statuses):
+        waiting = container.state.waiting
+        if waiting and waiting.reason not in NORMAL:
+            yield _line(f"pod {name}", waiting)
 
 
-def _line(what: str, said: dict[str, Any]) -> str:
-    message = " ".join(str(said.get("message", "")).split())
-    return f"{what}: {said.get('reason', 'waiting')}{f': {message}' if message else ''}"[:500]
+def _line(what: str, said: Said) -> str:
+    message = " ".join(said.message.split())
+    return f"{what}: {said.reason}{f': {message}' if message else ''}"[:500]

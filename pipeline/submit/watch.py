@@ -10,9 +10,9 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.submit.answers import Found, JobStatus
 from pipeline.submit.command import STOPPED, Outcome
 from pipeline.submit.follow import KEPT, exit_code
 from pipeline.submit.kubectl import Head, RayJob, state_of
@@ -45,7 +45,7 @@ def follow_rayjob(
             continue
         if found is None:
             return Outcome(job.name, "DELETED", STOPPED, "somebody deleted it", tail.kept)
-        status = found.get("status", {})
+        status = found.status
         if state_of(found) != state:
             state = state_of(found)
             log.info("RayJob %s: %s", job.name, _described(job, found) or "new")
@@ -71,12 +71,12 @@ class _Tail:
         self.shown, self.life = 0, ("", "")  # lines of the log of one driver on one head
         self.answered = self.said = time.monotonic()
 
-    def read(self, status: dict[str, Any], over: bool) -> str:
+    def read(self, status: JobStatus, over: bool) -> str:
         """Pass on what is new; returns why the head counts as lost, if it does."""
         head = self.job.head(status)
         if head is None:
             return ""
-        life = (status.get("jobId", ""), head.uid)
+        life = (status.job_id, head.uid)
         if life != self.life:  # another cluster, or another head: another log
             self.shown, self.life, self.answered = 0, life, time.monotonic()
         text = self.job.log_from(self.shown, head, life[0])
@@ -106,31 +106,31 @@ class _Tail:
         return ""
 
 
-def _described(job: RayJob, rayjob: dict[str, Any]) -> str:
+def _described(job: RayJob, rayjob: Found) -> str:
     """A RayJob's state, and what it waits for where that is a person."""
     state = state_of(rayjob)
-    if state == "Suspended" and not rayjob["metadata"].get("labels", {}).get(QUEUE):
+    if state == "Suspended" and not rayjob.metadata.labels.get(QUEUE):
         resume = '{"spec":{"suspend":false}}'
         patch = f"kubectl -n {job.namespace} patch rayjob {job.name} --type=merge -p '{resume}'"
         return f"{state}; its pods save and go; it goes on after `{patch}`"
     return state
 
 
-def _invalid(job: RayJob, status: dict[str, Any]) -> Outcome:
+def _invalid(job: RayJob, status: JobStatus) -> Outcome:
     message = (
-        f"{status.get('message') or 'KubeRay refuses its settings'}; its pods may still run: "
+        f"{status.message or 'KubeRay refuses its settings'}; its pods may still run: "
         f"`kubectl -n {job.namespace} delete rayjob {job.name}` ends them"
     )
     return Outcome(job.name, "INVALID", 2, message)
 
 
-def _ended(name: str, status: dict[str, Any], kept: str) -> Outcome:
-    state = status.get("jobStatus") or "FAILED"
-    if status["jobDeploymentStatus"] == "Complete" and state == "SUCCEEDED":
+def _ended(name: str, status: JobStatus, kept: str) -> Outcome:
+    state = status.job_status or "FAILED"
+    if status.job_deployment_status == "Complete" and state == "SUCCEEDED":
         return Outcome(name, state, 0, log=kept)
     if state == "STOPPED":
         return Outcome(name, state, STOPPED, "somebody stopped it", kept)
-    text = status.get("message", "")
+    text = status.message
     code = re.search(r"failed with exit code (-?\d+)", text)  # Ray's words (job_supervisor.py)
-    message = f"{status.get('reason', '')}: {text.partition(', last available logs')[0]}"
+    message = f"{status.reason}: {text.partition(', last available logs')[0]}"
     return Outcome(name, "FAILED", exit_code(int(code[1]) if code else None), message, kept)

@@ -32,6 +32,8 @@ from pipeline.restore.photo import decode_photo, encode_photo, output_name
 from pipeline.runfolder import fingerprint
 from pipeline.runs import list_runs, pull, show_run
 from pipeline.storage.url import absolute, check_url
+from pipeline.submit.answers import Events, Found, Pods, parsed
+from pipeline.submit.troubles import _of_pod
 from pipeline.tracking.segments import history
 from pipeline.tune.config import SweepConfig, load_sweep
 from pipeline.tune.population import read_round
@@ -60,6 +62,7 @@ def targets(run: Path, data: Path, folder: Path) -> dict[str, Target]:
         **_of_runs(run, folder),
         **_of_settings(folder),
         **_of_tables(folder),
+        **_of_kubectl(),
         **{f"photograph.{name}": _photograph(name, sample) for name, sample in pictures().items()},
     }
 
@@ -227,6 +230,36 @@ def _of_tables(folder: Path) -> dict[str, Target]:
         ),
         "labels.npy": Target(labels, bytes_near(array.getvalue())),
         "wandb": Target(lambda d: list(history(d)), bytes_near(_wandb_file())),
+    }
+
+
+def _of_kubectl() -> dict[str, Target]:
+    job = (
+        b'{"metadata": {"name": "a", "labels": {"b": "c"}}, "spec": {"entrypoint": "era train",'
+        b' "rayClusterSpec": {"headGroupSpec": {"template": {"spec": {"containers": [{}]}}},'
+        b' "workerGroupSpecs": []}}, "status": {"jobDeploymentStatus": "Failed", "jobId": "d"}}'
+    )
+    pods = (
+        b'{"items": [{"metadata": {"name": "a"}, "spec": {"nodeName": "n"}, "status": {'
+        b'"conditions": [{"type": "PodScheduled", "status": "False", "message": "no nodes"}],'
+        b' "containerStatuses": [{"state": {"waiting": {"reason": "ErrImagePull"}}}]}}]}'
+    )
+    events = (
+        b'{"items": [{"involvedObject": {"kind": "Pod", "name": "a", "uid": "1"},'
+        b' "reason": "Failed", "message": "no such image"}]}'
+    )
+
+    def read(kind: type) -> Callable[[bytes], object]:
+        return lambda content: parsed(kind, content.decode("utf-8", "replace"), "kubectl get")
+
+    def read_pods(content: bytes) -> None:
+        for pod in parsed(Pods, content.decode("utf-8", "replace"), "kubectl get").items:
+            list(_of_pod(pod))
+
+    return {
+        "rayjob": Target(read(Found), json_near(job)),
+        "pods": Target(read_pods, json_near(pods)),
+        "events": Target(read(Events), json_near(events)),
     }
 
 
