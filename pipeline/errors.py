@@ -45,6 +45,11 @@ def masked(text: str) -> str:
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET:
             text = text.replace(value, "***")
+    return without_credentials(text)
+
+
+def without_credentials(text: str) -> str:
+    """Replace user names and passwords in URLs, and signatures in their queries, with ``***``."""
     return _IN_QUERY.sub(r"\1***", _IN_URL.sub("***", text))
 
 

@@ -218,6 +218,14 @@ def small_runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
+def test_a_password_in_an_option_is_not_repeated(small_runs: Path) -> None:
+    asked = ["runs", "list", str(small_runs), "--metric", "https://me:hunter22@host/a?sig=hunter22"]
+    for options in ([], ["--json"]):
+        done = era_here(*asked, *options)
+        assert done.returncode == 0, done.stderr
+        assert "hunter22" not in done.stdout + done.stderr
+
+
 def test_an_error_of_ours_leaves_a_report_and_no_traceback(tmp_path: Path) -> None:
     """A verb's work fails in a way that no verb foresees."""
     program = (

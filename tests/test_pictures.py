@@ -414,6 +414,9 @@ def test_what_restore_refuses(run: str, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(UserError, match="never overwritten"):
         restore([str(tmp_path / "a.png")], str(tmp_path / "link"), run)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises((UserError, OSError), match="loop"):
+        restore([str(tmp_path / "a.png")], str(tmp_path / "loop" / "x"), run)
     cv2.imwrite(str(tmp_path / "a.jpg"), photograph())
     with pytest.raises(UserError, match=r"a\.radius\.png: two inputs would be written there"):
         restore([str(tmp_path / "a.*")], str(tmp_path / "out"), run, maps=True)

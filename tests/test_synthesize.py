@@ -93,6 +93,7 @@ def test_on_s3(s3_server: S3Server) -> None:
         (("bundled", 2, (64, 64)), "at least 3"),
         (("bundled", 4, (16, 64)), "at least 32x32"),
         (("bundled", 4, (4000, 64)), "smaller than the pairs"),
+        (("bundled", 10**40, (64, 64)), "at most 1000000 are made"),
         (("/nowhere", 4, (64, 64)), "no such folder"),
     ],
 )

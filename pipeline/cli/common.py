@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pipeline.cli.edge import EXIT_USER, Terminated, conclude, output_failed
-from pipeline.errors import masked, printable
+from pipeline.errors import masked, printable, without_credentials
 
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")
@@ -43,7 +43,7 @@ def run_verb(
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with redirect_stdout(sys.stderr):  # libraries print; standard output is for the summary
-            summary = work()
+            summary = _public(work())
     except BaseException as error:
         raise typer.Exit(conclude(error)) from None
     try:
@@ -81,6 +81,15 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(masked(super().format(record)))
+
+
+def _public(value: Any) -> Any:
+    """A summary without the credentials of URLs, which an option may have held."""
+    if isinstance(value, str):
+        return without_credentials(value)
+    if isinstance(value, dict):
+        return {_public(key): _public(item) for key, item in value.items()}
+    return [_public(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _finite(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -34,7 +35,8 @@ def size(data: bytes, name: str) -> Size:
         found: Size = (
             CODECS[kind].size(data, name) if kind in CODECS else camera_size(kind, data, name)
         )
-    return found
+        # A damaged header may give several values where one is due.
+        return Size(*(operator.index(number) for number in found))
 
 
 def decode(data: bytes, name: str) -> Raster:

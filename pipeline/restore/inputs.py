@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,5 +91,8 @@ def _images_in(folder: str, pattern: str) -> list[str]:
 def _same(file: str, output: str) -> bool:
     """Whether two URLs are one file, links included."""
     if storage.is_local(file) and storage.is_local(output):
-        return storage.local_path(file).resolve() == storage.local_path(output).resolve()
+        # Not Path.resolve(), which raises RuntimeError where links lead back to themselves.
+        return os.path.realpath(storage.local_path(file)) == os.path.realpath(
+            storage.local_path(output)
+        )
     return file == output

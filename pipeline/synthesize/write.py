@@ -18,6 +18,7 @@ from pipeline.synthesize.render import Rendered, render
 from pipeline.synthesize.scene import draw_scene
 
 DESCRIPTION = "synthesis.json"
+MOST_PAIRS = 1_000_000
 
 
 def synthesize(
@@ -104,6 +105,8 @@ def split_counts(pairs: int) -> dict[str, int]:
 def _check(pairs: int, size: tuple[int, int], radius_max: float) -> None:
     if pairs < 3:
         raise UserError(f"--pairs {pairs}: at least 3 are needed, one for each split")
+    if pairs > MOST_PAIRS:
+        raise UserError(f"--pairs {str(pairs)[:40]}: at most {MOST_PAIRS} are made")
     if min(size) < 32:
         raise UserError(f"--size {size[0]}x{size[1]}: at least 32x32 pixels are needed")
     if not 0 < radius_max <= 64:
