@@ -98,6 +98,17 @@ def test_core_objects_fit_their_schemas() -> None:
         kubernetes_validate.validate({**core[0], "sepc": {}}, "1.37", strict=True)
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_pods_volumes_fit_its_storage(overlay: str) -> None:
+    """None is without a limit, Ray's logs on the head included, which KubeRay leaves unlimited."""
+    head, *workers = pods(cluster(overlay))
+    assert "ray-logs" in {volume["name"] for volume in head["volumes"]}
+    for pod in (head, *workers):
+        sizes = [volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"]]
+        limit = pod["containers"][0]["resources"]["limits"]["ephemeral-storage"]
+        assert sum(int(size.removesuffix("Gi")) for size in sizes) <= int(limit.removesuffix("Gi"))
+
+
 def test_metrics_are_read_from_ports_that_exist() -> None:
     monitor = next(one for one in monitored() if one["kind"] == "PodMonitor")
     ports = {end["port"] for end in monitor["spec"]["podMetricsEndpoints"]}
