@@ -20,7 +20,6 @@ from pipeline.runfolder import (
     Checkpoint,
     RunFolder,
     fingerprint,
-    open_checkpoint,
     write_commit,
 )
 from pipeline.runfolder.names import (
@@ -163,15 +162,6 @@ class CheckpointStore:
             return loaded
         self._pruner.spared = set(committed)
         return None
-
-    def load(self, name: str) -> LoadedCheckpoint:
-        """Load the checkpoint of a folder name, without the run's files.
-
-        Raises:
-            DamagedError: if it is not sound.
-        """
-        url = storage.join(self.folder.checkpoints_url, name)
-        return LoadedCheckpoint(*_load(open_checkpoint(url)))
 
     def latest_step(self) -> int | None:
         """Step of the newest committed checkpoint, its content unread."""

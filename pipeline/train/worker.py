@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import resource
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from pipeline.checkpoint import CheckpointStore
+from pipeline.checkpoint.store import LoadedCheckpoint
 from pipeline.config import to_plain
 from pipeline.data.loader import TrainLoader
 from pipeline.tracking import Tracker
@@ -80,14 +81,12 @@ class Worker:
         self.store.folder.require_owner(self.owner)
 
     def _resume(self) -> dict[str, bytes]:
-        """Restore the newest sound checkpoint, which rank 0 chooses; return its run files."""
+        """Restore the newest sound checkpoint, which rank 0 reads for all; return its run files."""
         loaded = self.store.load_latest() if self.rank == 0 else None
-        found: list[Any] = [None if loaded is None else loaded.checkpoint.name]
         if self.world_size > 1:
-            dist.broadcast_object_list(found)
-        if found[0] is None:
+            loaded = self._from_rank_0(loaded)
+        if loaded is None:
             return {}
-        loaded = loaded or self.store.load(found[0])
         meta = loaded.checkpoint.meta
         self.lineage.refuse_other_data(meta, self.run_url)
         self.state.restore(loaded.weights, loaded.training)
@@ -95,6 +94,15 @@ class Worker:
         if self.rank == 0 and changes:
             self.channel.tell(Event(self.state.step, line=changes, warning=True))
         return loaded.run_files
+
+    def _from_rank_0(self, loaded: LoadedCheckpoint | None) -> LoadedCheckpoint | None:
+        """The same checkpoint on all ranks; only rank 0 keeps the run's files."""
+        shared: list[LoadedCheckpoint | None] = [None]
+        if loaded is not None:
+            assert loaded.checkpoint.meta  # read here, and sent with it
+            shared = [replace(loaded, run_files={})]
+        dist.broadcast_object_list(shared)
+        return loaded or shared[0]
 
     def _tracker(self, earlier: dict[str, bytes]) -> Tracker:
         return Tracker(
