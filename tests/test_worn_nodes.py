@@ -18,6 +18,7 @@ from pipeline.checkpoint import CheckpointStore
 from pipeline.cluster import Growth, require_resources, wait_for
 from pipeline.cluster.capacity import is_full
 from pipeline.errors import UserError
+from pipeline.runfolder import RunFolder
 from pipeline.train import train
 from pipeline.train.driver_channel import Event
 
@@ -59,6 +60,7 @@ def test_elastic_run_shrinks_and_grows_with_its_nodes(
     elastic = train(config, on_event=listen, gated=True)
     openings = re.findall(r"on (\d) workers, (from the start|resumed)", " ".join(lines))
     assert openings == [("3", "from the start"), ("2", "resumed"), ("3", "resumed")]
+    assert len(RunFolder(elastic["run"]).lines("attempts.jsonl")) == 3  # each group has its own
     assert_same_run(calm, elastic)
 
 

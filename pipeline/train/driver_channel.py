@@ -42,9 +42,14 @@ class ChannelActor:
 
     def __init__(self) -> None:
         self.stopping = False
-        self.contacts = 0
+        self.contacts = self.groups = 0
         self.events: list[Event] = []
         self.with_driver = 0  # events that the driver has taken and not yet dealt with
+
+    def enter(self) -> bool:
+        """Note that a group of workers begins; return whether it is the first."""
+        self.groups += 1
+        return self.groups == 1
 
     def exchange(self, events: list[Event]) -> bool:
         """Take events from rank 0; tell it whether to save a checkpoint and end."""
@@ -93,6 +98,12 @@ class DriverChannel:
         self.reply: Any = None
         self.sent = 0.0
         self.stopping = False
+
+    def first_group(self) -> bool:
+        """Whether no group of workers has begun before; to be asked once."""
+        import ray
+
+        return bool(ray.get(self.actor.enter.remote()))
 
     def tell(self, event: Event) -> None:
         """Queue an event for the driver."""

@@ -14,6 +14,7 @@ from pipeline.checkpoint import CheckpointStore
 from pipeline.checkpoint.store import LoadedCheckpoint
 from pipeline.config import to_plain
 from pipeline.data.loader import TrainLoader
+from pipeline.runfolder import RunFolder
 from pipeline.tracking import Tracker
 from pipeline.train.driver_channel import DriverChannel, Event
 from pipeline.train.incidents import Incidents
@@ -38,7 +39,7 @@ class Worker:
         self.train_split, self.val_split = splits = open_splits(config)
         self.state = TrainState(config, self.device)
         self.lineage = Lineage(config, self.state.model.config, splits, world_size)
-        self.owner = payload.owner
+        self.owner = self._attempt(payload.owner) if rank == 0 else payload.owner
         self.store = CheckpointStore(self.run_url, self._require_owner, self.owner)
         earlier = self._resume()
         self.saved_step = self.state.step or -1
@@ -76,6 +77,17 @@ class Worker:
         if self.tracker is not None:
             self.tracker.close()
         self.spool.cleanup()
+
+    def _attempt(self, begun: str) -> str:
+        """The attempt of this group of workers: the one that has begun, or one of its own.
+
+        Ray replaces a group by a larger one, and rank 0 of the smaller one may still be writing.
+        """
+        if self.channel.first_group():
+            return begun
+        folder = RunFolder(self.run_url)
+        folder.require_owner(begun)
+        return folder.begin_attempt(self.config, max(folder.steps(), default=None))
 
     def _require_owner(self) -> None:
         self.store.folder.require_owner(self.owner)
