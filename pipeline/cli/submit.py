@@ -196,11 +196,22 @@ def _summary(outcome: Outcome, as_json: bool) -> dict[str, Any]:
         summary["message"] = " ".join(outcome.message.split())
     if as_json:
         lines = [line for line in outcome.log.splitlines() if line.startswith("{")]
-        try:
-            summary["result"] = json.loads(lines[-1]) if lines else None
-        except (ValueError, RecursionError):
-            summary["result"] = None
+        summary["result"] = _printed(lines[-1]) if lines else None
     return summary
+
+
+def _printed(line: str) -> dict[str, Any] | None:
+    """The JSON object that a job printed; None for anything else."""
+    from pydantic import JsonValue
+
+    from pipeline.border import BadInput, parse_json, validated
+
+    where = "the job's result"
+    try:
+        values = parse_json(line.encode("utf-8", "surrogatepass"), where, nan_is_null=True)
+        return validated(dict[str, JsonValue], values, where)
+    except BadInput:
+        return None
 
 
 def _show(summary: dict[str, Any]) -> None:

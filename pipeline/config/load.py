@@ -36,7 +36,8 @@ def config_path(name: str, kind: str) -> Path:
     try:
         if given.suffix in {".yaml", ".yml"} or given.exists():
             if not given.is_file():
-                raise UserError(f"config {name}: no such file; give a path or a packaged name")
+                what = "no regular file" if given.exists() else "no such file"
+                raise UserError(f"config {name}: {what}; give a path or a packaged name")
             return given
     except (OSError, ValueError):  # too long for a file name, or with a NUL in it
         raise UserError(f"config {_shown(name)}: not a file name") from None

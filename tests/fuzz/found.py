@@ -24,6 +24,8 @@ FOUND: dict[str, list[bytes]] = {
     "url": [b"[" * 100_000 + b"s3://bucket/folder/name"],
     # Planning the memory for it added a number to a tuple.
     "photograph.tiff": [_of_two_counts()],
+    # Not too deep for the parser, but for what walked through it.
+    "result": [b'{"a": ' + b"[" * 600 + b"]" * 600 + b"}"],
     # Aliases that a plain YAML loader expands: showing the run did not end.
     "config.yaml": [b"a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + b"".join(_NINE_TIMES)],
 }

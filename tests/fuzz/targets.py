@@ -19,6 +19,8 @@ from mutations import bytes_near, json_near, lines_near
 from PIL import Image
 
 from pipeline.checkpoint import load_model
+from pipeline.cli.common import _public
+from pipeline.cli.submit import _printed
 from pipeline.config import load_train_config
 from pipeline.data.manifest import parse_manifest
 from pipeline.data.split import open_split
@@ -200,6 +202,10 @@ def _of_settings(folder: Path) -> dict[str, Target]:
         ".trial.json": Target(read_trial, json_near(record)),
         "exchange": Target(read_decision, json_near(exchange)),
         "url": Target(read_url, bytes_near(b"s3://bucket/folder/name?versionId=1")),
+        "result": Target(
+            lambda d: _public({"result": _printed(d.decode("utf-8", "surrogateescape"))}),
+            json_near(b'{"run": "s3://a/b", "step": 9, "metrics": {"val/psnr": 27.5}}'),
+        ),
         "checks": Target(
             lambda d: _last_checks(d.decode("utf-8", "surrogateescape")),
             json_near(b'{"checks": [{"check": "a", "state": "ok", "text": "b"}], "failures": 0}'),

@@ -32,7 +32,7 @@ NAMES = [
     ),
     *("labels.npy", "wandb", "photograph.png8", "photograph.palette", "photograph.png16"),
     *("photograph.jpeg", "photograph.cmyk", "photograph.webp", "photograph.webp-alpha"),
-    *("photograph.tiff", "photograph.bigtiff", "rayjob", "pods", "events"),
+    *("photograph.tiff", "photograph.bigtiff", "rayjob", "pods", "events", "result"),
 ]
 FEW, MANY = 15, int(os.environ.get("ERA_FUZZ_EXAMPLES", "100"))
 
