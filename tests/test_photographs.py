@@ -8,6 +8,7 @@ import os
 import re
 import struct
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -612,6 +613,21 @@ def test_memory_is_planned_from_the_header() -> None:
         plan(phone, 10**8, config, 1.0, False, False)
     usual = plan(Size(3000, 4000, 3, 1), 10**7, config, 3.0, False, False)
     assert usual.max_pixels == int(2e9 / 808)  # two thirds: the photograph itself needs little
+
+
+@pytest.mark.full
+def test_a_process_takes_no_more_memory_than_was_promised(tmp_path: Path) -> None:
+    """A photograph in many tiles: the peak of a real process, and the network's share of it."""
+    image = np.tile(picture(96, 128), (8, 10, 1))
+    (tmp_path / "a.jpg").write_bytes(coded("JPEG", image, quality=95))
+    command = [sys.executable, "-m", "pipeline", "restore", "a.jpg", "--out", "out"]
+    command += ["--checkpoint", "tiny", "--memory", "0.5"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert usage.ru_maxrss * 1024 < (0.65 + 0.5) * 1e9
 
 
 def test_a_bomb_is_refused_by_its_header() -> None:

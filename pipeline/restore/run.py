@@ -23,7 +23,13 @@ from pipeline.case import Case
 from pipeline.checkpoint import LoadedModel, load_model, resolve, shipped_models
 from pipeline.errors import UserError
 from pipeline.images import codecs, encode_png, from_float, to_float
-from pipeline.inference import GRID, pixels_for, radius_of, restore_array
+from pipeline.inference import (
+    GRID,
+    pixels_for,
+    radius_of,
+    restore_array,
+    return_memory_at_once,
+)
 from pipeline.parallel_map import parallel_map
 from pipeline.progress import track
 from pipeline.report import false_colours, tile
@@ -40,6 +46,7 @@ BEYOND_SHARE = 0.05
 WIDE, WIDE_HALVED = 0.4, 0.375
 AUTO = 0.0  # a working scale: the largest of these at which the model knows the blur
 AUTO_SCALES = (1.0, 0.5, 0.25)
+TIGHT_GB = 2.0  # below it the tiles are so small that the allocator's reserves count
 _opening = threading.Lock()
 
 
@@ -83,7 +90,7 @@ def restore(
         checkpoint: see `pipeline.checkpoint.resolve`.
         working_scale: less than 1 for blur beyond the range that the model knows; ``auto``: 1,
             0.5 or 0.25 for each photograph, the largest at which the model knows its blur.
-        memory_gb: about how much memory one photograph may take, beside the program's own half
+        memory_gb: about how much memory one photograph may take, beside the program's own 0.65
             GB; the network gets at most two thirds of it, which decides the tiles.
         compare: also write ``NAME.compare.png``, blurred beside restored.
         maps: also write ``NAME.radius.png``, ``NAME.weights.png`` and ``NAME.error.png``.
@@ -175,6 +182,8 @@ def _check_one(job: RestoreJob) -> _Done:
 
 
 def _restore_one(job: RestoreJob) -> _Done:
+    if job.memory_gb < TIGHT_GB:
+        return_memory_at_once()
     try:
         data, space = _read(job)
         photo = decode_photo(data, storage.name_of(job.input))
