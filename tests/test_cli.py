@@ -19,6 +19,7 @@ from conftest import S3Server
 
 from pipeline import storage
 from pipeline.cli import main
+from pipeline.cli.common import _Formatter
 from pipeline.cli.edge import conclude
 
 PREPROCESS = ["preprocess", "--dataset", "dpdd", "--source", "{tmp}/empty", "--dest", "{tmp}/x"]
@@ -216,6 +217,11 @@ def small_runs(tmp_path: Path) -> Path:
     (step / META).write_bytes(meta)
     write_commit(str(step), 1, {"val/psnr": 20.0}, {META: fingerprint(meta)})
     return tmp_path / "runs"
+
+
+def test_a_file_name_cannot_make_a_line_of_its_own() -> None:
+    record = logging.makeLogRecord({"msg": "bad: %s", "args": ("a\n12:00:00 all is well\x1b[2J",)})
+    assert _Formatter().format(record) == "bad: a\\n12:00:00 all is well\\x1b[2J"
 
 
 def test_a_password_in_an_option_is_not_repeated(small_runs: Path) -> None:

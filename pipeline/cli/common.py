@@ -80,7 +80,8 @@ class _Formatter(logging.Formatter):
     """Lines without secrets, terminal controls or anything that cannot be encoded."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(masked(super().format(record)))
+        # A line feed, from a file's name for example, must not look like another record.
+        return printable(masked(super().format(record))).replace("\n", "\\n")
 
 
 def _public(value: Any) -> Any:
