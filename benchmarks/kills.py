@@ -341,7 +341,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sweeps", type=int, default=2)
     parser.add_argument("--seed", default="0")
     parser.add_argument("--minutes", type=float, default=60.0, help="no new run after these")
-    parser.add_argument("--folder", type=Path, help="keep all here; the same command goes on")
+    parser.add_argument("--folder", type=Path, help="keep all here; the same command resumes it")
     return parser.parse_args()
 
 

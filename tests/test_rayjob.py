@@ -345,7 +345,7 @@ def test_a_queued_or_suspended_rayjob_is_waited_for(
     Operator(api, *states, new=False, after=lambda: "Suspended" in caplog.text)
     with caplog.at_level("INFO", "era"):
         assert run(wanted)[0].exit_code == 0
-    assert ("goes on after `kubectl -n era patch rayjob" in caplog.text) is (overlay == "base")
+    assert ("continues after `kubectl -n era patch rayjob" in caplog.text) is (overlay == "base")
 
 
 def test_a_head_whose_node_is_gone_is_given_up(
@@ -496,7 +496,7 @@ def test_leaving_says_what_becomes_of_the_rayjob(
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert ("era-tiny" in api.jobs) is not bool(option)
-    assert ("is being deleted" if option else "goes on: the same command follows it") in err
+    assert ("is being deleted" if option else "continues: the same command follows it") in err
 
 
 def test_exit_codes_are_read_in_rays_own_words() -> None:

@@ -269,7 +269,7 @@ def test_ctrl_c_leaves_the_job_and_the_same_command_finds_it(
     first.send_signal(signal.SIGINT)
     _, err = first.communicate(timeout=60)
     assert first.returncode == 130
-    assert f"job {job} goes on without us" in err
+    assert f"job {job} continues without this command" in err
     found = ask(server, job)
     assert found["status"] == "RUNNING"
     assert found["runtime_env"]["env_vars"]["ERA_WORD"].startswith("a-word")

@@ -196,7 +196,9 @@ def _part_from(client: Any, job: str, options: RayOptions) -> None:
     stop = f"ray job stop --address {options.address} {job}"
     if not options.stop_on_exit:
         log.warning(
-            "job %s goes on without us: the same command follows it, `%s` ends it", job, stop
+            "job %s continues without this command: the same command follows it, `%s` ends it",
+            job,
+            stop,
         )
         return
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # supervisors send it twice; Ctrl-C still ends us
@@ -211,4 +213,4 @@ def _part_from(client: Any, job: str, options: RayOptions) -> None:
     except (RuntimeError, OSError):  # a wait that ended too
         log.warning("job %s may still run: the cluster doesn't answer; `%s` ends it", job, stop)
         return
-    log.warning("job %s is stopped; the same command goes on with its work", job)
+    log.warning("job %s is stopped; the same command resumes its work", job)

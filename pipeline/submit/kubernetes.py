@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
 from pipeline.border import validated
+from pipeline.cluster.waiting import wait_for
 from pipeline.errors import UserError
 from pipeline.submit.answers import Found
 from pipeline.submit.command import Outcome
@@ -69,7 +69,7 @@ def submit_to_kubernetes(
             log.warning("RayJob %s is being deleted; the same command continues later", job.name)
         else:
             log.warning(
-                "RayJob %s goes on: the same command follows it, `%s` ends it", job.name, delete
+                "RayJob %s continues: the same command follows it, `%s` ends it", job.name, delete
             )
         raise
 
@@ -80,17 +80,16 @@ def _start(job: RayJob, rayjob: dict[str, Any], lost: bool = False) -> None:
     One that runs is only followed.
     """
     before = job.read()
-    if before and before.metadata.deletion_timestamp:
+    if _is_going(before):
         log.info("RayJob %s of an earlier try is being deleted; waiting until it is gone", job.name)
-        deadline = time.monotonic() + DELETION_SECONDS
-        while before and before.metadata.deletion_timestamp:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"RayJob {job.name}: its deletion has not ended in {DELETION_SECONDS:.0f} s; "
-                    f"see `kubectl -n {job.namespace} describe rayjob {job.name}`"
-                )
-            time.sleep(1)
-            before = job.read()
+        try:
+            wait_for(lambda: not _is_going(job.read()), "its end", DELETION_SECONDS, pause=1)
+        except TimeoutError:
+            raise UserError(
+                f"RayJob {job.name}: its deletion has not ended in {DELETION_SECONDS:.0f} s; "
+                f"see `kubectl -n {job.namespace} describe rayjob {job.name}`"
+            ) from None
+        before = job.read()
     over = lost or not before or state_of(before) in (*OVER, INVALID)
     if before and not over:
         if others := _differences(before, rayjob):
@@ -105,6 +104,10 @@ def _start(job: RayJob, rayjob: dict[str, Any], lost: bool = False) -> None:
         job.kubectl("delete", "rayjob", job.name, "--wait=true", "--timeout=110s")
     job.kubectl("apply", "-f", "-", given=json.dumps(_supported(job, rayjob)))
     log.info("RayJob %s applied in namespace %s", job.name, job.namespace)
+
+
+def _is_going(found: Found | None) -> bool:
+    return found is not None and bool(found.metadata.deletion_timestamp)
 
 
 def _differences(running: Found, manifest: dict[str, Any]) -> list[str]:

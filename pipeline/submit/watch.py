@@ -112,7 +112,7 @@ def _described(job: RayJob, rayjob: Found) -> str:
     if state == "Suspended" and not rayjob.metadata.labels.get(QUEUE):
         resume = '{"spec":{"suspend":false}}'
         patch = f"kubectl -n {job.namespace} patch rayjob {job.name} --type=merge -p '{resume}'"
-        return f"{state}; its pods save and go; it goes on after `{patch}`"
+        return f"{state}; its pods save and end; it continues after `{patch}`"
     return state
 
 

@@ -63,7 +63,7 @@ def run_attempt(
             try:
                 _Watch(config, channel, signals, display).until_ended(thread)
             except TimeoutError as error:
-                raise UserError(f"run {run_url}: {error}; the same command goes on") from None
+                raise UserError(f"run {run_url}: {error}; the same command resumes it") from None
     if signals.received:
         raise Stopped(signals.name)
     if outcome.error is not None:

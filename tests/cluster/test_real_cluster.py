@@ -89,7 +89,7 @@ def test_a_suspended_rayjob_saves_and_goes_on(submit: Submit, bucket: dict[str, 
     one.trains()
     head = one.pod("head")
     patch(one, '{"spec": {"suspend": true}}')
-    one.until("Suspended; its pods save and go")
+    one.until("Suspended; its pods save and end")
     kubectl("wait", head, "--for=delete", "--timeout=300s", check=False)
     (saved,) = checkpoints(bucket, one)
     patch(one, '{"spec": {"suspend": false}}')
