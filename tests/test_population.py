@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,44 @@ def test_a_trial_goes_on_from_the_better_ones_weights(
     assert again.start(1).point == exchange.point
     record = read_record(url)
     assert record is not None and record.point == exchange.point
+
+
+def test_what_was_decided_without_a_trial_is_not_decided_again(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    """One that failed before an exchange and is tried again takes part in the next one only."""
+    ledger = a_population(tiny_data, tmp_path)
+    shutil.rmtree(f"{ledger.trial_url(1)}/checkpoints")
+    ledger = Ledger(ledger.url, ledger.sweep)
+    ledger.fail(1, 2, True, "no luck")
+    population = Population(Ledger(ledger.url, ledger.sweep))
+    assert population.ledger.until == 4
+    assert population.advance()  # the other goes on
+    assert population.ledger.until == 0
+    held = read_round(ledger.url, ledger.sweep, 4)
+    assert held is not None and (list(held.scores), held.exchanges) == (["trial-000"], [])
+    again = Population(Ledger(ledger.url, ledger.sweep, retry_failed=True))
+    assert again.advance() and again.ledger.unfinished() == [1]
+    assert read_round(ledger.url, ledger.sweep, 4) == held
+
+
+def test_a_curve_that_cannot_be_read_makes_no_trial_the_worst(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    ledger = a_population(tiny_data, tmp_path)
+    Path(f"{ledger.trial_url(0)}/metrics.jsonl").write_bytes(b"\xff{")
+    population = Population(Ledger(ledger.url, ledger.sweep))
+    population.advance()
+    assert population.rounds[0].scores == {"trial-000": 25.0, "trial-001": 24.0}
+
+
+def test_trials_end_where_their_configuration_says(tmp_path: Path) -> None:
+    """Steps may be searched for, where there are no exchanges."""
+    ledger = ledger_of(tmp_path)
+    Population(ledger)
+    point = {**ledger.start(0).point, "train.steps": 20}
+    config = trial_config(ledger.sweep, 0, point, until=ledger.until)
+    assert (config.train.steps, config.debug.stop_at) == (20, 0)
 
 
 def test_values_are_the_configurations_not_the_checkpoints(tiny_data: Path, tmp_path: Path) -> None:

@@ -98,6 +98,24 @@ def test_the_newest_attempt_owns_the_run(tmp_path: Path) -> None:
     assert CheckpointStore(url).folder.steps() == [1]
 
 
+def test_each_group_of_workers_has_an_attempt_until_another_command_begins(tmp_path: Path) -> None:
+    """Also where what was known of the groups is lost, as when an actor restarts."""
+    folder, config = RunFolder(str(tmp_path)), load_train_config("tiny")
+    command = folder.begin_attempt(config, None)
+    assert folder.begin_group(config, None, command, first=True) == command
+    groups = [command]
+    for first in (False, False, True):
+        groups.append(folder.begin_group(config, 1, command, first))
+        folder.require_owner(groups[-1])
+        for earlier in groups[:-1]:
+            with pytest.raises(UserError, match="has taken it over"):
+                folder.require_owner(earlier)
+    assert len(set(groups)) == 4
+    folder.begin_attempt(config, 1)
+    with pytest.raises(UserError, match="attempt 5 has taken it over"):
+        folder.begin_group(config, 1, command, first=False)
+
+
 def run(monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., None], contacts: int) -> None:
     """One attempt whose trainer, workers and cluster are replaced."""
     report = Report([], contacts)

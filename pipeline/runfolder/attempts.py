@@ -22,11 +22,14 @@ _NAME = re.compile(r"([0-9]{4,9})-([0-9a-f]{16})\.json")
 Key = tuple[int, str]  # number and id; the greatest owns the run
 
 
-def begin_attempt(run_url: str, config: TrainConfig, resumed_from: int | None) -> str:
+def begin_attempt(
+    run_url: str, config: TrainConfig, resumed_from: int | None, within: str = ""
+) -> str:
     """Record that an attempt begins.
 
     Args:
         resumed_from: step of the checkpoint that it starts from.
+        within: the attempt of the command, where a later group of its workers begins this one.
 
     Returns:
         Its id, `NNNN-ID`, which makes it the run's owner.
@@ -38,6 +41,7 @@ def begin_attempt(run_url: str, config: TrainConfig, resumed_from: int | None) -
         "workers": config.scaling.workers.to_plain(),
         "resumed_from": resumed_from,
         "free": free_part(config),
+        **({"within": within} if within else {}),
     }
     number = 0
     while True:  # until no other attempt that began at the same time has this number
@@ -53,6 +57,31 @@ def begin_attempt(run_url: str, config: TrainConfig, resumed_from: int | None) -
     return f"{number:04d}-{identity}"
 
 
+def begin_group(
+    run_url: str, config: TrainConfig, resumed_from: int | None, attempt: str, first: bool
+) -> str:
+    """Return the attempt of a group of workers: the command's, or one of its own within that.
+
+    Ray replaces a group by a larger one, or one whose node is taken away, as often as need be, and
+    rank 0 of the group before may still be writing.
+
+    Args:
+        attempt: the command's. first: whether the group is the first, as far as is known.
+
+    Raises:
+        UserError: if another command has taken the run over.
+    """
+    newest = max(_keys(run_url), default=attempt_key(attempt))
+    if newest > attempt_key(attempt):
+        url = _url(run_url, newest)
+        lines = parse_lines(storage.read_text(url).replace("\n", " "), url)
+        if [line.get("within") for line in lines] != [attempt]:
+            raise _taken_over(run_url, newest)
+    elif first:
+        return attempt
+    return begin_attempt(run_url, config, resumed_from, attempt)
+
+
 def require_owner(run_url: str, owner: str) -> None:
     """Refuse to continue where a newer attempt has begun.
 
@@ -64,10 +93,14 @@ def require_owner(run_url: str, owner: str) -> None:
     """
     newest = max(_keys(run_url), default=(0, ""))
     if newest > attempt_key(owner):
-        raise UserError(
-            f"run {run_url}: attempt {newest[0]} has taken it over since; this one "
-            "stops. Train under another run.name to have two runs"
-        )
+        raise _taken_over(run_url, newest)
+
+
+def _taken_over(run_url: str, newest: Key) -> UserError:
+    return UserError(
+        f"run {run_url}: attempt {newest[0]} has taken it over since; this one stops. Train under "
+        "another run.name to have two runs"
+    )
 
 
 def attempt_key(attempt: str) -> Key:

@@ -11,7 +11,7 @@ from itertools import groupby
 from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.errors import DamagedError, UserError
-from pipeline.runfolder.attempts import attempt_key, begin_attempt, require_owner
+from pipeline.runfolder.attempts import attempt_key, begin_attempt, begin_group, require_owner
 from pipeline.runfolder.checkpoint import Checkpoint
 from pipeline.runfolder.commit import Commit, is_count, read_commit, read_object
 from pipeline.runfolder.frozen import freeze
@@ -66,6 +66,12 @@ class RunFolder:
     def begin_attempt(self, config: TrainConfig, resumed_from: int | None) -> str:
         """Record that an attempt begins; return its id, which makes it the owner."""
         return begin_attempt(self.url, config, resumed_from)
+
+    def begin_group(
+        self, config: TrainConfig, resumed_from: int | None, attempt: str, first: bool
+    ) -> str:
+        """The attempt of a group of workers of the command that has begun `attempt`."""
+        return begin_group(self.url, config, resumed_from, attempt, first)
 
     def require_owner(self, attempt: str) -> None:
         """Raise a `UserError` where a newer attempt has taken the run over."""

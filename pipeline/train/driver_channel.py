@@ -47,7 +47,7 @@ class ChannelActor:
         self.with_driver = 0  # events that the driver has taken and not yet dealt with
 
     def enter(self) -> bool:
-        """Note that a group of workers begins; return whether it is the first."""
+        """Note that a group of workers begins; return whether it is the first since a restart."""
         self.groups += 1
         return self.groups == 1
 
@@ -100,7 +100,7 @@ class DriverChannel:
         self.stopping = False
 
     def first_group(self) -> bool:
-        """Whether no group of workers has begun before; to be asked once."""
+        """Whether no group of workers is known to have begun before; to be asked once."""
         import ray
 
         return bool(ray.get(self.actor.enter.remote()))

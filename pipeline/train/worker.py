@@ -79,15 +79,9 @@ class Worker:
         self.spool.cleanup()
 
     def _attempt(self, begun: str) -> str:
-        """The attempt of this group of workers: the one that has begun, or one of its own.
-
-        Ray replaces a group by a larger one, and rank 0 of the smaller one may still be writing.
-        """
-        if self.channel.first_group():
-            return begun
-        folder = RunFolder(self.run_url)
-        folder.require_owner(begun)
-        return folder.begin_attempt(self.config, max(folder.steps(), default=None))
+        """The attempt of this group of workers: the command's, or one of its own."""
+        folder, first = RunFolder(self.run_url), self.channel.first_group()
+        return folder.begin_group(self.config, max(folder.steps(), default=None), begun, first)
 
     def _require_owner(self) -> None:
         self.store.folder.require_owner(self.owner)

@@ -28,6 +28,7 @@ class Ledger:
     def __init__(self, url: str, sweep: SweepConfig, retry_failed: bool = False) -> None:
         self.url, self.sweep, self.retry_failed = url, sweep, retry_failed
         self.names: dict[int, str] = {}  # of the runs of trials that have taken over another's
+        self.until = 0  # the step at which trials end for now; 0: at their last
         self.maximise = higher_is_better(sweep.metric)
         training = sweep.training()
         self.last_step = min(training.debug.stop_at or training.train.steps, training.train.steps)
@@ -70,9 +71,9 @@ class Ledger:
         return record is not None and record.stopped_at > 0
 
     def failed(self) -> dict[str, tuple[Point, str]]:
-        """The trials that failed for good: name -> point, error."""
+        """The trials that failed for good: name of the run -> point, error."""
         return {
-            trial_name(index): (record.point, record.error)
+            self.run_name(index): (record.point, record.error)
             for index, record in sorted(self.records.items())
             if record.failed and not self.finished(index)
         }

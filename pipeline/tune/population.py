@@ -77,7 +77,7 @@ class Population:
         self.ledger, every = ledger, exchange_every(ledger.sweep)
         self.ends = [*range(every, ledger.last_step, every)] if every else []
         self.ends.append(ledger.last_step)
-        ledger.last_step = self.ends[0]
+        self._go_to_next()
         self.rounds: list[Round] = []  # those that have been held
 
     def advance(self) -> bool:
@@ -88,13 +88,17 @@ class Population:
         """
         while not self.ledger.unfinished() and len(self.ends) > 1:
             self._exchange(self.ends.pop(0))
-            self.ledger.last_step = self.ends[0]
+            self._go_to_next()
         return bool(self.ledger.unfinished())
+
+    def _go_to_next(self) -> None:
+        self.ledger.last_step = self.ends[0]
+        self.ledger.until = self.ends[0] if len(self.ends) > 1 else 0
 
     def _exchange(self, step: int) -> None:
         members = [i for i in range(len(self.ledger)) if self.ledger.finished(i)]
         found = read_round(self.ledger.url, self.ledger.sweep, step)
-        if found is None and len(members) > 1:
+        if found is None and members:
             found = self._decide(step, members)
             text = json.dumps(asdict(found), indent=1) + "\n"
             url = _round_url(self.ledger.url, step)
@@ -105,10 +109,19 @@ class Population:
 
     def _decide(self, step: int, members: list[int]) -> Round:
         ledger, sweep = self.ledger, self.ledger.sweep
-        scores = {i: results_of(Run(ledger.trial_url(i)), sweep.metric).get(step) for i in members}
+        scores = {i: _score(ledger.trial_url(i), sweep.metric, step) for i in members}
         points = {i: ledger.start(i).point for i in members}
         exchanges = decide(sweep.space, sweep.seed, step, scores, points, ledger.maximise)
         return Round(step, {trial_name(i): score for i, score in scores.items()}, exchanges)
+
+
+def _score(url: str, metric: str, step: int) -> float | None:
+    """A trial's metric at a step; from the step's checkpoint where the curve cannot be read."""
+    found = results_of(Run(url), metric).get(step)
+    latest = RunFolder(url).latest()
+    if found is None and latest is not None and latest.step == step:
+        return latest.metrics.get(metric)
+    return found
 
 
 def exchange_every(sweep: SweepConfig) -> int:

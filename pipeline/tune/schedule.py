@@ -56,7 +56,7 @@ class Unfinished(Searcher):
         self.running.add(trial_id)
         index = self.waiting.pop(0)
         self.ledger.start(index)
-        return {INDEX: index, RUN: self.ledger.run_name(index), UNTIL: self.ledger.last_step}
+        return {INDEX: index, RUN: self.ledger.run_name(index), UNTIL: self.ledger.until}
 
     def on_trial_complete(self, trial_id: str, *_: Any, **__: Any) -> None:
         """Make room for the next; results arrive through the scheduler."""

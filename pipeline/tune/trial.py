@@ -14,7 +14,7 @@ from pipeline.runs.search import Run
 from pipeline.train import train
 from pipeline.train.driver_channel import Event
 from pipeline.train.failures import root_cause
-from pipeline.tune.config import MOST, STOPPING, SweepConfig
+from pipeline.tune.config import STOPPING, SweepConfig
 from pipeline.tune.record import read_record
 from pipeline.tune.space import Point, grid, overrides_of, random_points, sizes
 
@@ -45,16 +45,17 @@ def trial_name(index: int) -> str:
 
 
 def trial_config(
-    sweep: SweepConfig, index: int, point: Point, name: str = "", until: int = MOST
+    sweep: SweepConfig, index: int, point: Point, name: str = "", until: int = 0
 ) -> TrainConfig:
     """The training configuration of a trial: `<run.root>/<run.name>/<trial>/`.
 
     Args:
-        name: of its run, where it is not the trial's. until: the step at which it ends for now.
+        name: of its run, where it is not the trial's.
+        until: the step at which it ends for now; 0: the last.
     """
     config = sweep.training(overrides_of(point))
     root = storage.absolute(storage.join(config.run.root, config.run.name))
-    stop_at = until if until < config.train.steps else config.debug.stop_at
+    stop_at = until if 0 < until < config.train.steps else config.debug.stop_at
     group = config.tracking.group or config.run.name
     return replace(
         config,
