@@ -814,6 +814,39 @@ def test_jpeg_xl_keeps_its_depth(channels: int, dtype: type) -> None:
     assert np.array_equal(decode_any(imagecodecs.jpegxl_encode(image, lossless=True), "a"), image)
 
 
+@pytest.mark.parametrize("container", [False, True])
+@pytest.mark.parametrize("bits", [1, 5, 8, 9, 10, 12, 15, 16])
+def test_jpeg_xl_of_any_depth_is_scaled(bits: int, container: bool) -> None:
+    """Pillow's plugin gives 8 bits at full scale."""
+    import imagecodecs
+
+    dtype = np.uint8 if bits <= 8 else np.uint16
+    image = np.rint(picture() / 255 * (2**bits - 1)).astype(dtype)
+    options: dict[str, Any] = {"lossless": True, "bitspersample": bits, "usecontainer": container}
+    source = imagecodecs.jpegxl_encode(image, **options)
+    rgb = decode_any(source, "a.jxl")
+    assert rgb.dtype == dtype
+    error = np.abs(rgb / np.iinfo(dtype).max - image / (2**bits - 1)).max()
+    assert error < (1 / 500 if bits < 8 else 1 / 60000)
+    seen = np.asarray(opened(source).convert("RGB")).astype(float)
+    assert np.abs(seen - rgb / (np.iinfo(dtype).max / 255)).max() <= 1
+
+
+def test_jpeg_xl_of_floating_point_is_refused_and_an_animation_said() -> None:
+    import imagecodecs
+
+    floats = imagecodecs.jpegxl_encode((picture() / 255).astype(np.float32), lossless=True)
+    with pytest.raises(UserError, match="float32"):
+        decode_photo(floats, "a.jxl")
+    frames = np.stack([picture(), picture()[::-1]])
+    source = imagecodecs.jpegxl_encode(frames, lossless=True, photometric="rgb", planar=False)
+    photo = decode_photo(source, "a.jxl")
+    assert np.array_equal(photo.rgb, picture())
+    assert "only the first picture of its animation" in photo.notes[1]
+    still = imagecodecs.jpegxl_encode(picture(), lossless=True)
+    assert len(decode_photo(still, "a.jxl").notes) == 1
+
+
 def test_colours_of_hdr_without_a_profile_come_back() -> None:
     import imagecodecs
 

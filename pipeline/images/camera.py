@@ -15,9 +15,10 @@ import numpy as np
 
 from pipeline.arrays import Image
 from pipeline.errors import UserError
+from pipeline.images import jpeg_xl
 from pipeline.images.ifd import read_exif, with_orientation
 from pipeline.images.png import CICP_GAMMAS, HDR_CICP
-from pipeline.images.raster import Raster, Size, open_with_pillow
+from pipeline.images.raster import Raster, Size, full_scale, open_with_pillow
 
 PLUGINS = {"HEIF": "pillow_heif", "JPEG XL": "pillow_jxl", "RAW": "rawpy"}
 WRITTEN = "is read only; its restored form is a PNG"
@@ -129,9 +130,15 @@ def _jpeg_xl(data: bytes) -> Raster:
     import imagecodecs
 
     with open_with_pillow(data) as file:
-        icc, count = file.info.get("icc_profile") or b"", int(getattr(file, "n_frames", 1))
-    pixels = imagecodecs.jpegxl_decode(data, index=0)
-    return _raster("JPEG XL", data, pixels, 1, icc, count)
+        icc = file.info.get("icc_profile") or b""
+    header = jpeg_xl.read_header(data)
+    pixels = imagecodecs.jpegxl_decode(data, index=0)  # its numbers have the codestream's depth
+    if header.bits:
+        pixels = full_scale(pixels, header.bits)
+    raster = _raster("JPEG XL", data, pixels, 1, icc, 1)
+    if header.animated:
+        raster.notes.append("only the first picture of its animation is restored")
+    return raster
 
 
 def _avif(data: bytes) -> Raster:
@@ -143,8 +150,7 @@ def _avif(data: bytes) -> Raster:
         pixels = np.asarray(file.convert(mode))
         info, count = dict(file.info), int(getattr(file, "n_frames", 1))
     if (depth := _avif_depth(data)) > 8:
-        deep = imagecodecs.avif_decode(data, index=0)
-        pixels = (deep.astype(np.uint32) * 65535 // (2**depth - 1)).astype(np.uint16)
+        pixels = full_scale(imagecodecs.avif_decode(data, index=0), depth)
     turn = read_exif(info.get("exif") or b"").orientation
     return _raster("AVIF", data, pixels, turn, info.get("icc_profile") or b"", count)
 
@@ -166,32 +172,12 @@ def _info(kind: str, data: bytes) -> dict[str, Any]:
     if kind == "JPEG XL":
         with open_with_pillow(data) as file:
             profile = file.info.get("icc_profile")
-        found = _boxes(data)
+        found = jpeg_xl.boxes(data)
         exif = re.search(rb"(?s)(?:II\*\0|MM\0\*).*", found.get("Exif", b""))
         block = exif.group() if exif else b""  # behind an offset, which some writers leave out
         return {"icc_profile": profile, "exif": block, "xmp": found.get("xml ")}
     with open_with_pillow(data) as opened:
         return {str(key): value for key, value in opened.info.items()}
-
-
-def _boxes(data: bytes) -> dict[str, bytes]:
-    """The boxes of a JPEG XL container by their types, those packed by Brotli unpacked."""
-    import imagecodecs
-
-    found: dict[str, bytes] = {}
-    place = 0 if data[4:8] == b"JXL " else len(data)
-    while place + 8 <= len(data):
-        size, kind = struct.unpack_from(">I4s", data, place)
-        head = 16 if size == 1 else 8
-        if size == 1:
-            (size,) = struct.unpack_from(">Q", data, place + 8)
-        end = place + max(size, head) if size else len(data)
-        body = data[place + head : end]
-        if kind == b"brob":
-            kind, body = body[:4], bytes(imagecodecs.brotli_decode(body[4:]))
-        found.setdefault(kind.decode("latin-1"), body)
-        place = end
-    return found
 
 
 def _exif_of_raw(data: bytes) -> bytes:

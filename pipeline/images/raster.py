@@ -6,6 +6,8 @@ import io
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pipeline.arrays import Image
 
 
@@ -41,6 +43,15 @@ class Raster:
     icc: bytes = b""
     transfer: float | None = None
     notes: list[str] = field(default_factory=list)
+
+
+def full_scale(pixels: Image, bits: int) -> Image:
+    """Values from 0 to 2^bits - 1 spread over 8 or, of more bits, over 16."""
+    dtype: Any = np.uint8 if bits <= 8 else np.uint16
+    most, full = 2**bits - 1, int(np.iinfo(dtype).max)
+    if most == full or bits > 16:  # more bits are refused with the type
+        return pixels
+    return ((pixels.astype(np.uint32) * full + most // 2) // most).astype(dtype)
 
 
 def open_with_pillow(data: bytes) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.arrays import Image
 from pipeline.errors import UserError
 from pipeline.images import ifd
-from pipeline.images.raster import Raster, Size
+from pipeline.images.raster import Raster, Size, full_scale
 
 # Tags of how pixels are stored: the new file's count, and the old one's are left out.
 STORAGE_TAGS = {254, 255, *range(256, 260), *range(262, 267), 273, *range(277, 282), 284, 288, 289}
@@ -167,7 +167,7 @@ def _pixels(page: Any, name: str) -> tuple[Image, list[str]]:
         raise UserError(f"{name}: {pixels.dtype} of shape {pixels.shape} is not supported")
     pixels = np.ascontiguousarray(pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
     if bits not in (8, 16):
-        pixels = _full_scale(pixels, bits)
+        pixels = full_scale(pixels, bits)
         notes.append(f"its {bits} bits per channel are written as 16")
     if colours == "miniswhite":
         pixels = _inverted(pixels)
@@ -176,12 +176,6 @@ def _pixels(page: Any, name: str) -> tuple[Image, list[str]]:
             pixels = _rgb_of_ycbcr(pixels, page, name)
         notes.append("its colours are YCbCr; it is written as RGB")
     return pixels, notes
-
-
-def _full_scale(pixels: Image, bits: int) -> Image:
-    """Values from 0 to 2^bits - 1 spread over 16 bits."""
-    most = 2**bits - 1
-    return ((pixels.astype(np.uint32) * 65535 + most // 2) // most).astype(np.uint16)
 
 
 def _rgb_of_ycbcr(pixels: Image, page: Any, name: str) -> Image:
