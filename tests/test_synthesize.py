@@ -203,6 +203,19 @@ def test_an_aperture_is_upside_down_before_the_focus() -> None:
     assert 0.3 < np.count_nonzero(behind) / np.count_nonzero(inside) < 0.95
 
 
+def test_mixed_psfs_have_an_aperture_each() -> None:
+    photos = load_photos("bundled", (64, 64))["train"]
+    camera = Camera(frozenset(["aperture"]), "a/0")
+    found = {}
+    for mixed in (False, True):
+        scene = draw_scene(np.random.default_rng(3), photos, (64, 64), 5.0, mixed)
+        assert len(scene.surfaces) >= 2
+        found[mixed] = [s.psf for s in camera._before_the_lens(scene).surfaces]
+        assert all(isinstance(aperture, Aperture) for aperture in found[mixed])
+    assert {*found[False]} == {found[True][0]}  # the one that is drawn first
+    assert len({*found[True]}) == len(found[True])
+
+
 def test_effects_are_documented() -> None:
     docs = Path(__file__).parents[1] / "docs"
     guide, options = (docs / "own-data.md").read_text(), (docs / "commands.md").read_text()

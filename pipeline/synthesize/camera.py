@@ -107,9 +107,9 @@ class Camera:
             level = float(rng.uniform(0.4, 0.8))
             surfaces = [surfaces[0], *(_outlined(s, level) for s in surfaces[1:])]
         if (rng := self.draws("aperture")) is not None:
-            blades, turn = int(rng.integers(5, 10)), float(rng.uniform(0, 2 * np.pi))
-            eye = float(rng.uniform(0, 0.8)) if rng.uniform() < 0.35 else 0.0
-            surfaces = [replace(s, psf=Aperture(blades, turn, eye)) for s in surfaces]
+            # One for each kind of PSF: for the whole scene, unless the kinds are mixed.
+            drawn = {kind: _aperture(rng) for kind in dict.fromkeys(s.psf for s in surfaces)}
+            surfaces = [replace(s, psf=drawn[s.psf]) for s in surfaces]
         return replace(scene, surfaces=surfaces)
 
     def _on_light(self, blur: Image, sharp: Image, radius: Image) -> tuple[Image, Image, Image]:
@@ -141,6 +141,11 @@ class Camera:
             for _ in range(1 + (rng.uniform() < 0.2)):
                 blur = _jpeg(blur, int(rng.integers(60, 101)), bool(rng.uniform() < 0.6))
         return Rendered(blur, sharp, radius)
+
+
+def _aperture(rng: np.random.Generator) -> Aperture:
+    blades, turn = int(rng.integers(5, 10)), float(rng.uniform(0, 2 * np.pi))
+    return Aperture(blades, turn, float(rng.uniform(0, 0.8)) if rng.uniform() < 0.35 else 0.0)
 
 
 def _brightened(light: Image, gain: np.float32) -> Image:

@@ -59,6 +59,7 @@ def synthesize(
         "radius_max": radius_max,
         **({"mixed_psf": True} if mixed_psf else {}),
         **({"camera": sorted(effects)} if effects else {}),
+        **({"apertures": "of surfaces"} if mixed_psf and "aperture" in effects else {}),
         "photos": {split: [photo.name for photo in found] for split, found in by_split.items()},
     }
     _claim(dest, description)
