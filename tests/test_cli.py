@@ -204,6 +204,29 @@ def test_output_that_is_full_or_gone_is_told_by_the_exit_code(
         assert "[red]x" in done.stdout
 
 
+def test_what_threads_of_libraries_print_is_not_in_the_summary(tmp_path: Path) -> None:
+    """Ray prints what its nodes say until the process ends."""
+    (tmp_path / "say.py").write_text(
+        "import threading, time\n"
+        "from pipeline.cli import app, main\n"
+        "from pipeline.cli.common import JsonFlag, run_verb\n"
+        "def late():\n"
+        "    for _ in range(20):\n"
+        "        print('(raylet) a word', flush=True)\n"
+        "        time.sleep(0.02)\n"
+        "def work():\n"
+        "    threading.Thread(target=late).start()\n"
+        "    return {'name': 'x'}\n"
+        "def say(json: JsonFlag = False):\n"
+        "    run_verb(work, lambda summary: print(*summary), json)\n"
+        "app.command()(say)\n"
+        "main()\n"
+    )
+    done = shell("$SAY --json", tmp_path)
+    assert (done.returncode, done.stdout) == (0, '{"name": "x"}\n')
+    assert done.stderr.count("(raylet) a word") == 20
+
+
 @pytest.fixture
 def small_runs(tmp_path: Path) -> Path:
     """A run whose name looks like markup."""

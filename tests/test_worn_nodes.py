@@ -15,7 +15,13 @@ from small_run import assert_same_run, config_of
 from test_chain import start
 
 from pipeline.checkpoint import CheckpointStore
-from pipeline.cluster import Growth, require_resources, wait_for
+from pipeline.cluster import (
+    Growth,
+    place_coordinator,
+    require_resources,
+    wait_for,
+    withdraw_requests_of_dead_runs,
+)
 from pipeline.cluster.capacity import is_full
 from pipeline.errors import UserError
 from pipeline.runfolder import RunFolder
@@ -33,7 +39,10 @@ THREE_SLOW = THREE, "train.global_batch=24", "train.patch=[40]"
 def test_elastic_run_shrinks_and_grows_with_its_nodes(
     ray_nodes: Cluster, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A node is killed in mid-run and another one added: to the bit, nothing happened."""
+    """A node is killed in mid-run and another one added: to the bit, nothing happened.
+
+    What a run that was killed just before had asked for is not set aside for it any more.
+    """
     from ray.train import ScalingConfig
 
     strict = "train.deterministic=strict"
@@ -42,9 +51,15 @@ def test_elastic_run_shrinks_and_grows_with_its_nodes(
     monkeypatch.setattr("ray.train.ScalingConfig", soon)
     lines: list[str] = []
     done: list[str] = []
+    ask_for("train-killed", 6)
 
     def listen(event: Event) -> None:
         """Validations wait for this to return."""
+        if not lines:
+            assert "train-killed" not in requests()
+            ask_for("train-of-another", 0)
+            withdraw_requests_of_dead_runs()  # while a trainer is alive
+            assert "train-of-another" in requests()
         lines.append(event.line)
         if event.checkpoint and not done:
             done.append("killed")
@@ -140,6 +155,23 @@ def test_what_an_autoscaler_can_never_bring_is_refused(
     with pytest.raises(UserError, match="the autoscaler says that it can never have it"):
         train(config)
     assert time.monotonic() - began < 60
+
+
+def ask_for(name: str, processors: int) -> None:
+    """Ask Ray Train's coordinator as a run does; its name is what tells that a run asks."""
+    import ray
+
+    one: list[dict[str, float]] = [{"CPU": 1}]
+    asked = {"resources": one * processors, "expire_after_s": 180}
+    ray.get(place_coordinator().request_resources.remote(name, **asked))
+
+
+def requests() -> list[str]:
+    """Who has asked Ray Train's coordinator for resources."""
+    import ray
+
+    ref = place_coordinator().__ray_call__.remote(lambda actor: list(actor._ongoing_reqs))
+    return list(ray.get(ref))
 
 
 def workers() -> int:

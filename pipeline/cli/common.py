@@ -41,18 +41,21 @@ def run_verb(
             JSON does not have, become null.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    # To the end of the process: libraries print, from threads too; this is for the summary alone.
+    output, sys.stdout = sys.stdout, sys.stderr
     try:
-        with redirect_stdout(sys.stderr):  # libraries print; standard output is for the summary
-            summary = _public(work())
+        summary = _public(work())
     except BaseException as error:
         raise typer.Exit(conclude(error)) from None
     try:
         if as_json:
-            print(json.dumps(_finite(summary), allow_nan=False), flush=True)
+            print(json.dumps(_finite(summary), allow_nan=False), file=output, flush=True)
         else:
-            show(summary)
-            sys.stdout.flush()
+            with redirect_stdout(output):
+                show(summary)
+            output.flush()
     except OSError as error:
+        sys.stdout = output
         raise typer.Exit(output_failed(error)) from None
     if summary.get("incomplete"):
         raise typer.Exit(EXIT_USER)

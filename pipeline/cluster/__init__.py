@@ -5,6 +5,7 @@ set while a cluster starts, and restored afterwards.
 """
 
 from pipeline.cluster.capacity import Growth, per_worker, require_resources, room
+from pipeline.cluster.coordinator import place_coordinator, withdraw_requests_of_dead_runs
 from pipeline.cluster.jobs import job_client, no_address
 from pipeline.cluster.joining import address_of, has_cluster, join, work_in
 from pipeline.cluster.local import connected, local_cluster, on_loopback
@@ -25,9 +26,11 @@ __all__ = [
     "no_address",
     "on_loopback",
     "per_worker",
+    "place_coordinator",
     "release_orphans",
     "require_resources",
     "room",
     "wait_for",
+    "withdraw_requests_of_dead_runs",
     "work_in",
 ]

@@ -7,13 +7,14 @@ import math
 from typing import Any, TypeGuard
 
 from pipeline import storage
+from pipeline.border import BadInput, parse_json
 from pipeline.errors import UserError
 
 Line = dict[str, Any]
 
 
 def read_lines(url: str) -> list[Line]:
-    """The objects of a JSON-lines file; a missing file has none.
+    """The objects of a JSON-lines file; a missing file has none. NaN and Infinity become None.
 
     Raises:
         UserError: if a line is not a JSON object.
@@ -40,8 +41,8 @@ def parse_line(line: str, url: str) -> Line:
         UserError: if it is not a JSON object.
     """
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = parse_json(line.encode("utf-8", "surrogatepass"), url, nan_is_null=True)
+    except BadInput:
         value = None
     if not isinstance(value, dict):
         raise UserError(_damaged(url))

@@ -13,7 +13,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline.cluster import Growth, Wait, environment, on_loopback, release_orphans
+from pipeline.cluster import (
+    Growth,
+    Wait,
+    environment,
+    on_loopback,
+    release_orphans,
+    withdraw_requests_of_dead_runs,
+)
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
 from pipeline.errors import Stopped, UserError
@@ -84,6 +91,8 @@ def run_trainer(config: TrainConfig, payload: Payload, scratch: str, outcome: Ou
     workers: Any = least if least == most else (least, most)
     resources = {"CPU": config.scaling.cpus_per_worker, "GPU": int(config.scaling.gpu)}
     try:
+        if least < most:
+            withdraw_requests_of_dead_runs()
         with environment(**_settings(payload.preemptible)):
             DataParallelTrainer(
                 train_worker,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
-from pipeline.cluster import connected
+from pipeline.cluster import connected, place_coordinator
 from pipeline.cluster.process_state import environment
 from pipeline.config.check import worker_range
 from pipeline.errors import Stopped, UserError
@@ -81,6 +81,7 @@ def _run(sweep: SweepConfig, ledger: Ledger, population: Population) -> None:
         environment(**TUNE_SETTINGS),
     ):
         interrupts.channel = start_channel()
+        place_coordinator()  # trials, on nodes that come and go, would else create it there
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures: see Reporter
         while not interrupts.received:
             planner = Planner(sweep, len(ledger.unfinished()))

@@ -26,6 +26,8 @@ FOUND: dict[str, list[bytes]] = {
     "photograph.tiff": [_of_two_counts()],
     # Not too deep for the parser, but for what walked through it.
     "result": [b'{"a": ' + b"[" * 600 + b"]" * 600 + b"}"],
+    # A number that JSON does not have was passed on.
+    "attempts.jsonl": [b'{"attempt": NaN, "id": "00ff", "started": "2026-01-01", "workers": 1}\n'],
     # Aliases that a plain YAML loader expands: showing the run did not end.
     "config.yaml": [b"a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + b"".join(_NINE_TIMES)],
 }
