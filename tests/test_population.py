@@ -139,6 +139,19 @@ def test_a_trial_goes_on_from_the_better_ones_weights(
     assert record is not None and record.point == exchange.point
 
 
+def test_a_moved_trial_never_begins_with_random_weights(tiny_data: Path, tmp_path: Path) -> None:
+    ledger = a_population(tiny_data, tmp_path)
+    Population(ledger).advance()
+    url = ledger.trial_url(1)
+    (weights,) = Path(url).glob("checkpoints/*/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"trial-001-step-00000004: no sound checkpoint, and the"):
+        CheckpointStore(url).load_latest()
+    (source,) = Path(ledger.trial_url(0)).glob("checkpoints/*/model.safetensors")
+    source.write_bytes(source.read_bytes()[:-1])
+    assert CheckpointStore(ledger.trial_url(0)).load_latest() is None  # it can begin anew
+
+
 def test_what_was_decided_without_a_trial_is_not_decided_again(
     tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.checkpoint.prune import Pruner
-from pipeline.errors import DamagedError
+from pipeline.errors import DamagedError, UserError
 from pipeline.runfolder import (
     FORMAT,
     Checkpoint,
@@ -24,6 +24,7 @@ from pipeline.runfolder import (
 )
 from pipeline.runfolder.names import (
     CLAIM,
+    EXCHANGE,
     META,
     MODEL,
     RUN_FILES,
@@ -149,6 +150,8 @@ class CheckpointStore:
 
         Raises:
             UserError: if the storage does not answer: that is no reason to pass anything over.
+                Or if nothing is sound in a run that began with another run's weights: it cannot
+                begin anew.
         """
         committed = self.folder.committed()
         for checkpoint in self.folder.newest_first():
@@ -160,6 +163,11 @@ class CheckpointStore:
             later = {name for name in committed if (step_of(name) or 0) >= checkpoint.step}
             self._pruner.spared = later - {checkpoint.name}
             return loaded
+        if storage.exists(self.folder.file(EXCHANGE)):
+            raise UserError(
+                f"{self.run_url}: no sound checkpoint, and the run began with another run's "
+                f"weights ({EXCHANGE}); restore its checkpoint from a copy, or begin the sweep anew"
+            )
         self._pruner.spared = set(committed)
         return None
 

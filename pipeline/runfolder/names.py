@@ -10,6 +10,7 @@ METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 CHAOS, NONFINITE, SKIPPED = "chaos.jsonl", "nonfinite.jsonl", "skipped.jsonl"
 CHECKPOINTS, NEWEST = "checkpoints", "newest.json"
 WANDB = "wandb"
+EXCHANGE = "exchange.json"  # of a run that began with another run's weights: where they are from
 
 MODEL, TRAINING, META, COMMIT = "model.safetensors", "training.pt", "meta.json", "COMMIT"
 CLAIM = "CLAIM"  # which attempt writes this folder; see docs/protocol.md

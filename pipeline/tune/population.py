@@ -19,6 +19,7 @@ from pipeline.border import Count, Number, Text, parse_json, validated
 from pipeline.checkpoint import CheckpointStore
 from pipeline.errors import UserError
 from pipeline.runfolder import RunFolder, frozen_hash
+from pipeline.runfolder.names import EXCHANGE
 from pipeline.runs.search import Run
 from pipeline.train.driver import prepared
 from pipeline.tune.config import SweepConfig
@@ -28,7 +29,6 @@ from pipeline.tune.space import Point, Space, draw, in_space, keyed
 from pipeline.tune.trial import results_of, trial_config, trial_count, trial_name
 
 FOLDER = "exchanges"
-EXCHANGE = "exchange.json"
 MAX_BYTES = 16 << 20
 PART = 4  # the best and the worst quarter take part
 RESAMPLED = 0.25  # probability that a value is drawn again
