@@ -406,6 +406,16 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "checksum.png": (lambda: png_of_rows(48, wrong=True), "damaged PNG"),
     "rows.png": (lambda: png_of_rows(20), "damaged PNG"),
+    "channels.tif": (
+        lambda: with_tag(
+            tiff(picture()[..., :2], photometric=1, extrasamples=[0]), 262, ifd.Tag(3, 1, b"\2\0")
+        ),
+        "rgb in 2 channels",
+    ),
+    "white.tif": (
+        lambda: with_tag(tiff(picture()), 262, ifd.Tag(3, 1, b"\0\0")),
+        "miniswhite in 3 channels",
+    ),
     "pointer.jpg": (lambda: b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS"),
     "zeros.jpg": (lambda: bytes(5000), "zeros"),
     "video.heic": (lambda: b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "a video"),
@@ -428,6 +438,122 @@ def test_twelve_bit_jpegs_are_refused() -> None:
     source[place + 4] = 12
     with pytest.raises(UserError, match="12 bits"):
         decode_photo(bytes(source), "a.jpg")
+
+
+# What is dropped is said
+
+
+def test_what_a_png_loses_is_said() -> None:
+    damaged = bytearray(chunk(b"eXIf", exif_block()[6:]))
+    damaged[-1] ^= 1
+    source = with_chunks(coded("PNG"), bytes(damaged)) + b"words" * 9
+    notes = decode_photo(source, "a.png").notes
+    assert notes == ["its damaged chunk eXIf is dropped", "45 bytes behind the picture are dropped"]
+    assert b"words" not in again(source, "a.png")
+    assert decode_photo(coded("WEBP") + b"words" * 9, "a.webp").notes == notes[1:]
+    assert decode_photo(coded("PNG") + bytes(99), "a.png").notes == []
+
+
+def test_a_key_of_another_length_is_none() -> None:
+    for key in (b"", b"\1", b"\0\0\0"):
+        source = with_chunks(coded("PNG", mode="L"), chunk(b"tRNS", key))
+        assert decode_photo(source, "a.png").alpha is None
+
+
+def test_a_profile_that_unpacks_to_gigabytes_is_none() -> None:
+    packer = zlib.compressobj(9)
+    packed = packer.compress(bytes(1 << 26)) + packer.flush()
+    added = chunk(b"iCCP", b"name\0\0" + packed)
+    source = with_chunks(coded("PNG"), added)
+    assert codecs.decode(source, "a.png").icc == b""
+    assert added in again(source, "a.png")
+
+
+def test_a_lossless_jpeg_says_that_it_will_not_be_one() -> None:
+    import imagecodecs
+
+    photo = decode_photo(imagecodecs.jpeg8_encode(picture(), lossless=True), "a.jpg")
+    assert np.array_equal(photo.rgb, picture())
+    assert "lossless" in photo.notes[0]
+
+
+def test_a_photograph_names_no_video_that_is_dropped() -> None:
+    body = (
+        b'<rdf:Description GCamera:MotionPhoto="1" xmp:Rating="5" GCamera:MicroVideoOffset=\'99\'>'
+        b"<Camera:MotionPhoto>1</Camera:MotionPhoto></rdf:Description>"
+    )
+    source = coded("JPEG", xmp=body) + b"\0\0\0\x18ftypmp42" + bytes(range(256))
+    photo = decode_photo(source, "a.jpg")
+    assert "a video" in photo.notes[0]
+    xmp = opened(encode_photo(photo, photo.rgb)).info["xmp"]
+    assert xmp == b'<rdf:Description xmp:Rating="5"></rdf:Description>'
+
+
+def test_tiffs_that_do_not_say_their_colours() -> None:
+    """What libtiff takes them for."""
+    for image, colours in ((picture(), "rgb"), (picture()[..., 0], "minisblack")):
+        source = bytearray(tiff(image, photometric=colours))
+        (place,) = struct.unpack_from("<I", source, 4)
+        entry = source.find(struct.pack("<HHI", 262, 3, 1), place)
+        struct.pack_into("<H", source, entry, 263)  # another tag
+        assert np.array_equal(decode_any(bytes(source), "a.tif"), image)
+        assert np.array_equal(tifffile.imread(io.BytesIO(again(bytes(source), "a.tif"))), image)
+
+
+def test_a_photograph_below_its_thumbnail_is_the_one() -> None:
+    """As cameras write it: the first directory has a thumbnail and all tags."""
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as file:
+        tags = [(271, "s", 0, "Maker", True), (274, "H", 1, 6, True)]
+        file.write(picture()[::4, ::4], photometric="rgb", subfiletype=1, subifds=1, extratags=tags)
+        file.write(picture(), photometric="rgb", metadata=None)
+    photo = decode_photo(stream.getvalue(), "a.tif")
+    assert np.array_equal(photo.rgb, picture())
+    assert (photo.orientation, "thumbnails" in photo.notes[0]) == (6, True)
+    assert opened(encode_photo(photo, photo.rgb)).getexif()[271] == "Maker"
+
+
+def test_a_stack_of_imagej_in_one_directory_is_said() -> None:
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.stack([picture()[..., 0]] * 5), imagej=True)
+    source = bytearray(stream.getvalue())
+    form = ifd.form_of(source)
+    (place,) = struct.unpack_from(form.order + "I", source, 4)
+    (entries,) = struct.unpack_from(form.order + "H", source, place)
+    struct.pack_into("I", source, place + 2 + 12 * entries, 0)  # no further directory
+    assert len(tifffile.TiffFile(io.BytesIO(source)).pages) == 1
+    assert "first of its 5 pictures" in decode_photo(bytes(source), "a.tif").notes[0]
+
+
+def test_what_comes_with_a_heif_is_said() -> None:
+    import pillow_heif
+
+    image = np.dstack([picture(), picture()[..., 0]])
+    stream = io.BytesIO()
+    pillow_heif.from_bytes("RGBA", (64, 48), image.tobytes()).save(stream, quality=95)
+    alpha = b"urn:mpeg:hevc:2015:auxid:1"
+    assert alpha in stream.getvalue()
+    for other in (b"urn:com:apple:photo:202:ux", b"urn:mpeg:hevc:2015:auxid:2"):
+        photo = decode_photo(stream.getvalue().replace(alpha, other), "a.heic")
+        assert (photo.alpha, "depth map or gain map" in photo.notes[1]) == (None, True)
+    assert len(decode_photo(stream.getvalue(), "a.heic").notes) == 1
+    pictures = pillow_heif.from_pillow(Pillow.fromarray(picture()[::-1]))
+    pictures.add_from_pillow(Pillow.fromarray(picture()))
+    pictures.save(stream := io.BytesIO(), quality=95, primary_index=1)
+    photo = decode_photo(stream.getvalue(), "a.heic")
+    assert "only the primary of its 2 pictures" in photo.notes[1]
+    assert np.abs(photo.rgb.astype(int) - picture()).mean() < 4
+
+
+def test_premultiplied_heif_becomes_plain() -> None:
+    import pillow_heif
+
+    alpha = np.full((48, 64, 1), 128, np.uint8)
+    half = np.rint(picture() * (128 / 255)).astype(np.uint8)
+    stream, image = io.BytesIO(), np.concatenate([half, alpha], axis=2)
+    pillow_heif.from_bytes("RGBa", (64, 48), image.tobytes()).save(stream, quality=-1)
+    photo = decode_photo(stream.getvalue(), "a.heic")
+    assert np.abs(photo.rgb.astype(int) - picture()).mean() < 4
 
 
 # Several pictures in one file
@@ -557,6 +683,56 @@ def test_a_damaged_profile_is_kept_and_ignored() -> None:
 
 
 # Names
+
+
+def curves(kind: bytes, *numbers: float) -> bytes:
+    """A profile whose curves are tables (`curv`, of 16 bits) or `para`: its form and numbers."""
+    if kind == b"curv":
+        tag = struct.pack(">4s4xI", kind, len(numbers)) + np.array(numbers, ">u2").tobytes()
+    else:
+        form, *values = numbers
+        tag = struct.pack(">4s4xHH", kind, int(form), 0)
+        tag += b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+    rows = b"".join(struct.pack(">4sII", n, 168, len(tag)) for n in (b"rTRC", b"gTRC", b"bTRC"))
+    return SRGB[:128] + struct.pack(">I", 3) + rows + tag
+
+
+DAMAGED_CURVES = {
+    "nothing": curves(b"curv", *[0] * 256),
+    "the same for all": curves(b"curv", *[65535] * 256),
+    "upside down": curves(b"curv", *range(65535, -1, -257)),
+    "dark is lost": curves(b"curv", *[0] * 64, *range(0, 65472, 341)),
+    "gamma 255": curves(b"curv", 65535),
+    "division by zero": curves(b"para", 1, 2.2, 0, 0),
+    "and of form 2": curves(b"para", 2, 2.2, 0, 0, 0),
+    "a gamma below zero": curves(b"para", 3, -2.4, 1, 0, 0.1, 0.04),
+    "no such form": curves(b"para", 9),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("how", DAMAGED_CURVES)
+def test_curves_without_a_way_back_change_no_pixel(how: str, dtype: type) -> None:
+    image = picture().astype(dtype) * (np.iinfo(dtype).max // 255)
+    source = with_chunks(codecs.png.encode_plain(image), profile_chunk(DAMAGED_CURVES[how]))
+    after = again(source, "a.png")
+    assert np.array_equal(decode_any(after, "a.png"), image)
+    assert profile_chunk(DAMAGED_CURVES[how]) in after
+    for gamma in (1, 2**32 - 1):
+        source = with_chunks(
+            codecs.png.encode_plain(image), gama := chunk(b"gAMA", struct.pack(">I", gamma))
+        )
+        assert gama in source and np.array_equal(decode_any(again(source, "a.png"), "a.png"), image)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 1.8, 2.2, 2.6, 3.0])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_real_curves_have_a_way_back(gamma: float, dtype: type) -> None:
+    tone = tone_of(curve_profile(gamma), None, False, np.dtype(dtype))
+    most = np.iinfo(dtype).max
+    numbers = np.tile(np.arange(most + 1, dtype=dtype)[:, None, None], (1, 1, 3))
+    back = numbers if tone is None else tone.from_srgb(tone.to_srgb(numbers))
+    assert np.abs(back.astype(int) - numbers).max() <= 0.015 * most
 
 
 def test_the_content_chooses_the_suffix() -> None:
@@ -703,6 +879,18 @@ def test_two_names_that_become_one_are_refused_in_time(trained: str, tmp_path: P
     with pytest.raises(UserError, match=r"a\.png: two inputs would be written there"):
         restore([str(tmp_path)], str(tmp_path / "out"), trained)
     assert not (tmp_path / "out").exists()
+
+
+def test_outputs_that_cannot_be_written_are_refused_in_time(trained: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out" / "a.png").mkdir(parents=True)
+    (tmp_path / "in" / "a.png").write_bytes(coded("PNG"))
+    with pytest.raises(UserError, match=r"out/a.png: is a folder"):
+        restore([str(tmp_path / "in")], str(tmp_path / "out"), trained)
+    (tmp_path / "in" / "a.png").rename(tmp_path / "in" / f"{'a' * 248}.png")
+    with pytest.raises(UserError, match="too long for the name of a file"):
+        restore([str(tmp_path / "in")], str(tmp_path / "other"), trained, compare=True)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_photograph_that_does_not_fit_is_one_line(trained: str, tmp_path: Path) -> None:

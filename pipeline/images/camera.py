@@ -104,7 +104,8 @@ def _raster(
     """Pixels of a kind that is not RAW, with what is said about them."""
     notes = [f"{kind} {WRITTEN}"]
     if count > 1:
-        notes.append(f"only the first of its {count} pictures is restored")
+        which = "primary" if kind == "HEIF" else "first"
+        notes.append(f"only the {which} of its {count} pictures is restored")
     _, transfer = (not icc and _cicp(kind, data)) or (0, 0)
     if transfer in HDR_CICP:
         curve = HDR_CICP[transfer]
@@ -121,8 +122,20 @@ def _raw(rawpy: Any, data: bytes) -> Raster:
 
 def _heif(plugin: Any, data: bytes) -> Raster:
     file = plugin.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
-    icc = file.info.get("icc_profile") or b""
-    return _raster("HEIF", data, np.asarray(file), 1, icc, len(file))
+    icc, pixels = file.info.get("icc_profile") or b"", np.asarray(file)
+    if file.mode.startswith("RGBa"):
+        pixels = _divided_by_alpha(pixels)
+    raster = _raster("HEIF", data, pixels, 1, icc, len(file))
+    if file.info.get("aux") or file.info.get("depth_images"):
+        raster.notes.append("its depth map or gain map is dropped")
+    return raster
+
+
+def _divided_by_alpha(pixels: Image) -> Image:
+    """(H, W, 4) premultiplied to plain colours, which is what PNG holds."""
+    most, alpha = np.iinfo(pixels.dtype).max, pixels[..., 3:].astype(np.float32)
+    colours = np.minimum(np.rint(pixels[..., :3] * (most / np.maximum(alpha, 1))), most)
+    return np.concatenate([colours.astype(pixels.dtype), pixels[..., 3:]], axis=2)
 
 
 def _jpeg_xl(data: bytes) -> Raster:

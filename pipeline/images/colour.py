@@ -19,6 +19,7 @@ from pipeline.arrays import Image
 
 TOLERANCE = 1.5 / 255  # of sRGB's numbers: nearer curves are taken for sRGB's own
 SAMPLES = 4096
+INVERTIBLE = 0.02  # of full scale: a curve that loses more on the way back is damaged
 RGB_CURVES, GREY_CURVE = (b"rTRC", b"gTRC", b"bTRC"), b"kTRC"
 Curve = Callable[[Image], Image]
 
@@ -48,7 +49,8 @@ def tone_of(icc: bytes, transfer: float | None, grey: bool, dtype: np.dtype[Any]
     """The tables for a profile or an exponent; None where the numbers are sRGB's already.
 
     Args:
-        icc: a profile, or b"". One without curves (a printer's tables) is taken for sRGB.
+        icc: a profile, or b"". One without curves (a printer's tables), or with curves that have no
+            way back (a damaged one), is taken for sRGB.
         transfer: without a profile, the exponent that gives linear light.
         grey: which curves of the profile are meant.
         dtype: of the photograph.
@@ -57,9 +59,16 @@ def tone_of(icc: bytes, transfer: float | None, grey: bool, dtype: np.dtype[Any]
     if not icc and transfer:
         curves = [_power(transfer)] * 3
     grid = np.linspace(0, 1, SAMPLES)
-    if not curves or all(np.abs(encode_srgb(c(grid)) - grid).max() <= TOLERANCE for c in curves):
+    with np.errstate(all="ignore"):  # of damaged curves, whose numbers are refused here
+        light = [curve(grid) for curve in curves]
+        if not light or not np.isfinite(light).all():
+            return None
+        if all(np.abs(encode_srgb(one) - grid).max() <= TOLERANCE for one in light):
+            return None
+        tables = [_tables(curve, dtype) for curve in curves]
+    numbers = np.arange(int(np.iinfo(dtype).max) + 1)
+    if any(np.abs(b[f] - numbers).max() > INVERTIBLE * numbers[-1] for f, b in tables):
         return None
-    tables = [_tables(curve, dtype) for curve in curves]
     return Tone(np.stack([one for one, _ in tables]), np.stack([back for _, back in tables]))
 
 
@@ -71,7 +80,7 @@ def profile_curves(icc: bytes, grey: bool) -> list[Curve]:
         tags = {name: icc[place : place + size] for name, place, size in rows}
         wanted = (GREY_CURVE,) * 3 if grey and GREY_CURVE in tags else RGB_CURVES
         return [_curve(tags[name]) for name in wanted]
-    except (struct.error, KeyError, ValueError):
+    except (struct.error, KeyError, ValueError, ZeroDivisionError):
         return []
 
 

@@ -23,12 +23,17 @@ ADOBE_RGB = 563 / 256
 APP0, APP1, APP2, APP14, APP15, COMMENT = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
 START_OF_SCAN, END = 0xDA, 0xD9
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-PROGRESSIVE = {0xC2, 0xCA}
+PROGRESSIVE, LOSSLESS = {0xC2, 0xCA}, {0xC3, 0xCB}
 ICC, EXIF = b"ICC_PROFILE\0", b"Exif\0\0"
 XMP = b"http://ns.adobe.com/xap/1.0/\0"
 # Segments that describe pictures behind the first one, which are not written.
 SECOND_PICTURES = (b"MPF\0", b"urn:iso:std:iso:ts:21496:-1\0")
-GAIN_MAP = rb'\s+hdrgm:Version="[^"]*"|<Container:Directory>.*?</Container:Directory>'
+XMP_OF_THEM = re.compile(
+    rb"""\s+(?:hdrgm:Version|G?Camera:(?:MotionPhoto|MicroVideo)\w*)=(?:"[^"]*"|'[^']*')"""
+    rb"""|<(G?Camera:(?:MotionPhoto|MicroVideo)\w*)>[^<]*</\1>"""
+    rb"""|<Container:Directory>.*?</Container:Directory>""",
+    re.DOTALL,
+)
 IN_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 SAMPLINGS = {(4, 1): 0x411111, (2, 2): 0x221111, (2, 1): 0x211111, (1, 2): 0x121111}
 FULL_SAMPLING = 0x111111
@@ -73,7 +78,10 @@ def decode(data: bytes, name: str) -> Raster:
     exif = next((read_exif(s) for m, s in segments if m == APP1 and s.startswith(EXIF)), Exif())
     icc = _icc(segments)
     transfer = ADOBE_RGB if exif.adobe_rgb and not icc else None
-    return Raster(pixels, exif.orientation, icc, transfer, _notes(segments, data[end:]))
+    notes = _notes(segments, data[end:])
+    if frame.marker in LOSSLESS:
+        notes.append(f"its lossless coding is not written; it becomes JPEG of quality {QUALITY}")
+    return Raster(pixels, exif.orientation, icc, transfer, notes)
 
 
 def encode(pixels: Image, source: bytes) -> bytes:
@@ -85,8 +93,8 @@ def encode(pixels: Image, source: bytes) -> bytes:
         if APP0 <= marker <= APP15 or marker == COMMENT:
             if (marker == APP14 and body.startswith(b"Adobe")) or body.startswith(SECOND_PICTURES):
                 continue
-            if marker == APP1 and body.startswith(XMP) and b"hdrgm:" in body:
-                body = re.sub(GAIN_MAP, b"", body, flags=re.DOTALL)
+            if marker == APP1 and body.startswith(XMP):
+                body = XMP_OF_THEM.sub(b"", body)
             out += _segment(marker, body)
     for marker, body in new:
         if marker != APP0:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+METADATA = ("Exif", "xml ")
+MOST_METADATA = 1 << 25  # bytes that a box is unpacked to, at most
 Choices = tuple[tuple[int, int], ...]
 SIZES: Choices = ((1, 9), (1, 13), (1, 18), (1, 30))
 PREVIEWS: Choices = ((1, 6), (65, 8), (321, 10), (1345, 12))
@@ -26,7 +28,7 @@ class Header:
 
 
 def boxes(data: bytes) -> dict[str, bytes]:
-    """The boxes of a container by their types, those packed by Brotli unpacked; none in others."""
+    """The boxes of a container by their types, metadata packed by Brotli unpacked."""
     import imagecodecs
 
     found: dict[str, bytes] = {}
@@ -38,8 +40,8 @@ def boxes(data: bytes) -> dict[str, bytes]:
             (size,) = struct.unpack_from(">Q", data, place + 8)
         end = place + max(size, head) if size else len(data)
         body = data[place + head : end]
-        if kind == b"brob":
-            kind, body = body[:4], bytes(imagecodecs.brotli_decode(body[4:]))
+        if kind == b"brob" and body[:4].decode("latin-1") in METADATA:
+            kind, body = body[:4], bytes(imagecodecs.brotli_decode(body[4:], out=MOST_METADATA))
         if kind == b"jxlp":  # a part of the codestream, behind its number
             found["jxlc"] = found.get("jxlc", b"") + body[4:]
         else:

@@ -22,6 +22,7 @@ GREY, RGB, PALETTE, GREY_ALPHA = 0, 2, 3, 4
 COPIED = (b"cHRM", b"gAMA", b"iCCP", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"bKGD", b"sBIT", b"tIME")
 OF_THE_PALETTE = (b"bKGD", b"sBIT")  # their meaning depends on the colour type
 SRGB_GAMMA, GAMMA_TOLERANCE = 45455, 0.05
+MOST_PROFILE = 1 << 25  # bytes of a profile that are unpacked
 HDR_CICP = {16: "PQ", 18: "HLG"}
 CICP_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
 Chunks = list[tuple[bytes, bytes]]
@@ -43,7 +44,7 @@ def decode(data: bytes, name: str) -> Raster:
     """
     import cv2
 
-    chunks = _chunks(data, name)
+    chunks, dropped = _read(data, name)
     width, height, depth, colours = struct.unpack(">IIBB", chunks[0][1][:10])
     found = dict(chunks)
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -54,10 +55,10 @@ def decode(data: bytes, name: str) -> Raster:
         pixels = cv2.cvtColor(pixels, order)
     if colours in (GREY, GREY_ALPHA) and pixels.ndim == 3:
         pixels = pixels[..., [0, 3]] if pixels.shape[2] == 4 else pixels[..., 0]
-    if colours == GREY and b"tRNS" in found and pixels.ndim == 2:
+    if colours == GREY and len(found.get(b"tRNS", b"")) == 2 and pixels.ndim == 2:
         pixels = _with_key(pixels, found[b"tRNS"], depth)
     exif = read_exif(found[b"eXIf"]) if b"eXIf" in found else Exif()
-    notes = _notes(found, colours, depth)
+    notes = [*_notes(found, colours, depth), *dropped]
     icc = _icc(found)
     transfer = None if icc else _transfer(found)
     return Raster(pixels, exif.orientation, icc, transfer, notes)
@@ -93,8 +94,16 @@ def encode_plain(pixels: Image) -> bytes:
 
 
 def _chunks(data: bytes, name: str) -> Chunks:
-    """(type, content) of all chunks; a broken check sum in a picture's chunk is refused."""
+    return _read(data, name)[0]
+
+
+def _read(data: bytes, name: str) -> tuple[Chunks, list[str]]:
+    """(type, content) of all sound chunks, and what is said about others.
+
+    A broken check sum in a chunk that the picture needs is refused.
+    """
     found: Chunks = []
+    dropped: list[str] = []
     place = len(SIGNATURE)
     while place + 12 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, place)
@@ -105,14 +114,22 @@ def _chunks(data: bytes, name: str) -> Chunks:
         if zlib.crc32(body, zlib.crc32(kind)) == wanted:
             found.append((kind, body))
         elif not kind[0] & 32:
-            raise UserError(f"{name}: damaged: chunk {kind.decode('latin-1')} has a wrong checksum")
+            raise UserError(f"{name}: damaged: chunk {_shown(kind)} has a wrong checksum")
+        else:
+            dropped.append(f"its damaged chunk {_shown(kind)} is dropped")
         if kind == b"IEND":
             kinds = [kind for kind, _ in found]
             if kinds[0] != b"IHDR" or b"IDAT" not in kinds or len(found[0][1]) != 13:
                 break
-            return found
+            if rest := data[place + 12 + size :].strip(b"\0"):
+                dropped.append(f"{len(rest)} bytes behind the picture are dropped")
+            return found, dropped
         place += 12 + size
     raise UserError(f"{name}: cut off or damaged: this PNG has no end")
+
+
+def _shown(kind: bytes) -> str:
+    return kind.decode("ascii", "backslashreplace")
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -160,10 +177,12 @@ def _icc(found: dict[bytes, bytes]) -> bytes:
     """The profile, where nothing of a higher rank (cICP) says what the colours are."""
     if len(found.get(b"cICP", b"")) == 4 or b"iCCP" not in found:
         return b""
+    unpacker = zlib.decompressobj()
     try:
-        return zlib.decompress(found[b"iCCP"].partition(b"\0")[2][1:])
+        profile = unpacker.decompress(found[b"iCCP"].partition(b"\0")[2][1:], MOST_PROFILE)
     except zlib.error:
         return b""
+    return profile if unpacker.eof else b""
 
 
 def _transfer(found: dict[bytes, bytes]) -> float | None:

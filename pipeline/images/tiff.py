@@ -27,7 +27,7 @@ OLD_JPEG, JPEG, UNCOMPRESSED = 6, 7, 1
 # Lossless compressions that are kept; anything else is written with zlib.
 COMPRESSIONS = {UNCOMPRESSED: None, 5: "lzw", 8: "zlib", 32773: "packbits", 32946: "zlib"}
 COMPRESSIONS |= {34925: "lzma", 50000: "zstd"}
-PREDICTOR = 317
+PREDICTOR, PHOTOMETRIC, SUB_IFDS = 317, 262, 330
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -51,21 +51,21 @@ def decode(data: bytes, name: str) -> Raster:
 
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            pages = list(file.pages)
+            pages: list[Any] = list(file.pages)
             page: Any = _photograph(pages)
             form = ifd.Form(file.byteorder, bool(file.is_bigtiff))
             pixels, notes = _pixels(page, name)
-            directory = ifd.read_directory(data, form, page.offset)
+            directory = _directory(data, form, page.offset)
+            stacked = int((file.imagej_metadata or {}).get("images", 1))
     except UserError:
         raise
     except Exception as error:  # tifffile and its codecs raise many kinds
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(f"{name}: not a TIFF that can be read ({reason})") from None
     full = [other for other in pages if not _subfile(other) & (REDUCED | MASK)]
-    if len(full) > 1:
-        count = len(full)
+    if (count := max(len(full), stacked)) > 1:
         notes.append(f"only the first of its {count} pictures is restored; the others are dropped")
-    elif len(pages) > 1 or 330 in page.tags:
+    elif len(pages) > 1 or SUB_IFDS in pages[0].tags:
         notes.append("its reduced copies (thumbnails) are dropped")
     if LAYERS in directory:
         notes.append("its layers (Photoshop) are dropped: they hold the unrestored picture")
@@ -81,7 +81,7 @@ def encode(pixels: Image, source: bytes) -> bytes:
     with tifffile.TiffFile(io.BytesIO(source)) as file:
         page: Any = _photograph(list(file.pages))
         form = ifd.Form(file.byteorder, bool(file.is_bigtiff))
-        old = ifd.read_directory(source, form, page.offset)
+        old = _directory(source, form, page.offset)
         compression = COMPRESSIONS.get(int(page.compression), "zlib")
         options: dict[str, Any] = {"compression": compression, "byteorder": form.order}
         options["photometric"] = _photometric(page) if _is_grey(page) else "rgb"
@@ -113,15 +113,21 @@ def is_dng(data: bytes) -> bool:
         return False
 
 
+def _directory(data: bytes, form: ifd.Form, place: int) -> ifd.Directory:
+    """A page's tags; what it does not say itself (EXIF, ...), the file's first directory says."""
+    return {**ifd.first_directory(data), **ifd.read_directory(data, form, place)}
+
+
 def _subfile(page: Any) -> int:
     return int(getattr(page, "subfiletype", 0) or 0)
 
 
 def _photograph(pages: list[Any]) -> Any:
-    """The first page that is no reduced copy and no mask; else the largest."""
+    """The first page that is no reduced copy and no mask, then such a SubIFD; else the largest."""
     if not pages:
         raise ValueError("it holds no picture")
-    full = [page for page in pages if not _subfile(page) & (REDUCED | MASK)]
+    below = [one for page in pages for one in getattr(page, "pages", None) or []]
+    full = [page for page in [*pages, *below] if not _subfile(page) & (REDUCED | MASK)]
     if full:
         return getattr(full[0], "aspage", lambda: full[0])()
     return max(pages, key=lambda page: page.imagewidth * page.imagelength)
@@ -130,6 +136,8 @@ def _photograph(pages: list[Any]) -> Any:
 def _photometric(page: Any) -> str:
     import tifffile
 
+    if PHOTOMETRIC not in page.tags:  # libtiff's assumption
+        return "rgb" if page.samplesperpixel >= 3 else "minisblack"
     return str(tifffile.PHOTOMETRIC(page.photometric).name).lower()
 
 
@@ -160,6 +168,9 @@ def _pixels(page: Any, name: str) -> tuple[Image, list[str]]:
         raise UserError(f"{name}: pixels are {what}; 8 to 16 bits per channel are supported")
     if colours not in ("rgb", "minisblack", "miniswhite", "ycbcr"):
         raise UserError(f"{name}: colours are {colours}; RGB or grey is supported")
+    samples = page.samplesperpixel
+    if (colours == "rgb" and samples < 3) or (colours == "miniswhite" and samples > 2):
+        raise UserError(f"{name}: {colours} in {samples} channels; RGB or grey is supported")
     pixels = page.asarray()
     if int(page.planarconfig) == 2 and pixels.ndim == 3 and page.samplesperpixel > 1:
         pixels = np.moveaxis(pixels, 0, -1)
@@ -182,7 +193,9 @@ def _rgb_of_ycbcr(pixels: Image, page: Any, name: str) -> Image:
     """TIFF 6.0, section 21; full range where ReferenceBlackWhite is missing."""
     subsampling = tuple(page.subsampling or (1, 1))
     if subsampling != (1, 1) or pixels.dtype != np.uint8 or pixels.shape[-1] != 3:
-        raise UserError(f"{name}: YCbCr with subsampled colours is supported in JPEG only")
+        raise UserError(
+            f"{name}: YCbCr is supported with 8 bits, three channels and no subsampling, or as JPEG"
+        )
     red, green, blue = _rationals(page, 529) or LUMA
     black_white = np.asarray(_rationals(page, 532) or (0, 255, 128, 255, 128, 255), np.float32)
     low, high = black_white[::2], black_white[1::2]

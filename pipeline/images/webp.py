@@ -41,6 +41,8 @@ def decode(data: bytes, name: str) -> Raster:
     exif = read_exif(found[b"EXIF"]) if b"EXIF" in found else Exif()
     animated = f"only the first of its {count} pictures is restored; the others are dropped"
     notes = [animated] if count > 1 else []
+    if rest := data[8 + struct.unpack_from("<I", data, 4)[0] :].strip(b"\0"):
+        notes.append(f"{len(rest)} bytes behind the picture are dropped")
     return Raster(pixels, exif.orientation, found.get(b"ICCP", b""), None, notes)
 
 

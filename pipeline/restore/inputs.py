@@ -12,6 +12,8 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.images.kinds import PHOTO_SUFFIXES, is_image_name
 
+MOST_NAME = 255  # bytes
+
 
 def expand(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     """The files that are meant, without duplicates; and what matches nothing or is no file.
@@ -62,7 +64,12 @@ def outputs_of(
     for file, output in zip(files, outputs, strict=True):
         if _same(file, output):
             raise UserError(f"--out {out}: is the folder of {file}; inputs are never overwritten")
+        if storage.is_local(output) and storage.local_path(output).is_dir():
+            raise UserError(f"{output}: is a folder; {file} would be written there")
     pictures = [beside_url(output, ending) for output in outputs for ending in beside]
+    for url in [*outputs, *pictures]:
+        if len(os.fsencode(name := storage.name_of(url))) > MOST_NAME:
+            raise UserError(f"{name[:40]}...: too long for the name of a file ({MOST_NAME} bytes)")
     twice = [url for url, count in Counter([*outputs, *pictures]).items() if count > 1]
     if twice:
         name = storage.name_of(twice[0])
