@@ -149,7 +149,7 @@ def test_a_moved_trial_never_begins_with_random_weights(tiny_data: Path, tmp_pat
         CheckpointStore(url).load_latest()
     (source,) = Path(ledger.trial_url(0)).glob("checkpoints/*/model.safetensors")
     source.write_bytes(source.read_bytes()[:-1])
-    assert CheckpointStore(ledger.trial_url(0)).load_latest() is None  # it can begin anew
+    assert CheckpointStore(ledger.trial_url(0)).load_latest() is None  # it can begin from the start
 
 
 def test_what_was_decided_without_a_trial_is_not_decided_again(

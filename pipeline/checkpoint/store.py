@@ -151,7 +151,7 @@ class CheckpointStore:
         Raises:
             UserError: if the storage does not answer: that is no reason to pass anything over.
                 Or if nothing is sound in a run that began with another run's weights: it cannot
-                begin anew.
+                begin from the start.
         """
         committed = self.folder.committed()
         for checkpoint in self.folder.newest_first():
@@ -166,7 +166,7 @@ class CheckpointStore:
         if storage.exists(self.folder.file(EXCHANGE)):
             raise UserError(
                 f"{self.run_url}: no sound checkpoint, and the run began with another run's "
-                f"weights ({EXCHANGE}); restore its checkpoint from a copy, or begin the sweep anew"
+                f"weights ({EXCHANGE}); restore its checkpoint from a copy, or begin another sweep"
             )
         self._pruner.spared = set(committed)
         return None
