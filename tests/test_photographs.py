@@ -1020,6 +1020,26 @@ def test_jpeg_xl_of_any_depth_is_scaled(bits: int, container: bool) -> None:
     assert np.abs(seen - rgb / (np.iinfo(dtype).max / 255)).max() <= 1
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (8, 16), (48, 64), (40, 100), (513, 9), (30, 36)])
+def test_the_header_of_a_jpeg_xl_says_its_size(shape: tuple[int, int]) -> None:
+    """From the first bytes alone: a file of a few bytes may hold any number of pixels."""
+    import imagecodecs
+
+    image = np.resize(picture(), (*shape, 3))
+    for container in (False, True):
+        source = imagecodecs.jpegxl_encode(image, lossless=True, usecontainer=container)
+        assert codecs.size(source, "a.jxl")[:2] == shape
+        assert container or codecs.size(source[:20], "a.jxl")[:2] == shape
+
+
+def test_pixels_of_many_gigabytes_are_refused_by_their_header() -> None:
+    head = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    source = codecs.png.SIGNATURE + chunk(b"IHDR", head)
+    source += chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    with pytest.raises(UserError, match=r"a.png: 100000x100000 pixels, 40 GB; at most 4 are read"):
+        decode_any(source, "a.png")
+
+
 def test_jpeg_xl_of_floating_point_is_refused_and_an_animation_said() -> None:
     import imagecodecs
 

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.arrays import Image
 from pipeline.errors import UserError
-from pipeline.images.codecs import decode
+from pipeline.images.codecs import decode, size
 from pipeline.images.kinds import IMAGE_SUFFIXES, is_image_name
 from pipeline.images.png import encode_plain as encode_png
 
@@ -26,6 +26,8 @@ __all__ = [
     "to_float",
     "write_png",
 ]
+
+MOST_BYTES = 1 << 32  # of pixels, where no option says how many fit
 
 
 def read_image(url: str) -> Image:
@@ -51,7 +53,14 @@ def decode_any(data: bytes, name: str) -> Image:
 
     Returns:
         (H, W) grey, (H, W, 2) with alpha, (H, W, 3) RGB or (H, W, 4) RGBA.
+
+    Raises:
+        UserError: if it is damaged, not an image, or its header says more than 4 GiB of pixels.
     """
+    header = size(data, name)
+    if header.bytes > MOST_BYTES:
+        pixels = f"{header.width}x{header.height} pixels"
+        raise UserError(f"{name}: {pixels}, {header.bytes / 1e9:.0f} GB; at most 4 are read")
     return np.ascontiguousarray(decode(data, name).pixels)
 
 

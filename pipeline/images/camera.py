@@ -38,6 +38,9 @@ def camera_size(kind: str, data: bytes, name: str) -> Size:
     if kind == "RAW":
         with plugin.imread(io.BytesIO(data)) as raw:
             return Size(raw.sizes.height, raw.sizes.width, 3, 2)
+    if kind == "JPEG XL":  # whose plugin decodes what it opens
+        header = jpeg_xl.read_header(data)
+        return Size(header.height, header.width, 4, 2)
     file = plugin.open_heif(io.BytesIO(data)) if kind == "HEIF" else open_with_pillow(data)
     return Size(file.size[1], file.size[0], 4, 2)
 

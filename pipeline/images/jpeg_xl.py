@@ -16,13 +16,16 @@ ANIMATION: tuple[Choices, ...] = (
     ((1, 0), (1001, 0), (1, 8), (1, 10)),
     ((0, 0), (0, 3), (0, 16), (0, 32)),
 )
+RATIOS = ((1, 1), (6, 5), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width to height
 DEPTHS: Choices = ((8, 0), (10, 0), (12, 0), (1, 6))
 
 
 @dataclass(frozen=True)
 class Header:
-    """Of the codestream: integer bits per channel, 0 for floating-point samples."""
+    """Of the codestream: size before it is turned; bits per channel, 0 for floating point."""
 
+    height: int
+    width: int
     bits: int = 8
     animated: bool = False
 
@@ -58,9 +61,9 @@ def read_header(data: bytes) -> Header:
     """
     stream = data if data[:2] == b"\xff\x0a" else boxes(data).get("jxlc", b"")
     bits = _Bits(stream[2:66])
-    bits.size(SIZES, ((1, 5),))
+    size = bits.size(SIZES, ((1, 5),))
     if bits.take(1):  # all values are the usual ones
-        return Header()
+        return Header(*size)
     animated = False
     if bits.take(1):
         bits.take(3)  # orientation
@@ -72,7 +75,7 @@ def read_header(data: bytes) -> Header:
             for choices in ANIMATION:
                 bits.choose(choices)
             bits.take(1)
-    return Header(0 if bits.take(1) else bits.choose(DEPTHS), animated)
+    return Header(*size, 0 if bits.take(1) else bits.choose(DEPTHS), animated)
 
 
 class _Bits:
@@ -95,9 +98,11 @@ class _Bits:
         least, count = choices[self.take(2) if len(choices) > 1 else 0]
         return least + self.take(count)
 
-    def size(self, exact: Choices, eighths: Choices) -> None:
-        """Height, ratio and, without a ratio, width; in units of 8 pixels or exact."""
-        choices = eighths if self.take(1) else exact
-        self.choose(choices)
-        if not self.take(3):
-            self.choose(choices)
+    def size(self, exact: Choices, eighths: Choices) -> tuple[int, int]:
+        """Height and width, exact or in units of 8 pixels; the width may be given by a ratio."""
+        unit, choices = (8, eighths) if self.take(1) else (1, exact)
+        height = unit * self.choose(choices)
+        if ratio := self.take(3):
+            across, down = RATIOS[ratio - 1]
+            return height, height * across // down
+        return height, unit * self.choose(choices)
