@@ -103,6 +103,9 @@ def test_a_pods_volumes_fit_its_storage(overlay: str) -> None:
     """None is without a limit, Ray's logs on the head included, which KubeRay leaves unlimited."""
     head, *workers = pods(cluster(overlay))
     assert "ray-logs" in {volume["name"] for volume in head["volumes"]}
+    mounts = {one["name"]: one["mountPath"] for one in head["containers"][0]["volumeMounts"]}
+    if not cluster(overlay)["spec"]["enableInTreeAutoscaling"]:  # else KubeRay mounts it
+        assert mounts["ray-logs"] == "/tmp/ray"
     for pod in (head, *workers):
         sizes = [volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"]]
         limit = pod["containers"][0]["resources"]["limits"]["ephemeral-storage"]
