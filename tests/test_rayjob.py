@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kubernetes_api import Api, kubernetes_api
+from kubernetes_api import HEAD, Api, kubernetes_api
 from manifests import BIN, GPU, OVERLAYS, ROOT, Object, cluster, job, train
 
 from pipeline.config import load_train_config
@@ -385,32 +385,12 @@ def test_what_keeps_pods_from_running_is_shown(api: Api, caplog: pytest.LogCaptu
         ],
     }
     account = {"reason": "AutoscalerServiceAccountNotFound", "message": "no era-head"}
+    of_cluster = {"kind": "RayCluster", "name": "era-tiny-x7k2p"}
     of_an_earlier = {"kind": "RayJob", "name": "era-tiny", "uid": "another"}
-    cluster_of_job = {"kind": "RayCluster", "name": "era-tiny-x7k2p"}
-    other = {"kind": "Pod", "name": "era-tiny2-head"}
-    api.events = [
-        {
-            "kind": "Event",
-            "apiVersion": "v1",
-            "metadata": {"name": "a"},
-            "involvedObject": cluster_of_job,
-            **account,
-        },
-        {
-            "kind": "Event",
-            "apiVersion": "v1",
-            "metadata": {"name": "b"},
-            "involvedObject": other,
-            "reason": "Alien",
-        },
-        {
-            "kind": "Event",
-            "apiVersion": "v1",
-            "metadata": {"name": "c"},
-            "involvedObject": of_an_earlier,
-            "reason": "Earlier",
-        },
-    ]
+    of_another = {"kind": "Pod", "name": "era-tiny2-head"}
+    about = [(of_cluster, account), (of_another, {"reason": "Alien"})]
+    about += [(of_an_earlier, {"reason": "Earlier"})]
+    api.events = [warning(f"event-{i}", of, said) for i, (of, said) in enumerate(about)]
     seen = "AutoscalerServiceAccountNotFound"
     Operator(api, {**RUNNING, **DONE}, new=False, after=lambda: seen in caplog.text)
     with caplog.at_level("WARNING", "era"):
@@ -424,6 +404,27 @@ def test_what_keeps_pods_from_running_is_shown(api: Api, caplog: pytest.LogCaptu
     assert "Alien" not in caplog.text
     assert "Earlier" not in caplog.text
     assert "ContainerCreating" not in caplog.text
+
+
+def test_a_pod_that_has_found_its_node_waits_for_none(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Kubernetes keeps the event for an hour, and it would be shown to whoever follows later."""
+    running = {"jobDeploymentStatus": "Running", "rayClusterName": "head"}
+    api.jobs["era-tiny"] = {**job("base"), "status": running}
+    of = {"kind": "Pod", "name": HEAD}
+    said = {"reason": "FailedScheduling", "message": "0/2 nodes are available"}
+    cluster = {"kind": "RayCluster", "name": "head"}
+    api.events = [warning("a", of, said), warning("b", cluster, {"reason": "Seen"})]
+    Operator(api, {**RUNNING, **DONE}, new=False, after=lambda: "Seen" in caplog.text)
+    with caplog.at_level("WARNING", "era"):
+        run(job("base"))
+    assert "FailedScheduling" not in caplog.text
+
+
+def warning(name: str, of: Object, said: Object) -> Object:
+    event = {"kind": "Event", "apiVersion": "v1", "metadata": {"name": name}}
+    return {**event, "involvedObject": of, **said}
 
 
 def test_another_image_or_overlay_is_another_job(api: Api) -> None:

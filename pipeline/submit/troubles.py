@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TypeVar
 
 from pipeline.errors import UserError
 from pipeline.submit.answers import Events, Found, Pod, Pods, Said, parsed
 
+UNPLACED = "FailedScheduling"
 T = TypeVar("T", Pods, Events)
 log = logging.getLogger("era")
 REPEAT = 30.0  # seconds between two reports of what still holds
@@ -28,8 +29,11 @@ class Troubles:
     def look(self, rayjob: Found) -> None:
         """Log what keeps the job from running."""
         cluster = rayjob.status.ray_cluster_name
-        waiting = self._waiting(cluster) if cluster else []
-        events = self._events(cluster, rayjob.metadata.uid)
+        found = self._read(Pods, "pods", "-l", f"ray.io/cluster={cluster}") if cluster else None
+        pods = found.items if found else []
+        waiting = [line for pod in pods for line in _of_pod(pod)]
+        placed = {pod.metadata.name for pod in pods if pod.spec.node_name}
+        events = self._events(cluster, rayjob.metadata.uid, placed)
         again = time.monotonic() - self.reported >= REPEAT
         shown = [line for line in waiting if again or line not in self.known]
         shown += [line for line in events if line not in self.known]
@@ -39,16 +43,15 @@ class Troubles:
             self.reported = time.monotonic()
         self.known.update(shown)
 
-    def _waiting(self, cluster: str) -> list[str]:
-        found = self._read(Pods, "pods", "-l", f"ray.io/cluster={cluster}")
-        return [line for pod in (found.items if found else []) for line in _of_pod(pod)]
-
-    def _events(self, cluster: str, uid: str) -> list[str]:
+    def _events(self, cluster: str, uid: str, placed: Collection[str]) -> list[str]:
+        """Kubernetes' warnings about the job and its parts, without what no longer holds."""
         lines = []
         found = self._read(Events, "events", "--field-selector", "type=Warning")
         for event in found.items if found else []:
             of = event.involved_object
             if event.reason in EVERYDAY or "already exists" in event.message:
+                continue
+            if event.reason == UNPLACED and of.name in placed:
                 continue
             mine = of.name == self.name and of.uid == uid  # an earlier one had the name too
             if mine or (cluster and f"{of.name}-".startswith(f"{cluster}-")):

@@ -55,14 +55,21 @@ def forwarded(what: str, port: int) -> Iterator[int]:
         process.wait()
 
 
-def era(environment: dict[str, str], *arguments: str) -> str:
-    """Run `era` here; return its standard output."""
+def secret(name: str, key: str) -> str:
+    """A value of a secret."""
+    return kubectl(
+        "get", "secret", name, "-o", f'go-template={{{{index .data "{key}" | base64decode}}}}'
+    )
+
+
+def era(environment: dict[str, str], *arguments: str, log: bool = False) -> str:
+    """Run `era` here; return its standard output, or its log."""
     command = [sys.executable, "-m", "pipeline", *arguments]
     done = subprocess.run(
-        command, env=environment, cwd=ROOT, text=True, capture_output=True, timeout=600
+        command, env=environment, cwd=ROOT, text=True, capture_output=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stderr if log else done.stdout
 
 
 class Submitted:
