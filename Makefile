@@ -23,7 +23,7 @@ test-all: setup  ## random kills, sweeps, bucket faults, browser, the users' day
 	$(BIN)/pytest -m full
 
 test-cluster: setup  ## on the Kubernetes cluster that KUBECONFIG names, with KubeRay and the image
-	$(BIN)/pytest -m "cluster and not lost_node" tests/cluster
+	$(BIN)/pytest -m "cluster and not lost_node and not policy and not kueue" tests/cluster
 
 lint: setup
 	$(BIN)/ruff check .

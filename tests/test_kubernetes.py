@@ -229,7 +229,7 @@ def test_a_heads_jobs_save_before_it_goes() -> None:
     """The autoscaler beside it must not be process 1, which SIGTERM would not end."""
     head = next(pods(cluster("base")))
     command = head["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
-    assert f"python3 -m {stop_jobs.__name__};" in command[-1]
+    assert f"python3 -m {stop_jobs.__name__} || failed=1;" in command[-1]
     subprocess.run(["sh", "-n", *command[1:]], check=True)
     stops = {e["name"]: e.get("value") for e in head["containers"][0]["env"]}
     wait = int(stops["RAY_JOB_STOP_WAIT_TIME_S"] or 0)

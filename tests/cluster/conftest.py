@@ -57,9 +57,11 @@ def submit(bucket: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Sub
     """Starts a run of a name of its own; whatever was started is removed at the end."""
     started = []
 
-    def start(*overrides: str, image: str = IMAGE, name: str = "") -> Submitted:
+    def start(
+        *overrides: str, image: str = IMAGE, name: str = "", overlay: str = "local"
+    ) -> Submitted:
         name = name or f"test-{secrets.token_hex(3)}"
-        started.append(Submitted(tmp_path, name, *overrides, image=image))
+        started.append(Submitted(tmp_path, name, *overrides, image=image, overlay=overlay))
         return started[-1]
 
     yield start

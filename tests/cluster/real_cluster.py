@@ -1,7 +1,8 @@
 """A real cluster: whatever KUBECONFIG names, with KubeRay and the image in place.
 
 The image is `era` in the nodes (ERA_IMAGE for another). Tests that need more of the cluster say so
-by their marker and take commands from the environment: LOSE_NODE and RETURN_NODE for `lost_node`.
+by their marker and take commands from the environment: LOSE_NODE and RETURN_NODE for `lost_node`,
+POLICY_ON and POLICY_OFF for `policy`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ def kubectl(*arguments: str, given: str = "", check: bool = True) -> str:
     )
     assert done.returncode == 0 or not check, f"{command}: {done.stderr}"
     return done.stdout
+
+
+def command(name: str) -> None:
+    """Run a command that the environment gives."""
+    subprocess.run(ENVIRONMENT[name], shell=True, check=True, timeout=READY)
 
 
 @contextmanager
@@ -75,11 +81,13 @@ def era(environment: dict[str, str], *arguments: str, log: bool = False) -> str:
 class Submitted:
     """An attached `era submit train --kubernetes`, and the RayJob that it follows."""
 
-    def __init__(self, folder: Path, name: str, *overrides: str, image: str = IMAGE) -> None:
+    def __init__(
+        self, folder: Path, name: str, *overrides: str, image: str = IMAGE, overlay: str = "local"
+    ) -> None:
         self.name, self.rayjob = name, f"era-{name}"
         self.log = folder / f"{secrets.token_hex(3)}.log"
         command = [sys.executable, "-m", "pipeline", "submit", "train", "--kubernetes", "--json"]
-        command += ["--overlay", "local", "--image", image, "--config", "tiny", f"run.name={name}"]
+        command += ["--overlay", overlay, "--image", image, "--config", "tiny", f"run.name={name}"]
         command += ["run.root=s3://era/runs", "data.train=s3://era/shards/train"]
         command += ["scaling.workers=1", *overrides]
         with self.log.open("a") as log:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from real_cluster import ENVIRONMENT, Submitted, checkpoints, era, kubectl
+from real_cluster import Submitted, checkpoints, command, era, kubectl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 Submit = Callable[..., Submitted]
@@ -101,7 +100,3 @@ def test_a_run_whose_heads_node_is_lost_goes_on(submit: Submit) -> None:
 
 def patch(one: Submitted, change: str) -> None:
     kubectl("patch", "rayjob", one.rayjob, "--type=merge", "-p", change)
-
-
-def command(name: str) -> None:
-    subprocess.run(ENVIRONMENT[name], shell=True, check=True, timeout=60)
