@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_tune import SPACE, command_for, finish, kill_when, ledger_of, rows_of, sweep_file
+from test_tune import (
+    SPACE,
+    begin_command,
+    begun,
+    command_for,
+    finish,
+    kill_when,
+    ledger_of,
+    rows_of,
+    sweep_file,
+)
 
 from pipeline import storage
 from pipeline.checkpoint import CheckpointStore
@@ -19,7 +33,7 @@ from pipeline.train.state import TrainState
 from pipeline.tune.config import load_sweep
 from pipeline.tune.ledger import Ledger
 from pipeline.tune.population import Population, decide, read_round
-from pipeline.tune.record import read_record
+from pipeline.tune.record import read_record, record_name
 from pipeline.tune.space import in_space, random_points
 from pipeline.tune.trial import trial_config
 
@@ -69,7 +83,7 @@ def a_population(data: Path, folder: Path) -> Ledger:
     """Two trials that have arrived at step 4, where the first is better."""
     path = sweep_file(folder, str(data), str(folder), scheduler="pbt", trials=2)
     sweep = load_sweep(path, [])
-    ledger = Ledger(str(folder / "sweep"), sweep)
+    ledger = begun(str(folder / "sweep"), sweep)
     for index, score in enumerate((25.0, 24.0)):
         config = trial_config(sweep, index, ledger.start(index).point)
         run = RunFolder(ledger.trial_url(index))
@@ -88,7 +102,7 @@ def a_population(data: Path, folder: Path) -> Ledger:
             metrics={"val/psnr": score},
         )
         store.wait()
-    return Ledger(ledger.url, sweep)
+    return begun(ledger.url, sweep)
 
 
 def test_a_trial_goes_on_from_the_better_ones_weights(
@@ -96,19 +110,21 @@ def test_a_trial_goes_on_from_the_better_ones_weights(
 ) -> None:
     """Killed at any write of the exchange and started again, it is the same exchange."""
     ledger = a_population(tiny_data, tmp_path)
-    write, left = storage.write_bytes, 0
+    left = 0
 
-    def dying(url: str, data: bytes) -> None:
+    def dying(write: Callable[[str, bytes], bool | None], url: str, data: bytes) -> bool | None:
         nonlocal left
         left -= 1
         if left < 0:
             raise InterruptedError
-        write(url, data)
+        return write(url, data)
 
-    monkeypatch.setattr(storage, "write_bytes", dying)
+    for name in ("write_bytes", "create"):
+        monkeypatch.setattr(storage, name, partial(dying, getattr(storage, name)))
     kills = 0
     while True:
-        ledger, left = Ledger(ledger.url, ledger.sweep), kills
+        left = 99
+        ledger, left = begun(ledger.url, ledger.sweep), kills
         population = Population(ledger)
         try:
             assert population.advance()
@@ -131,8 +147,9 @@ def test_a_trial_goes_on_from_the_better_ones_weights(
     assert config.train.learning_rate == exchange.point["train.learning_rate"]
     origin = json.loads(storage.read_text(f"{url}/exchange.json"))
     assert origin["before"] == exchange.before and origin["checkpoint"] == better.checkpoint.url
-    (Path(url) / ".trial.json").write_text("{")  # damaged: what was decided holds
-    again = Ledger(ledger.url, ledger.sweep)
+    damaged = Path(url) / record_name(ledger.owner.attempt)
+    damaged.write_text("{")  # what was decided holds
+    again = begun(ledger.url, ledger.sweep)
     Population(again).advance()
     assert again.start(1).point == exchange.point
     record = read_record(url)
@@ -158,17 +175,30 @@ def test_what_was_decided_without_a_trial_is_not_decided_again(
     """One that failed before an exchange and is tried again takes part in the next one only."""
     ledger = a_population(tiny_data, tmp_path)
     shutil.rmtree(f"{ledger.trial_url(1)}/checkpoints")
-    ledger = Ledger(ledger.url, ledger.sweep)
+    ledger = begun(ledger.url, ledger.sweep)
     ledger.fail(1, 2, True, "no luck")
-    population = Population(Ledger(ledger.url, ledger.sweep))
+    population = Population(begun(ledger.url, ledger.sweep))
     assert population.ledger.until == 4
     assert population.advance()  # the other goes on
     assert population.ledger.until == 0
     held = read_round(ledger.url, ledger.sweep, 4)
     assert held is not None and (list(held.scores), held.exchanges) == (["trial-000"], [])
-    again = Population(Ledger(ledger.url, ledger.sweep, retry_failed=True))
+    again = Population(begun(ledger.url, ledger.sweep, retry_failed=True))
     assert again.advance() and again.ledger.unfinished() == [1]
     assert read_round(ledger.url, ledger.sweep, 4) == held
+
+
+def test_two_commands_make_one_exchange(tiny_data: Path, tmp_path: Path) -> None:
+    """One that hangs while it decides finds the newer command's decision, or writes nothing."""
+    older = Population(a_population(tiny_data, tmp_path))
+    other = replace(older._decide(4, [0, 1]), scores={"trial-000": 1.0})
+    newer = Population(begun(older.ledger.url, older.ledger.sweep))
+    assert newer.advance()
+    held = newer.rounds[0]
+    with pytest.raises(UserError, match="has taken it over"):
+        older._record(other)
+    older.ledger.owner = newer.ledger.owner  # as if it had not been overtaken yet when it asked
+    assert older._record(other) == held == read_round(older.ledger.url, older.ledger.sweep, 4)
 
 
 def test_a_curve_that_cannot_be_read_makes_no_trial_the_worst(
@@ -176,7 +206,7 @@ def test_a_curve_that_cannot_be_read_makes_no_trial_the_worst(
 ) -> None:
     ledger = a_population(tiny_data, tmp_path)
     Path(f"{ledger.trial_url(0)}/metrics.jsonl").write_bytes(b"\xff{")
-    population = Population(Ledger(ledger.url, ledger.sweep))
+    population = Population(begun(ledger.url, ledger.sweep))
     population.advance()
     assert population.rounds[0].scores == {"trial-000": 25.0, "trial-001": 24.0}
 
@@ -203,11 +233,25 @@ def test_values_are_the_configurations_not_the_checkpoints(tiny_data: Path, tmp_
     ]
 
 
+def two_at_a_time(command: list[str], folder: Path) -> None:
+    """Run a sweep's command while it runs already: the earlier one stops."""
+    before = len(list(folder.glob("trial-*/attempts/*")))
+    older = begin_command(
+        command, lambda: len(list(folder.glob("trial-*/attempts/*"))) > before
+    )  # a trial has begun
+    older.send_signal(signal.SIGSTOP)
+    newer = begin_command(command, lambda: len(list(folder.glob("attempts/*"))) == 3)
+    older.send_signal(signal.SIGCONT)
+    log = older.communicate(timeout=120)[1]
+    assert older.returncode == 2 and f"sweep {folder}: attempt 3 has taken it over" in log, log
+    assert newer.communicate(timeout=300) and newer.returncode == 0
+
+
 @pytest.mark.full
 def test_a_population_is_killed_and_exchanges_the_same(
     ray_cluster: str, tiny_data: Path, tmp_path: Path
 ) -> None:
-    """Same exchanges, same best, same curves as where nothing was killed."""
+    """Same exchanges, best and curves as of an undisturbed one; also of two commands at a time."""
     found: dict[str, Any] = {}
     for name in ("calm", "struck"):
         (tmp_path / name).mkdir()
@@ -216,6 +260,7 @@ def test_a_population_is_killed_and_exchanges_the_same(
         command, url = command_for(path), f"{tmp_path / name}/sweep"
         if name == "struck":
             kill_when(command, Path(f"{url}/exchanges/step-00000004.json").exists)
+            two_at_a_time(command, Path(url))
         summary = finish(command)
         runs = sorted(p.parent.name for p in Path(url).glob("*/config.yaml"))
         found[name] = {

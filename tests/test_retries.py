@@ -98,6 +98,20 @@ def test_the_newest_attempt_owns_the_run(tmp_path: Path) -> None:
     assert CheckpointStore(url).folder.steps() == [1]
 
 
+def test_a_failed_attempt_does_not_take_the_run_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def overtaken(*_: object) -> None:
+        RunFolder(str(tmp_path)).begin_attempt(load_train_config("tiny"), None)
+        raise lost()
+
+    monkeypatch.setattr(driver, "run_attempt", overtaken)
+    with pytest.raises(UserError, match="attempt 2 has taken it over"):
+        driver._retry(
+            load_train_config("tiny"), str(tmp_path), CheckpointStore(str(tmp_path)), None
+        )
+
+
 def test_each_group_of_workers_has_an_attempt_until_another_command_begins(tmp_path: Path) -> None:
     """Also where what was known of the groups is lost, as when an actor restarts."""
     folder, config = RunFolder(str(tmp_path)), load_train_config("tiny")

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -36,11 +35,12 @@ from pipeline.tracking.segments import history, offline_runs, records
 from pipeline.train import train
 from pipeline.tune import tune
 from pipeline.tune.begin import begin
-from pipeline.tune.config import load_sweep
+from pipeline.tune.config import SweepConfig, load_sweep
 from pipeline.tune.ledger import Ledger
+from pipeline.tune.owner import Owner
 from pipeline.tune.page import _cost
 from pipeline.tune.plan import Plan, Planner
-from pipeline.tune.record import TrialRecord, write_record
+from pipeline.tune.record import TrialRecord, read_record, record_name, write_record
 from pipeline.tune.search import importance
 from pipeline.tune.space import grid, random_points, value_at
 from pipeline.tune.trial import trial_config, trial_count
@@ -175,10 +175,15 @@ def test_packaged_sweeps_load() -> None:
 # What a restart knows
 
 
+def begun(url: str, sweep: SweepConfig, retry_failed: bool = False) -> Ledger:
+    """The ledger of a command that begins now."""
+    return Ledger(url, sweep, Owner(url, trial_count(sweep)), retry_failed)
+
+
 def ledger_of(folder: Path, **changes: object) -> Ledger:
-    """The ledger of a sweep whose trials are in `folder`/sweep."""
+    """The same, of a sweep whose trials are in `folder`/sweep."""
     sweep = load_sweep(sweep_file(folder, "data", str(folder), **changes), [])
-    return Ledger(str(folder / "sweep"), sweep)
+    return begun(str(folder / "sweep"), sweep)
 
 
 def fake_run(url: Path, *scores: float) -> None:
@@ -209,7 +214,8 @@ def test_early_stopping_knows_what_the_folders_know(kind: str, tmp_path: Path) -
         for index, score in enumerate(scores):
             url = tmp_path / name / "sweep" / f"trial-{index:03d}"
             fake_run(url, score, score + 0.1)
-            write_record(str(url), TrialRecord(point=random_points(SPACE, 3, 0)[index], judged=8))
+            record = TrialRecord(point=random_points(SPACE, 3, 0)[index], judged=8)
+            write_record(str(url), record, "0001-0123456789abcdef")
         (tmp_path / name).mkdir(exist_ok=True)
         ledger = ledger_of(tmp_path / name, scheduler=kind, reduction=2)
         decisions_of(ledger).on_trial_result(None, a_trial(2), {"step": 4, "val/psnr": 20.0})
@@ -241,8 +247,30 @@ def test_failures_survive_a_restart(tmp_path: Path) -> None:
     trial = a_trial(0)
     decisions_of(again).on_trial_add(None, trial)
     assert trial.max_failures == 1
-    assert Ledger(again.url, again.sweep, retry_failed=True).unfinished() == [0, 1, 2]
+    assert begun(again.url, again.sweep, retry_failed=True).unfinished() == [0, 1, 2]
     assert ledger_of(tmp_path).failed() == {}
+
+
+def test_the_newest_command_owns_a_sweep(tmp_path: Path) -> None:
+    """An earlier one writes nothing; a write that was on its way replaces nothing."""
+    older = ledger_of(tmp_path, search="tpe", scheduler="asha")
+    url = older.trial_url(0)
+    older.judge(0, 4, stop=False)
+    newer = ledger_of(tmp_path, search="tpe", scheduler="asha")
+    assert newer.start(0) == older.start(0)
+    for work in (
+        lambda: older.judge(0, 8, stop=True),
+        lambda: older.fail(0, 1, True, "out of memory"),
+        lambda: older.start(1),
+        older.owner.look,
+    ):
+        with pytest.raises(UserError, match=r"^sweep .*: attempt 2 has taken it over since"):
+            work()
+    write_record(url, TrialRecord(older.records[0].point, 8, 8), older.owner.attempt)
+    for attempt in ("", newer.owner.attempt):
+        assert read_record(url, attempt) == newer.records[0]
+    assert not storage.is_dir(older.trial_url(1))
+    assert ledger_of(tmp_path, search="tpe", scheduler="asha").unfinished() == [0, 1, 2]
 
 
 def test_tpe_keeps_numbers_and_points(tmp_path: Path) -> None:
@@ -250,13 +278,16 @@ def test_tpe_keeps_numbers_and_points(tmp_path: Path) -> None:
     ledger = ledger_of(tmp_path, search="tpe", trials=4)
     points = [ledger.start(index).point for index in range(3)]
     url = tmp_path / "sweep" / "trial-002"
+    damaged = url / record_name(ledger.owner.attempt)
     rate, ema = points[2].values()
     values = {"train": {"learning_rate": rate, "ema": ema}}
     storage.write_text(f"{url}/config.yaml", yaml.safe_dump(values))
-    (url / ".trial.json").write_text('{"point": {"run.root": "/else')
+    damaged.write_text('{"point": {"run.root": "/else')
+    new = ledger.start(3).point
+    shutil.rmtree(tmp_path / "sweep" / "trial-003")
     again = ledger_of(tmp_path, search="tpe", trials=4)
     assert [again.start(index).point for index in range(3)] == points
-    assert again.start(3).point == ledger.start(3).point  # a function of what is known
+    assert again.start(3).point == new  # a function of what is known
     assert len({again.records[index].point["train.learning_rate"] for index in range(4)}) == 4
 
 
@@ -361,14 +392,20 @@ def command_for(path: str, *overrides: str) -> list[str]:
 
 def kill_when(command: list[str], ready: Callable[[], bool]) -> str:
     """Start a sweep, kill its driver without a word as soon as `ready`; return its log."""
+    process = begin_command(command, ready)
+    process.kill()
+    return process.communicate()[1]
+
+
+def begin_command(command: list[str], ready: Callable[[], bool]) -> subprocess.Popen[str]:
+    """Start a sweep; returns as soon as `ready`."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     for _ in range(1500):
         if ready():
-            break
+            return process
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    return process.communicate()[1]
+    raise AssertionError("never ready")
 
 
 def finish(command: list[str]) -> dict[str, Any]:
@@ -488,8 +525,8 @@ def test_killed_asha_sweep_stops_a_trial_that_learns_nothing(
     found = finish(command)
     rows = {row["name"]: row for row in list_runs(str(url))["runs"]}
     assert rows["trial-000"]["step"] == 80
-    stopped_at = json.loads((url / "trial-001" / ".trial.json").read_text())["stopped_at"]
-    assert rows["trial-001"]["step"] == stopped_at == 10
+    record = read_record(str(url / "trial-001"))
+    assert record is not None and rows["trial-001"]["step"] == record.stopped_at == 10
     assert "trial-001" not in found["best"]
     # Done before the kill: not touched again.
     assert (steps["trial-000"], rows["trial-000"]["attempts"]) == (80, 1)
@@ -577,9 +614,9 @@ def test_failing_trial_is_retried_and_set_aside(
     overrides = ["train.nonfinite_budget=0", "train.clip_norm=0", "train.warmup=0"]
     found = tune(path, [*overrides, "train.steps=12"])
     assert (found["trials"], found["failed"]) == (2, 1)
-    record = json.loads((tmp_path / "sweep" / "trial-000" / ".trial.json").read_text())
-    assert (record["failures"], record["failed"]) == (2, True)
-    assert "not finite" in record["error"]
+    record = read_record(str(tmp_path / "sweep" / "trial-000"))
+    assert record is not None and (record.failures, record.failed) == (2, True)
+    assert "not finite" in record.error
     rows = {row["name"]: row for row in list_runs(found["sweep"])["runs"]}
     assert rows["trial-001"]["step"] == 12
     assert rows["trial-000"]["attempts"] == 2

@@ -15,6 +15,7 @@ checkpoints/step-00000200/   or, where that name was taken, step-00000200.WRITER
     COMMIT                   written last: attempt, metrics, bytes and sha256 of the files
 """
 
+from pipeline.runfolder.attempts import attempt_key, claim, require_owner
 from pipeline.runfolder.checkpoint import Checkpoint, open_checkpoint
 from pipeline.runfolder.commit import FORMAT, Commit, fingerprint, write_commit
 from pipeline.runfolder.folder import (
@@ -35,7 +36,9 @@ __all__ = [
     "Checkpoint",
     "Commit",
     "RunFolder",
+    "attempt_key",
     "best_first",
+    "claim",
     "fingerprint",
     "freeze",
     "frozen_hash",
@@ -48,6 +51,7 @@ __all__ = [
     "parse_line",
     "ranked",
     "read_lines",
+    "require_owner",
     "run_of_checkpoint",
     "step_of_line",
     "write_commit",

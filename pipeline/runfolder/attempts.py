@@ -1,4 +1,4 @@
-"""The attempts of a run: one object for each, `attempts/NNNN-ID.json`; the newest owns the run.
+"""The attempts of a run or sweep: one object for each, `attempts/NNNN-ID.json`; the newest owns it.
 
 `attempts.jsonl` is a view of these objects, rewritten when an attempt begins. Nothing depends on
 it, so that two writers at a time, or a read that fails, cannot lose an attempt.
@@ -34,26 +34,35 @@ def begin_attempt(
     Returns:
         Its id, `NNNN-ID`, which makes it the run's owner.
     """
-    identity = secrets.token_hex(8)
-    earlier = read_lines(storage.join(run_url, ATTEMPTS))
     values = {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "workers": config.scaling.workers.to_plain(),
         "resumed_from": resumed_from,
         "free": free_part(config),
         **({"within": within} if within else {}),
     }
+    return claim(run_url, values)
+
+
+def claim(url: str, values: Line) -> str:
+    """Become the owner of a folder; return the attempt's id, `NNNN-ID`.
+
+    Args:
+        url: of a run or a sweep. values: what else is recorded of the attempt.
+    """
+    identity = secrets.token_hex(8)
+    earlier = read_lines(storage.join(url, ATTEMPTS))
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     number = 0
     while True:  # until no other attempt that began at the same time has this number
-        replaced, number = number, max([number, len(earlier), *(n for n, _ in _keys(run_url))]) + 1
+        replaced, number = number, max([number, len(earlier), *(n for n, _ in _keys(url))]) + 1
         key = number, identity
-        line = {"attempt": number, "id": identity, **values}
-        storage.write_json(_url(run_url, key), line)
+        line = {"attempt": number, "id": identity, "started": started, **values}
+        storage.write_json(_url(url, key), line)
         if replaced:
-            storage.delete(_url(run_url, (replaced, identity)))
-        if max([*_keys(run_url), key]) == key:
+            storage.delete(_url(url, (replaced, identity)))
+        if max([*_keys(url), key]) == key:
             break
-    _publish(run_url, earlier, line)
+    _publish(url, earlier, line)
     return f"{number:04d}-{identity}"
 
 
@@ -71,35 +80,51 @@ def begin_group(
     Raises:
         UserError: if another command has taken the run over.
     """
-    newest = max(_keys(run_url), default=attempt_key(attempt))
-    if newest > attempt_key(attempt):
-        url = _url(run_url, newest)
-        lines = parse_lines(storage.read_text(url).replace("\n", " "), url)
-        if [line.get("within") for line in lines] != [attempt]:
-            raise _taken_over(run_url, newest)
-    elif first:
+    if not require_command(run_url, attempt) and first:
         return attempt
     return begin_attempt(run_url, config, resumed_from, attempt)
 
 
-def require_owner(run_url: str, owner: str) -> None:
+def require_command(run_url: str, attempt: str) -> bool:
+    """Refuse to continue where another command has begun.
+
+    Args:
+        attempt: the command's.
+
+    Returns:
+        Whether a later group of this command's workers has begun an attempt of its own.
+
+    Raises:
+        UserError: if another command has taken the run over.
+    """
+    newest = max(_keys(run_url), default=(0, ""))
+    if newest <= attempt_key(attempt):
+        return False
+    url = _url(run_url, newest)
+    lines = parse_lines(storage.read_text(url).replace("\n", " "), url)
+    if [line.get("within") for line in lines] != [attempt]:
+        raise _taken_over(run_url, newest)
+    return True
+
+
+def require_owner(url: str, owner: str, kind: str = "run") -> None:
     """Refuse to continue where a newer attempt has begun.
 
     Args:
-        owner: what `begin_attempt` returned.
+        owner: what `begin_attempt` or `claim` returned. kind: "run" or "sweep".
 
     Raises:
-        UserError: if the run has been taken over, for example by the command on another machine.
+        UserError: if it has been taken over, for example by the command on another machine.
     """
-    newest = max(_keys(run_url), default=(0, ""))
+    newest = max(_keys(url), default=(0, ""))
     if newest > attempt_key(owner):
-        raise _taken_over(run_url, newest)
+        raise _taken_over(url, newest, kind)
 
 
-def _taken_over(run_url: str, newest: Key) -> UserError:
+def _taken_over(url: str, newest: Key, kind: str = "run") -> UserError:
     return UserError(
-        f"run {run_url}: attempt {newest[0]} has taken it over since; this one stops. Train under "
-        "another run.name to have two runs"
+        f"{kind} {url}: attempt {newest[0]} has taken it over since; this one stops. Train under "
+        f"another run.name to have two {kind}s"
     )
 
 

@@ -11,7 +11,13 @@ from itertools import groupby
 from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.errors import DamagedError, UserError
-from pipeline.runfolder.attempts import attempt_key, begin_attempt, begin_group, require_owner
+from pipeline.runfolder.attempts import (
+    attempt_key,
+    begin_attempt,
+    begin_group,
+    require_command,
+    require_owner,
+)
 from pipeline.runfolder.checkpoint import Checkpoint
 from pipeline.runfolder.commit import Commit, is_count, read_commit, read_object
 from pipeline.runfolder.frozen import freeze
@@ -72,6 +78,10 @@ class RunFolder:
     ) -> str:
         """The attempt of a group of workers of the command that has begun `attempt`."""
         return begin_group(self.url, config, resumed_from, attempt, first)
+
+    def require_command(self, attempt: str) -> None:
+        """Raise a `UserError` where another command than the attempt's has taken the run over."""
+        require_command(self.url, attempt)
 
     def require_owner(self, attempt: str) -> None:
         """Raise a `UserError` where a newer attempt has taken the run over."""

@@ -20,12 +20,19 @@ from pipeline.runfolder import (
     run_of_checkpoint,
 )
 from pipeline.runfolder.lines import Line, is_number
-from pipeline.runfolder.names import ATTEMPTS, CHECKPOINTS, COMMIT, METRICS, WANDB
+from pipeline.runfolder.names import (
+    ATTEMPT_FOLDER,
+    ATTEMPTS,
+    CHECKPOINTS,
+    COMMIT,
+    METRICS,
+    WANDB,
+)
 from pipeline.runfolder.names import CONFIG as CONFIG
 
 log = logging.getLogger("era")
 DEPTH = 3  # folders searched below a URL: root / sweep / trial
-NOT_SEARCHED = {CHECKPOINTS, WANDB}
+NOT_SEARCHED = {ATTEMPT_FOLDER, CHECKPOINTS, WANDB}
 
 
 @dataclass(frozen=True)

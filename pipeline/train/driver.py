@@ -116,6 +116,7 @@ def _retry(
         except Exception as error:
             if isinstance(error, (Stopped, UserError)) and not isinstance(error, StorageDown):
                 raise  # another attempt would end the same way
+            storage.retry_outages(partial(folder.require_command, owner), "owner of the run")
             struck = len(storage.retry_outages(partial(folder.lines, CHAOS), CHAOS))
             chaos, kills = struck > kills, struck
             after = storage.retry_outages(store.latest_step, "look for checkpoints")

@@ -31,14 +31,16 @@ def begin(url: str, sweep: SweepConfig, resumed: bool) -> None:
         UserError: if the folder belongs to another sweep, or to something else.
     """
     place = storage.join(url, FILE)
+    values = {**asdict(sweep), TRAINING: frozen_part(sweep.training())}
+    text = yaml.safe_dump(values, sort_keys=False)
     if not resumed:
         others = [name for name in storage.list_names(url) if not name.startswith(".")]
         if others:
             raise UserError(f"sweep {url}: the folder holds {others[0]}; choose another run.name")
-    elif not _is_continued(place, sweep):
-        return
-    values = {**asdict(sweep), TRAINING: frozen_part(sweep.training())}
-    storage.write_text(place, yaml.safe_dump(values, sort_keys=False))
+        if storage.create(place, text.encode()):  # else: another command has just begun it
+            return
+    if _is_continued(place, sweep):
+        storage.write_text(place, text)
 
 
 def _is_continued(place: str, sweep: SweepConfig) -> bool:

@@ -10,6 +10,7 @@ from pipeline.checkpoint import CheckpointStore, higher_is_better
 from pipeline.errors import masked
 from pipeline.runs.search import CONFIG, Run
 from pipeline.tune.config import SweepConfig
+from pipeline.tune.owner import Owner
 from pipeline.tune.record import TrialRecord, read_record, write_record
 from pipeline.tune.search import suggest_point
 from pipeline.tune.space import Point, in_space, value_at
@@ -22,11 +23,14 @@ class Ledger:
     Args:
         url: the sweep's folder.
         sweep: its configuration.
+        owner: of the sweep; asked before anything is written.
         retry_failed: whether trials without retries left start with new ones.
     """
 
-    def __init__(self, url: str, sweep: SweepConfig, retry_failed: bool = False) -> None:
-        self.url, self.sweep, self.retry_failed = url, sweep, retry_failed
+    def __init__(
+        self, url: str, sweep: SweepConfig, owner: Owner, retry_failed: bool = False
+    ) -> None:
+        self.url, self.sweep, self.owner, self.retry_failed = url, sweep, owner, retry_failed
         self.names: dict[int, str] = {}  # of the runs of trials that have taken over another's
         self.until = 0  # the step at which trials end for now; 0: at their last
         self.maximise = higher_is_better(sweep.metric)
@@ -34,6 +38,7 @@ class Ledger:
         self.last_step = min(training.debug.stop_at or training.train.steps, training.train.steps)
         self.points = points_of(sweep)
         self.records: dict[int, TrialRecord] = {}
+        self.started: set[int] = set()  # those whose record this command has written
         self.results: dict[int, dict[int, float]] = {}
         self.steps: dict[int, int] = {}
         for index in range(trial_count(sweep)):
@@ -53,6 +58,7 @@ class Ledger:
     def move(self, index: int, name: str, point: Point) -> None:
         """Go on with a trial in another run, at another point."""
         self.names[index] = name
+        self.started.discard(index)
         self.records[index] = TrialRecord(point=point)  # unless that run's record says more
         self.results[index], self.steps[index] = {}, 0
         self._load(index)
@@ -79,9 +85,10 @@ class Ledger:
         }
 
     def start(self, index: int) -> TrialRecord:
-        """Return a trial's record; choose and record its point where it has none."""
+        """Return a trial's record, which is this command's from now on; choose a missing point."""
         if index not in self.records:
             self.records[index] = TrialRecord(point=self._new_point(index))
+        if index not in self.started:
             self._save(index)
         return self.records[index]
 
@@ -126,8 +133,6 @@ class Ledger:
         if point is not None:
             known = record or TrialRecord(point=point)
             self.records[index] = replace(known, point=point)
-            if record is None:  # the trial reads it
-                self._save(index)
             if self.retry_failed and known.failed:
                 self.fail(index, 0, False, "")
         for step, value in results_of(run, self.sweep.metric).items():
@@ -163,4 +168,6 @@ class Ledger:
         return record is not None and (record.failed or record.stopped_at > 0)
 
     def _save(self, index: int) -> None:
-        write_record(self.trial_url(index), self.records[index])
+        self.owner.require()
+        self.started.add(index)
+        write_record(self.trial_url(index), self.records[index], self.owner.attempt)

@@ -99,13 +99,18 @@ class Population:
         members = [i for i in range(len(self.ledger)) if self.ledger.finished(i)]
         found = read_round(self.ledger.url, self.ledger.sweep, step)
         if found is None and members:
-            found = self._decide(step, members)
-            text = json.dumps(asdict(found), indent=1) + "\n"
-            url = _round_url(self.ledger.url, step)
-            storage.retry_outages(partial(storage.write_text, url, text), url)
+            found = self._record(self._decide(step, members))
         for exchange in found.exchanges if found else []:
             take_over(self.ledger, step, exchange)
         self.rounds += [found] if found else []
+
+    def _record(self, decided: Round) -> Round:
+        """Write a decision, unless another command has been first; return the one that holds."""
+        url, ledger = _round_url(self.ledger.url, decided.step), self.ledger
+        text = json.dumps(asdict(decided), indent=1) + "\n"
+        ledger.owner.require()
+        storage.retry_outages(partial(storage.create, url, text.encode()), url)
+        return read_round(ledger.url, ledger.sweep, decided.step) or decided
 
     def _decide(self, step: int, members: list[int]) -> Round:
         ledger, sweep = self.ledger, self.ledger.sweep
@@ -212,6 +217,7 @@ def take_over(ledger: Ledger, step: int, exchange: Exchange) -> None:
 
 
 def _begin_run(ledger: Ledger, step: int, exchange: Exchange, name: str) -> None:
+    ledger.owner.require()
     source = ledger.trial_url(exchange.source)
     loaded = CheckpointStore(source).load_latest()
     if loaded is None or loaded.checkpoint.step != step:
@@ -220,7 +226,7 @@ def _begin_run(ledger: Ledger, step: int, exchange: Exchange, name: str) -> None
             "damaged one, and the trial makes it again"
         )
     config, url = prepared(trial_config(ledger.sweep, exchange.trial, exchange.point, name))
-    write_record(url, TrialRecord(point=exchange.point))
+    write_record(url, TrialRecord(point=exchange.point), ledger.owner.attempt)
     folder = RunFolder(url)
     folder.freeze(config)
     origin = {"step": step, "checkpoint": loaded.checkpoint.url, **asdict(exchange)}

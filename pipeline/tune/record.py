@@ -1,21 +1,27 @@
-"""`.trial.json`: what a trial's folder must say about it beyond what its run wrote.
+"""What a trial's folder must say about it beyond what its run wrote: `.trial-NNNN-ID.json`.
 
-The process of `era tune` is the only writer. A decision about a trial is written here before it
-takes effect, so that it survives whatever is killed next.
+Each command that works on the sweep has a file of its own, named after its attempt; the newest one
+counts. So a late write of an earlier command, whose machine hung, cannot replace anything.
+A decision about a trial is written here before it takes effect, so that it survives whatever is
+killed next.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline import storage
 from pipeline.border import BadInput, Bool, Count, Text, parse_json, validated
+from pipeline.runfolder import attempt_key
 
 log = logging.getLogger("era")
-FILE = ".trial.json"
+_NAME = re.compile(
+    r"[.]trial(?:-([0-9]{4,9}-[0-9a-f]{16}))?[.]json"
+)  # earlier versions: no attempt
 MAX_BYTES = 1 << 16
 
 
@@ -39,11 +45,24 @@ class TrialRecord:
     error: Text = ""
 
 
-def read_record(trial_url: str) -> TrialRecord | None:
-    """Read a trial's record; None where there is none, or where it is damaged, with a warning."""
-    url = storage.join(trial_url, FILE)
-    if not storage.exists(url):
-        return None
+def record_name(attempt: str) -> str:
+    """The name of the file that an attempt writes."""
+    return f".trial-{attempt}.json"
+
+
+def read_record(trial_url: str, attempt: str = "") -> TrialRecord | None:
+    """Read a trial's record; None where there is none, or where it is damaged, with a warning.
+
+    Args:
+        attempt: whose record is wanted; where it has none, and by default, the newest.
+    """
+    url = storage.join(trial_url, record_name(attempt))
+    if not attempt or not storage.exists(url):
+        found = filter(None, map(_NAME.fullmatch, storage.list_names(trial_url)))
+        newest = max(found, key=lambda match: attempt_key(match[1] or ""), default=None)
+        if newest is None:
+            return None
+        url = storage.join(trial_url, newest[0])
     try:
         if storage.size(url) > MAX_BYTES:
             raise BadInput(f"{url}: larger than {MAX_BYTES} bytes")
@@ -53,8 +72,8 @@ def read_record(trial_url: str) -> TrialRecord | None:
         return None
 
 
-def write_record(trial_url: str, record: TrialRecord) -> None:
-    """Write a trial's record, retrying through outages of the storage."""
-    url = storage.join(trial_url, FILE)
+def write_record(trial_url: str, record: TrialRecord, attempt: str) -> None:
+    """Write an attempt's record of a trial, retrying through outages of the storage."""
+    url = storage.join(trial_url, record_name(attempt))
     text = json.dumps(asdict(record), indent=1) + "\n"
     storage.retry_outages(lambda: storage.write_text(url, text), url)

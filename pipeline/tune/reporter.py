@@ -51,10 +51,15 @@ class Reporter(Callback):
             )
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Every few seconds free what killed trials still hold; say what is waited for."""
+        """Every few seconds free what killed trials still hold; say what is waited for.
+
+        Raises:
+            UserError: where another command has taken the sweep over.
+        """
         now = time.monotonic()
         if now - self.cleaned >= CLEAN_SECONDS:
             self.cleaned = now
+            self.ledger.owner.look()
             release_orphans()
         if now - self.said >= SAY_SECONDS:
             self.said = now

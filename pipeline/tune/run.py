@@ -19,10 +19,11 @@ from pipeline.train.driver_channel import start_channel
 from pipeline.tune.begin import FILE, begin
 from pipeline.tune.config import SweepConfig, load_sweep
 from pipeline.tune.ledger import Ledger
+from pipeline.tune.owner import Owner
 from pipeline.tune.page import write_page
 from pipeline.tune.plan import Planner
 from pipeline.tune.population import Population
-from pipeline.tune.trial import run_trial, trial_name
+from pipeline.tune.trial import run_trial, trial_count, trial_name
 
 if TYPE_CHECKING:
     from pipeline.tune.interrupt import Interrupts
@@ -49,7 +50,8 @@ def tune(name: str, overrides: list[str], resume_failed: bool = False) -> dict[s
         best's `metrics`.
 
     Raises:
-        UserError: for a configuration that cannot work, or a cluster that can never hold a trial.
+        UserError: for a configuration that cannot work, a cluster that can never hold a trial, and
+            where the sweep is started again while this command runs.
         Stopped: after SIGTERM or Ctrl-C.
     """
     sweep = load_sweep(name, overrides)
@@ -57,7 +59,7 @@ def tune(name: str, overrides: list[str], resume_failed: bool = False) -> dict[s
     url = storage.absolute(storage.join(training.run.root, training.run.name))
     storage.check_writable(url)
     begin(url, sweep, resumed=_has_state(url))
-    ledger = Ledger(url, sweep, resume_failed)
+    ledger = Ledger(url, sweep, Owner(url, trial_count(sweep)), resume_failed)
     population = Population(ledger)
     if population.advance():
         _run(sweep, ledger, population)
@@ -114,6 +116,7 @@ def _summary(sweep: SweepConfig, ledger: Ledger, population: Population) -> dict
         )
     best = best_run(ledger.url, sweep.metric)
     page = storage.join(ledger.url, "sweep.html")
+    ledger.owner.require()
     write_page(page, sweep, find_runs(ledger.url), best, failed, population.rounds)
     return {
         "best": best["checkpoint"],
@@ -143,6 +146,7 @@ def _tuner(
         run_trial,
         sweep=sweep,
         url=ledger.url,
+        owner=ledger.owner.attempt,
         folder=str(Path.cwd()),
         channel=interrupts.channel,
     )

@@ -10,6 +10,7 @@ from pipeline import storage
 from pipeline.cluster import work_in
 from pipeline.config import TrainConfig
 from pipeline.errors import Stopped
+from pipeline.runfolder import require_owner
 from pipeline.runs.search import Run
 from pipeline.train import train
 from pipeline.train.driver_channel import Event
@@ -76,12 +77,18 @@ def results_of(run: Run, metric: str) -> dict[int, float]:
 
 
 def run_trial(
-    parameters: dict[str, Any], sweep: SweepConfig, url: str, folder: str, channel: Any
+    parameters: dict[str, Any],
+    sweep: SweepConfig,
+    url: str,
+    owner: str,
+    folder: str,
+    channel: Any,
 ) -> None:
     """Tune's trainable: trains, reporting each validation; the same trial again resumes its run.
 
     Args:
         parameters: Tune's: the trial's number, its run, and where it ends. url: the sweep's folder.
+        owner: the command's attempt of the sweep.
         folder: the command's working folder, for relative paths.
         channel: to the command, which may ask the trial to save and end.
 
@@ -90,19 +97,20 @@ def run_trial(
     """
     work_in(folder)
     try:
-        _Trial(sweep, url, parameters, channel).run()
+        require_owner(url, owner, "sweep")  # else it would take its run over from its successor
+        _Trial(sweep, url, owner, parameters, channel).run()
     except Exception as error:
         raise RuntimeError(f"{FAILED}{root_cause(error)}") from None
 
 
 class _Trial:
     def __init__(
-        self, sweep: SweepConfig, url: str, parameters: dict[str, Any], channel: Any
+        self, sweep: SweepConfig, url: str, owner: str, parameters: dict[str, Any], channel: Any
     ) -> None:
-        self.channel = channel
+        self.channel, self.owner = channel, owner
         self.metric, self.stoppable = sweep.metric, sweep.scheduler in STOPPING
         self.url = storage.join(url, parameters[RUN])
-        record = read_record(self.url)
+        record = read_record(self.url, owner)
         if record is None:
             raise RuntimeError(f"{self.url}: its record is missing")
         self.judged = record.judged
@@ -158,5 +166,5 @@ class _Trial:
         return bool(ray.get(self.channel.exchange.remote([])))
 
     def _is_stopped(self) -> bool:
-        record = storage.retry_outages(lambda: read_record(self.url), self.url)
+        record = storage.retry_outages(lambda: read_record(self.url, self.owner), self.url)
         return record is not None and record.stopped_at > 0
