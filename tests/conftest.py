@@ -179,3 +179,16 @@ def undisturbed(
     from pipeline.train import train
 
     return train(config_of(tiny_data, tmp_path_factory.mktemp("runs"), "undisturbed"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed_strict(
+    ray_cluster: str, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """The same with `train.deterministic=strict`."""
+    from small_run import config_of
+
+    from pipeline.train import train
+
+    strict = "train.deterministic=strict"
+    return train(config_of(tiny_data, tmp_path_factory.mktemp("runs"), "strict", strict))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -58,11 +59,18 @@ def curve(summary: dict[str, Any]) -> list[dict[str, float]]:
     return [{k: v for k, v in json.loads(x).items() if not k.startswith(clock)} for x in lines]
 
 
-def assert_same_run(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """Samples crc for crc, curve and weights to the bit."""
+def assert_same_samples(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Samples crc for crc; losses up to the order of sums."""
     samples = [(Path(run["run"]) / "samples.jsonl").read_text() for run in (one, other)]
     assert samples[0] == samples[1]
     assert len(samples[0].splitlines()) == STEPS
+    losses = [[x["train/loss"] for x in curve(run) if "train/loss" in x] for run in (one, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def assert_same_run(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Samples crc for crc, curve and weights to the bit."""
+    assert_same_samples(one, other)
     assert curve(one) == curve(other)
     a, b = weights(one), weights(other)
     assert all(torch.equal(a[name], b[name]) for name in a)

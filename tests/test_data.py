@@ -259,7 +259,14 @@ def test_remote_shards_are_cached_checked_and_shared(
         shard.sha256 for shard in manifest.shards
     }
     monkeypatch.setattr("pipeline.storage.begin_download", None)  # nothing is downloaded twice
-    assert samples(loader(open_split(url, str(tmp_path)))) == local
+    split = open_split(url, str(tmp_path))
+    assert samples(loader(split)) == local
+    offset, length = manifest.shards[0].samples[0].members["blur.npy"]
+    with (tmp_path / "shards" / f"{manifest.shards[0].sha256}.tar").open("r+b") as stream:
+        stream.seek(offset + length // 2)
+        stream.write(b"?" * 64)  # as a bad disk does
+    with pytest.raises(DamagedError, match=rf"{split.load(0).key}: blur\.npy is damaged"):
+        open_split(url, str(tmp_path)).load(0)
 
 
 def test_cache_stays_within_its_limit_and_refuses_damage(

@@ -3,44 +3,25 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline.cluster import (
-    Growth,
-    Wait,
-    environment,
-    on_loopback,
-    release_orphans,
-    withdraw_requests_of_dead_runs,
-)
+from pipeline.cluster import Growth, Wait, on_loopback, release_orphans
 from pipeline.config import TrainConfig
-from pipeline.config.check import worker_range
 from pipeline.errors import Stopped, UserError
 from pipeline.train.driver_channel import POLL_SECONDS, Report, start_channel
-from pipeline.train.entry import train_worker
-from pipeline.train.failures import find_user_error
 from pipeline.train.payload import Payload
 from pipeline.train.show import Ask, Display, OnEvent, never
+from pipeline.train.trainer import Outcome, run_trainer
 
 log = logging.getLogger("era")
 LISTEN_SECONDS = 5.0  # for newly started workers to notice a signal
 START_SECONDS, STEP_SECONDS, STOP_SECONDS = 6 * 3600.0, 2 * 3600.0, 1800.0  # at most
-
-
-@dataclass
-class Outcome:
-    """How Ray Train ended; `error` is None after success."""
-
-    done: bool = False
-    error: BaseException | None = None
 
 
 def run_attempt(
@@ -78,47 +59,6 @@ def run_attempt(
         raise outcome.error
     if display.asked_to_stop:
         raise Stopped("asked to")
-
-
-def run_trainer(config: TrainConfig, payload: Payload, scratch: str, outcome: Outcome) -> None:
-    """Run Ray Train; every error goes to `outcome`, for the main thread to raise."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-    from pipeline.train.process_group import process_group
-
-    least, most = worker_range(config)
-    workers: Any = least if least == most else (least, most)
-    resources = {"CPU": config.scaling.cpus_per_worker, "GPU": int(config.scaling.gpu)}
-    try:
-        if least < most:
-            withdraw_requests_of_dead_runs()
-        with environment(**_settings(payload.preemptible)):
-            DataParallelTrainer(
-                train_worker,
-                train_loop_config={"payload": payload},
-                backend_config=process_group(config.scaling.gpu, scratch),
-                scaling_config=ScalingConfig(
-                    num_workers=workers,
-                    use_gpu=config.scaling.gpu,
-                    resources_per_worker=resources,
-                ),
-                # Ray writes only its own notes here: checkpoints are ours (pipeline.checkpoint).
-                run_config=RunConfig(
-                    name=config.run.name, storage_path=scratch, failure_config=FailureConfig()
-                ),
-            ).fit()
-        outcome.done = True
-    except BaseException as error:  # handed to the main thread, which raises it
-        outcome.error = find_user_error(error) or error
-
-
-def _settings(preemptible: bool) -> dict[str, str | None]:
-    """Ray Train's settings, which it reads from the environment, unless the user has set them."""
-    wanted = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}  # how soon it sees a dead worker
-    if not preemptible:
-        wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # one process less
-    return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 
 class _Watch:
