@@ -89,28 +89,28 @@ class Victim:
                 env=environment,
             )
 
-    def family(self) -> dict[int, str]:
+    def processes(self) -> dict[int, str]:
         """Its processes and the cluster's workers that are at work, but no idle or stopped one."""
-        found = _family(self.process.pid)
+        found = family(self.process.pid)
         if self.head is not None:
-            workers = _family(self.head).items()
+            workers = family(self.head).items()
             found |= {pid: name for pid, name in workers if _at_work(pid, name)}
         return found
 
     def strike(self, blow: str, rng: random.Random) -> None:
         """Deal one blow."""
-        family = self.family()
+        struck = self.processes()
         if blow == "kill driver":
             _send(signal.SIGKILL, [self.process.pid])
         elif blow == "kill worker":
-            _send(signal.SIGKILL, [p for p, name in family.items() if "RayTrainWorker" in name][:1])
+            _send(signal.SIGKILL, [p for p, name in struck.items() if "RayTrainWorker" in name][:1])
         elif blow == "kill all":
-            _send(signal.SIGKILL, list(family))
+            _send(signal.SIGKILL, list(struck))
         elif blow == "terminate":
             _send(signal.SIGTERM, [self.process.pid])
         else:
-            self.asleep = set(family)
-            _send(signal.SIGSTOP, list(family))
+            self.asleep = set(struck)
+            _send(signal.SIGSTOP, list(struck))
             if blow == "pause":
                 time.sleep(rng.uniform(1, 8))
                 self.wake()
@@ -121,7 +121,7 @@ class Victim:
 
     def end(self) -> None:
         """Kill what is left of it."""
-        _send(signal.SIGKILL, [*_family(self.process.pid), *self.asleep])
+        _send(signal.SIGKILL, [*family(self.process.pid), *self.asleep])
         self.process.wait()
 
 
@@ -185,8 +185,8 @@ def main() -> int:
     args = _arguments()
     end = time.monotonic() + 60 * args.minutes
     with _work(args.folder) as folder:
-        data = _data(folder)
-        with _cluster(folder) as (head, address):
+        data = small_data(folder)
+        with cluster(folder) as (head, address):
             (folder / "population.yaml").write_text(POPULATION)
             population = ["tune", "--config", str(folder / "population.yaml"), *SMALL]
             half = args.sweeps // 2
@@ -245,7 +245,7 @@ def _wait(victim: Victim, seconds: float) -> None:
         return
 
 
-def _family(root: int) -> dict[int, str]:
+def family(root: int) -> dict[int, str]:
     """A process and all its descendants, with their command lines."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True)
     rows = [line.split(None, 2) for line in listed.stdout.splitlines()]
@@ -276,7 +276,7 @@ def _at_work(pid: int, name: str) -> bool:
         return False
 
 
-def _data(folder: Path) -> list[str]:
+def small_data(folder: Path) -> list[str]:
     pairs, shards = str(folder / "pairs"), folder / "shards"
     chosen = [f"data.train={shards / 'train'}", f"data.val={shards / 'val'}"]
     if (shards / "val" / "manifest.json").exists():
@@ -305,7 +305,7 @@ def _work(kept: Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _cluster(folder: Path) -> Iterator[tuple[int, str]]:
+def cluster(folder: Path) -> Iterator[tuple[int, str]]:
     """A cluster on this machine alone; its process and address."""
     from ray.util import get_node_ip_address
 
