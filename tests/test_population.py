@@ -233,8 +233,8 @@ def test_values_are_the_configurations_not_the_checkpoints(tiny_data: Path, tmp_
     ]
 
 
-def two_at_a_time(command: list[str], folder: Path) -> None:
-    """Run a sweep's command while it runs already: the earlier one stops."""
+def two_at_a_time(command: list[str], folder: Path) -> dict[str, Any]:
+    """Run a sweep's command while it runs already: the earlier one stops; returns the result."""
     before = len(list(folder.glob("trial-*/attempts/*")))
     older = begin_command(
         command, lambda: len(list(folder.glob("trial-*/attempts/*"))) > before
@@ -244,7 +244,9 @@ def two_at_a_time(command: list[str], folder: Path) -> None:
     older.send_signal(signal.SIGCONT)
     log = older.communicate(timeout=120)[1]
     assert older.returncode == 2 and f"sweep {folder}: attempt 3 has taken it over" in log, log
-    assert newer.communicate(timeout=300) and newer.returncode == 0
+    out, log = newer.communicate(timeout=300)
+    assert newer.returncode == 0, log
+    return dict(json.loads(out))
 
 
 @pytest.mark.full
@@ -260,8 +262,9 @@ def test_a_population_is_killed_and_exchanges_the_same(
         command, url = command_for(path), f"{tmp_path / name}/sweep"
         if name == "struck":
             kill_when(command, Path(f"{url}/exchanges/step-00000004.json").exists)
-            two_at_a_time(command, Path(url))
-        summary = finish(command)
+            summary = two_at_a_time(command, Path(url))
+        else:
+            summary = finish(command)
         runs = sorted(p.parent.name for p in Path(url).glob("*/config.yaml"))
         found[name] = {
             "best": summary["best"].removeprefix(url),
