@@ -500,6 +500,32 @@ def test_tiffs_that_do_not_say_their_colours() -> None:
         assert np.array_equal(tifffile.imread(io.BytesIO(again(bytes(source), "a.tif"))), image)
 
 
+@pytest.mark.parametrize("options", [{"rowsperstrip": 5}, {"tile": (16, 16)}])
+@pytest.mark.parametrize("compression", [None, "lzw"])
+def test_parts_of_a_tiff_that_cannot_be_found_are_not_black(
+    options: dict[str, Any], compression: str | None
+) -> None:
+    source = tiff(picture(), compression=compression, **options)
+    counts = 325 if "tile" in options else 279
+    entries = {c: t for c, t in ifd.first_directory(source).items() if c != counts}
+    out, form = bytearray(source), ifd.form_of(source)
+    struct.pack_into(form.offset, out, form.inline, ifd.append_directory(out, form, entries))
+    with pytest.raises(UserError, match=r"of its 1[02] strips or tiles, 1 can be found"):
+        decode_photo(bytes(out), "a.tif")
+
+
+@pytest.mark.parametrize("code", [529, 532])
+@pytest.mark.parametrize("number", [(2**31, 1), (0, 0), (1, 2**31)])
+def test_damaged_numbers_of_ycbcr_count_as_the_usual_ones(
+    code: int, number: tuple[int, int]
+) -> None:
+    """With them, every pixel would be black, white or no number."""
+    ycc = np.asarray(Pillow.fromarray(picture()).convert("YCbCr"))
+    source, count = tiff(ycc, photometric="ycbcr"), 3 if code == 529 else 6
+    source = with_tag(source, code, ifd.Tag(5, count, struct.pack("<2I", *number) * count))
+    assert np.abs(decode_photo(source, "a.tif").rgb.astype(int) - picture()).max() <= 3
+
+
 def test_a_photograph_below_its_thumbnail_is_the_one() -> None:
     """As cameras write it: the first directory has a thumbnail and all tags."""
     stream = io.BytesIO()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,9 @@ OLD_JPEG, JPEG, UNCOMPRESSED = 6, 7, 1
 COMPRESSIONS = {UNCOMPRESSED: None, 5: "lzw", 8: "zlib", 32773: "packbits", 32946: "zlib"}
 COMPRESSIONS |= {34925: "lzma", 50000: "zstd"}
 PREDICTOR, PHOTOMETRIC, SUB_IFDS = 317, 262, 330
-LUMA = (0.299, 0.587, 0.114)
+LUMA, LUMA_TOLERANCE = (0.299, 0.587, 0.114), 0.05
+FULL_RANGE = np.array([[0, 128, 128], [255, 255, 255]], np.float32)  # of Y, Cb, Cr
+LEAST_RANGE = 64  # of ReferenceBlackWhite; less is damaged
 
 
 def size(data: bytes, name: str) -> Size:
@@ -171,6 +174,7 @@ def _pixels(page: Any, name: str) -> tuple[Image, list[str]]:
     samples = page.samplesperpixel
     if (colours == "rgb" and samples < 3) or (colours == "miniswhite" and samples > 2):
         raise UserError(f"{name}: {colours} in {samples} channels; RGB or grey is supported")
+    _require_all_parts(page, name)
     pixels = page.asarray()
     if int(page.planarconfig) == 2 and pixels.ndim == 3 and page.samplesperpixel > 1:
         pixels = np.moveaxis(pixels, 0, -1)
@@ -189,6 +193,15 @@ def _pixels(page: Any, name: str) -> tuple[Image, list[str]]:
     return pixels, notes
 
 
+def _require_all_parts(page: Any, name: str) -> None:
+    """tifffile takes strips and tiles that are missing for black."""
+    parts, offsets, counts = prod(page.chunked), len(page.dataoffsets), len(page.databytecounts)
+    if offsets != counts or (offsets < parts and not page.is_contiguous):
+        raise UserError(
+            f"{name}: damaged: of its {parts} strips or tiles, {min(offsets, counts)} can be found"
+        )
+
+
 def _rgb_of_ycbcr(pixels: Image, page: Any, name: str) -> Image:
     """TIFF 6.0, section 21; full range where ReferenceBlackWhite is missing."""
     subsampling = tuple(page.subsampling or (1, 1))
@@ -196,9 +209,13 @@ def _rgb_of_ycbcr(pixels: Image, page: Any, name: str) -> Image:
         raise UserError(
             f"{name}: YCbCr is supported with 8 bits, three channels and no subsampling, or as JPEG"
         )
-    red, green, blue = _rationals(page, 529) or LUMA
-    black_white = np.asarray(_rationals(page, 532) or (0, 255, 128, 255, 128, 255), np.float32)
-    low, high = black_white[::2], black_white[1::2]
+    luma, found = (np.asarray(_rationals(page, code), np.float32) for code in (529, 532))
+    if luma.size != 3 or not (luma.min() > 0 and abs(luma.sum() - 1) < LUMA_TOLERANCE):
+        luma = np.asarray(LUMA, np.float32)  # missing or damaged
+    low, high = found.reshape(3, 2).T if found.size == 6 else FULL_RANGE
+    if not (low.min() >= 0 and high.max() <= 255 and (high - low).min() >= LEAST_RANGE):
+        low, high = FULL_RANGE
+    red, green, blue = luma
     y, cb, cr = np.moveaxis(
         (pixels - low) * np.array([255, 127, 127], np.float32) / (high - low), -1, 0
     )
@@ -213,5 +230,5 @@ def _rationals(page: Any, code: int) -> tuple[float, ...]:
         return ()
     values = [float(value) for value in page.tags[code].value]
     if page.tags[code].dtype in (5, 10):
-        values = [n / d for n, d in zip(values[::2], values[1::2], strict=True)]
+        values = [n / (d or np.nan) for n, d in zip(values[::2], values[1::2], strict=True)]
     return tuple(values)
