@@ -261,6 +261,15 @@ def test_a_webp_keeps_its_kind(lossless: bool, mode: str) -> None:
         assert np.array_equal(np.asarray(opened(after)), image)
 
 
+def test_alpha_of_a_webp_that_its_header_forgets() -> None:
+    image = np.dstack([picture(), picture()[..., 0]])
+    source = bytearray(coded("WEBP", image, "RGBA", lossless=True, exact=True, exif=exif_block()))
+    source[20] &= ~0x10  # the flags of VP8X
+    assert opened(source).mode == "RGBA"
+    after = again(bytes(source), "a.webp")
+    assert np.array_equal(np.asarray(opened(after)), image)
+
+
 @pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("compression", [None, "lzw", "zlib", "packbits", "zstd"])

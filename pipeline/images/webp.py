@@ -85,10 +85,10 @@ def _is_lossless(chunks: Chunks) -> bool:
 
 
 def _has_alpha(found: dict[bytes, bytes]) -> bool:
-    """VP8X says it; a bare lossless picture says it in a bit of its own header."""
-    if b"VP8X" in found:
-        return bool(found[b"VP8X"][0] & ALPHA)
-    return b"VP8L" in found and bool(found[b"VP8L"][4] & 0x10)
+    """A lossless picture says it in a bit of its own header; VP8X says it of others."""
+    if b"VP8L" in found:
+        return bool(found[b"VP8L"][4] & 0x10)
+    return b"VP8X" in found and bool(found[b"VP8X"][0] & ALPHA)
 
 
 def _chunks(data: bytes, name: str) -> Chunks:
