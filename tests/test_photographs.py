@@ -478,6 +478,20 @@ def test_a_profile_that_unpacks_to_gigabytes_is_none() -> None:
     assert added in again(source, "a.png")
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_damage_within_a_jpeg_is_said(progressive: bool, mode: str) -> None:
+    """Such as of a card that was rescued: half the data, and an end marker."""
+    whole = coded("JPEG", mode=mode, progressive=progressive, quality=98)
+    photo = decode_photo(whole[: len(whole) * 2 // 3] + b"\xff\xd9", "a.jpg")
+    assert "damaged (Corrupt JPEG data: premature end of data segment)" in photo.notes[0]
+    assert decode_photo(whole, "a.jpg").notes == []
+    tall = bytearray(whole)
+    place = next(n for n in range(len(tall)) if tall[n : n + 2] in (b"\xff\xc0", b"\xff\xc2"))
+    tall[place + 6] = 200  # rows that are not there
+    assert "damaged" in decode_photo(bytes(tall), "a.jpg").notes[0]
+
+
 def test_a_lossless_jpeg_says_that_it_will_not_be_one() -> None:
     import imagecodecs
 

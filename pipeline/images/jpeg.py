@@ -34,6 +34,7 @@ XMP_OF_THEM = re.compile(
     rb"""|<Container:Directory>.*?</Container:Directory>""",
     re.DOTALL,
 )
+WARNINGS = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")  # of libjpeg
 IN_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 SAMPLINGS = {(4, 1): 0x411111, (2, 2): 0x221111, (2, 1): 0x211111, (1, 2): 0x121111}
 FULL_SAMPLING = 0x111111
@@ -61,8 +62,6 @@ def decode(data: bytes, name: str) -> Raster:
     Raises:
         UserError: for CMYK, 12 bits, or a file that is cut off.
     """
-    import cv2
-
     segments, scan = _segments(data, name)
     frame = _frame(segments, name)
     if frame.precision != 8:
@@ -70,15 +69,13 @@ def decode(data: bytes, name: str) -> Raster:
     if len(frame.components) not in (1, 3):
         raise UserError(f"{name}: colours are CMYK; RGB or grey is supported")
     end = _end(data, scan, name)
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    pixels, damage = _pixels(data, len(frame.components) == 1)
     if pixels is None:
         raise UserError(f"{name}: damaged JPEG data")
-    if pixels.ndim == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     exif = next((read_exif(s) for m, s in segments if m == APP1 and s.startswith(EXIF)), Exif())
     icc = _icc(segments)
     transfer = ADOBE_RGB if exif.adobe_rgb and not icc else None
-    notes = _notes(segments, data[end:])
+    notes = [*damage, *_notes(segments, data[end:])]
     if frame.marker in LOSSLESS:
         notes.append(f"its lossless coding is not written; it becomes JPEG of quality {QUALITY}")
     return Raster(pixels, exif.orientation, icc, transfer, notes)
@@ -100,6 +97,26 @@ def encode(pixels: Image, source: bytes) -> bytes:
         if marker != APP0:
             out += _segment(marker, body)
     return bytes(out + coded[scan:])
+
+
+def _pixels(data: bytes, grey: bool) -> tuple[Image | None, list[str]]:
+    """What libjpeg decodes, None for nothing; and what it warns of.
+
+    simplejpeg refuses what libjpeg warns of, and some rare samplings; OpenCV decodes both.
+    """
+    import cv2
+    import simplejpeg
+
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "GRAY" if grey else "RGB", strict=True)
+        return pixels[..., 0] if grey else pixels, []
+    except ValueError as error:
+        reason = str(error)
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if decoded is not None and decoded.ndim == 3:
+        decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    warned = reason.startswith(WARNINGS)
+    return decoded, [f"damaged ({reason}); a part of it may be lost"] if warned else []
 
 
 def _segments(data: bytes, name: str) -> tuple[list[tuple[int, bytes]], int]:
