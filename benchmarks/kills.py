@@ -1,6 +1,7 @@
 """Random kills, pauses and continuations of small runs and sweeps; each must end as if undisturbed.
 
     python -m benchmarks.kills [--runs 10] [--sweeps 2] [--seed 0] [--minutes 60] [--folder F]
+                               [--slow 1]
 
 Every run is started again after each kill until it finishes. Then its samples, its curve and
 the bits of its weights are compared with those of an undisturbed run, and every checkpoint is read.
@@ -190,17 +191,13 @@ def main() -> int:
             (folder / "population.yaml").write_text(POPULATION)
             population = ["tune", "--config", str(folder / "population.yaml"), *SMALL]
             half = args.sweeps // 2
-            for kind, base, count in (
-                ("run", RUN, args.runs),
-                ("sweep", SWEEP, args.sweeps - half),
-                ("population", population, half),
-            ):
-                command = [*base, f"run.root={folder / kind}", *data]
-                for number in range(count):
-                    if time.monotonic() < end and f"{args.seed}/{kind}/{number}" not in _done(
-                        folder
-                    ):
-                        _one(folder, kind, f"{args.seed}/{kind}/{number}", command, head, address)
+            counts = {"run": args.runs, "sweep": args.sweeps - half, "population": half}
+            commands = {"run": RUN, "sweep": SWEEP, "population": population}
+            for kind, number in _mixed(counts):
+                seed = f"{args.seed}/{kind}/{number}"
+                if time.monotonic() < end and seed not in _done(folder):
+                    command = [*commands[kind], f"run.root={folder / kind}", *data]
+                    _one(folder, kind, seed, command, head, address)
         rows = [json.loads(line) for line in (folder / RESULTS).read_text().splitlines()]
         wrong = [row["seed"] for row in rows if row["error"]]
         blows = sum(len(row["blows"]) for row in rows)
@@ -226,6 +223,12 @@ def _one(folder: Path, kind: str, seed: str, command: list[str], head: int, addr
         results.write(json.dumps({**row, "seconds": round(time.monotonic() - begin)}) + "\n")
     said = f"WRONG  {error}; {log}" if error else f"right  {', '.join(blows)}"
     print(f"{seed} {'(own cluster)' if own else ''} {said}", flush=True)
+
+
+def _mixed(counts: dict[str, int]) -> list[tuple[str, int]]:
+    """The numbers of each kind, the kinds evenly mixed."""
+    places = [(n / count, kind, n) for kind, count in counts.items() for n in range(count)]
+    return [(kind, number) for _, kind, number in sorted(places)]
 
 
 def _done(folder: Path) -> set[str]:
@@ -342,7 +345,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", default="0")
     parser.add_argument("--minutes", type=float, default=60.0, help="no new run after these")
     parser.add_argument("--folder", type=Path, help="keep all here; the same command resumes it")
-    return parser.parse_args()
+    parser.add_argument("--slow", type=float, default=1.0, help="how slow the machine is: waits")
+    args = parser.parse_args()
+    global LIMIT, LATEST
+    LIMIT, LATEST = LIMIT * args.slow, LATEST * args.slow
+    return args
 
 
 if __name__ == "__main__":
