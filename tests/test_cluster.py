@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from small_run import config_of
-from test_chain import start, wait_for_step
+from conftest import S3Server
+from faulty_proxy import faulty_proxy
+from small_run import assert_same_run, config_of
+from test_chain import moved, start, wait_for_step
 
+from pipeline import storage
+from pipeline.checkpoint import CheckpointStore
 from pipeline.cluster import Wait, environment, job_client, joining, wait_for, waiting
 from pipeline.errors import UserError
+from pipeline.runfolder import RunFolder
+from pipeline.train import train
 
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "an-access-key-1",
@@ -144,6 +153,8 @@ def test_secrets_and_ports_of_a_whole_run(tiny_data: Path, tmp_path: Path) -> No
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == 143
     assert "ray::" in commands
+    useless = "PlacementGroupCleaner", "DatasetManager"
+    assert not [name for name in useless if name in commands]
     assert not [secret for secret in SECRETS.values() if secret in commands]
 
 
@@ -167,6 +178,43 @@ def test_a_killed_controller_does_not_hold_the_cpus(tiny_data: Path, tmp_path: P
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert seen
+
+
+@pytest.mark.full
+def test_a_hung_machine_that_wakes_up_changes_nothing(
+    undisturbed: dict[str, Any], s3_server: S3Server, tiny_data: Path, tmp_path: Path
+) -> None:
+    """It stops with a COMMIT on its way; the same command ends elsewhere before it goes on."""
+    on_its_way, go_on = threading.Event(), threading.Event()
+
+    def hang(method: str, path: str) -> str:
+        if method == "PUT" and "step-00000009/COMMIT" in path:
+            on_its_way.set()
+            go_on.wait(300)
+        return ""
+
+    shutil.copytree(tiny_data, s3_server.folder / s3_server.bucket / "shards")
+    shards, runs = storage.join(s3_server.url, "shards"), storage.join(s3_server.url, "runs")
+    config = moved(config_of(Path(), Path(), "hung"), runs, shards, tmp_path / "cache")
+    with faulty_proxy(s3_server.endpoint, hang) as proxy:
+        older = start(config, tmp_path, AWS_ENDPOINT_URL=proxy.endpoint, RAY_ADDRESS="")
+        assert on_its_way.wait(200)
+        asleep = family(older.pid)
+        for pid in asleep:
+            os.kill(pid, signal.SIGSTOP)
+        newer = train(config)
+        before = CheckpointStore(newer["run"]).folder.committed()
+        for pid in asleep:
+            os.kill(pid, signal.SIGCONT)
+        go_on.set()
+        _, log = older.communicate(timeout=200)
+    assert older.returncode == 2 and "attempt 2 has taken it over" in log, log
+    folder = RunFolder(newer["run"])
+    assert set(before) <= set(folder.committed())
+    for checkpoint in folder.checkpoints():
+        checkpoint.verify()
+    local = s3_server.folder / s3_server.bucket / "runs" / "hung"
+    assert_same_run(undisturbed, {**newer, "run": str(local)})
 
 
 @pytest.mark.full

@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 
 SOCKET_PATH = 103 if sys.platform == "darwin" else 107  # bytes of a Unix socket's path
 NICENESS = "RAY_worker_niceness"
+PRESTART = "RAY_prestart_worker_first_driver"
 BELOW = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 
 
@@ -60,6 +61,7 @@ def local_cluster(processors: int, resources: dict[str, float] | None = None) ->
             "RAY_USAGE_STATS_ENABLED": usage_statistics(),
             # With Ray's default of 15, other processes of the machine would starve the workers.
             NICENESS: os.environ.get(NICENESS, "0"),
+            PRESTART: os.environ.get(PRESTART, "0"),  # idle processes, one per processor
             **_interfaces(),
             **_token(Path(private)),
         }

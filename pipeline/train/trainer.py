@@ -63,11 +63,12 @@ def _settings(preemptible: bool) -> dict[str, str | None]:
 
 
 def _trainer() -> Any:
-    """Ray's trainer without its cleaner of placement groups.
+    """Ray's trainer without two of its helpers, each of which is one more process per attempt.
 
-    It is one more process per attempt, which outlives a killed driver, and is of no use without a
-    dashboard; `pipeline.cluster.release_orphans` does its work.
+    The cleaner of placement groups outlives a killed driver, and is of no use without a dashboard:
+    `pipeline.cluster.release_orphans` does its work. The manager of datasets would have none.
     """
+    from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import (
         PlacementGroupCleanerCallback,
     )
@@ -75,7 +76,7 @@ def _trainer() -> Any:
 
     class Trainer(DataParallelTrainer):
         def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
-            return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
+            without = DatasetsCallback, PlacementGroupCleanerCallback
+            return [c for c in super()._create_default_callbacks() if not isinstance(c, without)]
 
     return Trainer
