@@ -1101,6 +1101,8 @@ def test_jpeg_xl_of_floating_point_is_refused_and_an_animation_said() -> None:
     assert np.array_equal(photo.rgb, picture())
     assert "only the first picture of its animation" in photo.notes[1]
     still = imagecodecs.jpegxl_encode(picture(), lossless=True)
+    with pytest.raises(UserError, match="NEED_MORE_INPUT"):
+        decode_photo(still[:-9], "a.jxl")
     assert len(decode_photo(still, "a.jxl").notes) == 1
 
 

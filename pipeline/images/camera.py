@@ -145,10 +145,10 @@ def _jpeg_xl(data: bytes) -> Raster:
     """The codestream says how the picture is turned, and its decoder does it; EXIF is not asked."""
     import imagecodecs
 
-    with open_with_pillow(data) as file:
-        icc = file.info.get("icc_profile") or b""
     header = jpeg_xl.read_header(data)
     pixels = imagecodecs.jpegxl_decode(data, index=0)  # its numbers have the codestream's depth
+    with open_with_pillow(data) as file:
+        icc = file.info.get("icc_profile") or b""
     if header.bits:
         pixels = full_scale(pixels, header.bits)
     raster = _raster("JPEG XL", data, pixels, 1, icc, 1)
