@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from pipeline.errors import UserError
 from pipeline.submit.answers import Events, Found, Pod, Pods, Said, parsed
 
-UNPLACED = "FailedScheduling"
 T = TypeVar("T", Pods, Events)
 log = logging.getLogger("era")
 REPEAT = 30.0  # seconds between two reports of what still holds
 NORMAL = ("ContainerCreating", "PodInitializing")  # waiting reasons of a pod that is starting
-EVERYDAY = ("Unhealthy",)  # events of every start: Ray answers its probes after some seconds
+# Events of every start: Ray answers its probes after some seconds, and a pod's own condition says
+# what it waits for, as long as it waits.
+EVERYDAY = ("Unhealthy", "FailedScheduling")
 
 
 class Troubles:
@@ -29,11 +30,8 @@ class Troubles:
     def look(self, rayjob: Found) -> None:
         """Log what keeps the job from running."""
         cluster = rayjob.status.ray_cluster_name
-        found = self._read(Pods, "pods", "-l", f"ray.io/cluster={cluster}") if cluster else None
-        pods = found.items if found else []
-        waiting = [line for pod in pods for line in _of_pod(pod)]
-        placed = {pod.metadata.name for pod in pods if pod.spec.node_name}
-        events = self._events(cluster, rayjob.metadata.uid, placed)
+        waiting = self._waiting(cluster) if cluster else []
+        events = self._events(cluster, rayjob.metadata.uid)
         again = time.monotonic() - self.reported >= REPEAT
         shown = [line for line in waiting if again or line not in self.known]
         shown += [line for line in events if line not in self.known]
@@ -43,15 +41,16 @@ class Troubles:
             self.reported = time.monotonic()
         self.known.update(shown)
 
-    def _events(self, cluster: str, uid: str, placed: Collection[str]) -> list[str]:
-        """Kubernetes' warnings about the job and its parts, without what no longer holds."""
+    def _waiting(self, cluster: str) -> list[str]:
+        found = self._read(Pods, "pods", "-l", f"ray.io/cluster={cluster}")
+        return [line for pod in (found.items if found else []) for line in _of_pod(pod)]
+
+    def _events(self, cluster: str, uid: str) -> list[str]:
         lines = []
         found = self._read(Events, "events", "--field-selector", "type=Warning")
         for event in found.items if found else []:
             of = event.involved_object
             if event.reason in EVERYDAY or "already exists" in event.message:
-                continue
-            if event.reason == UNPLACED and of.name in placed:
                 continue
             mine = of.name == self.name and of.uid == uid  # an earlier one had the name too
             if mine or (cluster and f"{of.name}-".startswith(f"{cluster}-")):
