@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from real_cluster import Submitted, checkpoints, command, era, kubectl
+from real_cluster import READY, Submitted, checkpoints, command, era, kubectl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 Submit = Callable[..., Submitted]
@@ -80,7 +81,7 @@ def test_another_image_is_another_job(submit: Submit) -> None:
 
 
 @pytest.mark.lost_node
-def test_a_run_whose_heads_node_is_lost_goes_on(submit: Submit) -> None:
+def test_a_run_whose_heads_node_is_lost_goes_on(submit: Submit, bucket: dict[str, str]) -> None:
     """LOSE_NODE takes the network from the second node, RETURN_NODE gives it back."""
     first, second = kubectl("get", "nodes", "-o", "name").split()[:2]
     kubectl("cordon", first)
@@ -89,6 +90,10 @@ def test_a_run_whose_heads_node_is_lost_goes_on(submit: Submit) -> None:
         one.until("Initializing")
         kubectl("uncordon", first)
         one.trains()
+        end = time.monotonic() + READY
+        while not checkpoints(bucket, one):  # whatever is not saved is lost with the node
+            assert time.monotonic() < end, one.log.read_text()
+            time.sleep(1)
         assert second.removeprefix("node/") in kubectl("get", one.pod("head"), "-o", "wide")
         command("LOSE_NODE")
         one.until("does not answer")
