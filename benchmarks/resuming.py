@@ -16,7 +16,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.kills import SMALL, Victim, cluster, family, small_data
@@ -112,10 +111,8 @@ def main() -> None:
         [phase, *(f"{_median(found[victim], i):.1f}" for victim in found), end]
         for i, (phase, end) in enumerate(PHASES)
     ]
-    totals = (statistics.median(sum(one[:-1]) for one in found[victim]) for victim in found)
+    totals = (statistics.median(map(sum, found[victim])) for victim in found)
     rows.append(["together (median of sums)", *(f"{total:.1f}" for total in totals), ""])
-    spent = (f"{_median(found[victim], -1):.1f}" for victim in found)
-    rows.append(["processor seconds of all processes", *spent, ""])
     note = (
         f"{machine()}. Seconds, medians of {args.rounds} rounds; {args.workers} workers;"
         " `python -m benchmarks.resuming`."
@@ -143,9 +140,7 @@ def _strike(
         assert first.process.poll() is None, log.read_text()
         time.sleep(0.2)
     raylet = next(pid for pid, n in family(head).items() if "raylet/raylet" in n)
-    spent = _processor_seconds(head, first.process.pid)
     observer = Observer(run, log, folder / "tmp", args.workers, raylet)
-    own = _processor_seconds(first.process.pid)
     if victim == "driver":
         first.process.kill()
         again = Victim(command, log, head, address)
@@ -153,22 +148,10 @@ def _strike(
         os.kill(max(pid for pid, n in _workers(raylet) if "RayTrainWorker" in n), signal.SIGKILL)
         again = first
     try:
-        seconds = observer.phases(victim == "driver")
-        now = _processor_seconds(head, again.process.pid)
-        return [*seconds, now - (spent if again is first else spent - own)]
+        return observer.phases(victim == "driver")
     finally:
         again.process.terminate()
         again.process.wait(300)
-
-
-def _processor_seconds(*roots: int) -> float:
-    """What these processes and their descendants have spent, ended ones included."""
-    ticks = 0
-    for pid in {pid for root in roots for pid in family(root)}:
-        with suppress(OSError):  # gone meanwhile
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += sum(map(int, fields[11:15]))
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _lines(spool: Path) -> int:
