@@ -226,7 +226,6 @@ def test_grace_outlasts_the_drain() -> None:
 
 
 def test_a_heads_jobs_save_before_it_goes() -> None:
-    """The autoscaler beside it must not be process 1, which SIGTERM would not end."""
     head = next(pods(cluster("base")))
     command = head["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
     assert f"python3 -m {stop_jobs.__name__} || failed=1;" in command[-1]
@@ -234,7 +233,12 @@ def test_a_heads_jobs_save_before_it_goes() -> None:
     stops = {e["name"]: e.get("value") for e in head["containers"][0]["env"]}
     wait = int(stops["RAY_JOB_STOP_WAIT_TIME_S"] or 0)
     assert wait < stop_jobs.SECONDS < head["terminationGracePeriodSeconds"]
-    assert head["shareProcessNamespace"] is True
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_sigterm_ends_what_runs_beside_ray(overlay: str) -> None:
+    """The autoscaler, and the container that waits for the head, must not be process 1."""
+    assert all(pod["shareProcessNamespace"] is True for pod in pods(cluster(overlay)))
 
 
 def test_pods_wait_for_their_credentials() -> None:
