@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from real_cluster import (
+
+from cluster.real_cluster import (
     ENVIRONMENT,
     IMAGE,
     READY,

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from real_cluster import READY, ROOT, Submitted, checkpoints, command, kubectl
+
+from cluster.real_cluster import READY, ROOT, Submitted, checkpoints, command, kubectl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 Submit = Callable[..., Submitted]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from real_cluster import READY, era, kubectl
+
+from cluster.real_cluster import READY, era, kubectl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 Dashboard = tuple[str, dict[str, str]]

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from real_cluster import READY, Submitted, checkpoints, command, era, kubectl
+
+from cluster.real_cluster import READY, Submitted, checkpoints, command, era, kubectl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 Submit = Callable[..., Submitted]
