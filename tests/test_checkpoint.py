@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import pickle
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -274,6 +275,31 @@ def test_a_file_is_created_only_where_there_is_none(
         assert where == "s3"
     else:
         assert storage.read_bytes(url) == b"first"
+
+
+def test_a_file_that_is_created_is_whole_or_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = str(tmp_path / "claim")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.storage.local.write_all", _disk_is_full)
+        with pytest.raises(UserError, match="the disk is full"):
+            storage.create(url, b"first")
+    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr("os.link", _no_hard_links)
+        assert storage.create(url, b"first")
+        assert not storage.create(url, b"second")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"first"]
+
+
+def _disk_is_full(stream: IO[bytes], data: bytes, path: Path) -> None:
+    stream.write(data[:1])
+    raise OSError(errno.ENOSPC, "no space")
+
+
+def _no_hard_links(*_: object) -> None:
+    raise PermissionError(errno.EPERM, "not permitted")
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:

@@ -731,6 +731,19 @@ def test_a_damaged_profile_is_kept_and_ignored() -> None:
     assert opened(after).info["icc_profile"] == b"no profile at all" * 20
 
 
+def test_a_damaged_profile_is_no_damaged_picture() -> None:
+    """A chunk that is there twice; damage of the scan is still seen."""
+    source = coded("JPEG", icc_profile=SRGB)
+    at = source.index(b"\xff\xe2")
+    end = at + 2 + int.from_bytes(source[at + 2 : at + 4], "big")
+    doubled = source[:end] + source[at:end] + source[end:]
+    photo = decode_photo(doubled, "a.jpg")
+    assert not photo.notes and np.array_equal(photo.rgb, decode_photo(source, "a.jpg").rgb)
+    middle = (end + len(source)) // 2
+    broken = source[:at] + source[at:end] * 2 + source[end:middle] + source[middle + 40 :]
+    assert any("damaged (" in note for note in decode_photo(broken, "a.jpg").notes)
+
+
 # Names
 
 
@@ -1067,6 +1080,21 @@ def test_jpeg_xl_of_any_depth_is_scaled(bits: int, container: bool) -> None:
     assert error < (1 / 500 if bits < 8 else 1 / 60000)
     seen = np.asarray(opened(source).convert("RGB")).astype(float)
     assert np.abs(seen - rgb / (np.iinfo(dtype).max / 255)).max() <= 1
+
+
+def test_metadata_of_a_jpeg_xl_is_unpacked_once() -> None:
+    """A packed box of 50 bytes may hold 32 MB, and a file thousands of them."""
+    import imagecodecs
+
+    from pipeline.images.jpeg_xl import boxes
+
+    body = b"Exif" + bytes(imagecodecs.brotli_encode(b"first"))
+    again = b"Exif" + b"not packed at all"
+    head = struct.pack(">I4s", 12, b"JXL ") + b"\r\n\x87\n"
+    packed = [struct.pack(">I4s", 8 + len(each), b"brob") + each for each in (body, again)]
+    parts = [struct.pack(">I4sI", 13, b"jxlp", number) + b"%d" % number for number in range(3)]
+    found = boxes(head + b"".join([*packed, *parts]))
+    assert (found["Exif"], found["jxlc"]) == (b"first", b"012")
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (8, 16), (48, 64), (40, 100), (513, 9), (30, 36)])

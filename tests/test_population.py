@@ -33,7 +33,7 @@ from pipeline.train.state import TrainState
 from pipeline.tune.config import load_sweep
 from pipeline.tune.ledger import Ledger
 from pipeline.tune.population import Population, decide, read_round
-from pipeline.tune.record import read_record, record_name
+from pipeline.tune.record import TrialRecord, read_record, record_name
 from pipeline.tune.space import in_space, random_points
 from pipeline.tune.trial import trial_config
 
@@ -218,6 +218,10 @@ def test_trials_end_where_their_configuration_says(tmp_path: Path) -> None:
     point = {**ledger.start(0).point, "train.steps": 20}
     config = trial_config(ledger.sweep, 0, point, until=ledger.until)
     assert (config.train.steps, config.debug.stop_at) == (20, 0)
+    for steps in (2, 20):
+        ledger.records[0] = TrialRecord(point={**point, "train.steps": steps})
+        ledger.steps[0] = 10
+        assert ledger.finished(0) == (steps == 2)
 
 
 def test_values_are_the_configurations_not_the_checkpoints(tiny_data: Path, tmp_path: Path) -> None:

@@ -49,6 +49,21 @@ def attempts(monkeypatch: pytest.MonkeyPatch, folder: Path, ends: list[object]) 
     return fits
 
 
+def test_no_attempt_begins_where_none_may(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A trial of a command that was started again meanwhile leaves its run alone."""
+    answers = iter([None, UserError("taken over")])
+
+    def may_begin() -> None:
+        if error := next(answers):
+            raise error
+
+    store = CheckpointStore(str(tmp_path))
+    monkeypatch.setattr(driver, "run_attempt", Fits(store, [lost(), None]))
+    with pytest.raises(UserError, match="taken over"):
+        driver._retry(load_train_config("tiny"), str(tmp_path), store, None, may_begin=may_begin)
+    assert len((tmp_path / "attempts.jsonl").read_text().splitlines()) == 1
+
+
 def lost() -> RuntimeError:
     return RuntimeError("a worker was lost")
 

@@ -269,8 +269,15 @@ def test_the_newest_command_owns_a_sweep(tmp_path: Path) -> None:
     write_record(url, TrialRecord(older.records[0].point, 8, 8), older.owner.attempt)
     for attempt in ("", newer.owner.attempt):
         assert read_record(url, attempt) == newer.records[0]
+    newest = Path(url, record_name(newer.owner.attempt))
+    listed = storage.list_names(url)
+    with pytest.MonkeyPatch.context() as late:
+        late.setattr(storage, "list_names", lambda _: [listed[0]])  # without the newest
+        assert read_record(url, before=newer.owner.attempt) == newer.records[0]
     assert not storage.is_dir(older.trial_url(1))
     assert ledger_of(tmp_path, search="tpe", scheduler="asha").unfinished() == [0, 1, 2]
+    newest.write_text("{")
+    assert read_record(url) == TrialRecord(older.records[0].point, 8, 8)  # the next older one
 
 
 def test_tpe_keeps_numbers_and_points(tmp_path: Path) -> None:
@@ -319,6 +326,7 @@ def test_trials_can_be_added(tmp_path: Path) -> None:
     few, more = (load_sweep(sweep_file(tmp_path, "d", "r", trials=n), []) for n in (3, 5))
     url = str(tmp_path / "sweep")
     begin(url, few, resumed=False)
+    begin(url, few, resumed=False)  # another command, which saw no sweep.yaml a moment ago
     begin(url, few, resumed=True)
     begin(url, more, resumed=True)
     with pytest.raises(UserError, match="another trials"):

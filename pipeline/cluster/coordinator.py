@@ -16,12 +16,19 @@ ANSWER_SECONDS = 20.0
 
 
 def place_coordinator() -> Any:
-    """Have the coordinator live on this process's node, unless the cluster has one; return it."""
-    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-        get_or_create_autoscaling_coordinator,
-    )
+    """Have the coordinator live on this process's node, unless the cluster has one; return it.
 
-    return get_or_create_autoscaling_coordinator()
+    None where Ray has no such thing: then it does whatever it does without.
+    """
+    try:
+        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+            get_or_create_autoscaling_coordinator,
+        )
+
+        return get_or_create_autoscaling_coordinator()
+    except Exception as error:
+        log.debug("Ray Train's coordinator cannot be placed: %s", error)
+        return None
 
 
 def withdraw_requests_of_dead_runs() -> None:
@@ -30,20 +37,21 @@ def withdraw_requests_of_dead_runs() -> None:
     Where other runs are at work, only what has not been repeated for `SILENT_SECONDS` is withdrawn.
     """
     import ray
-    from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
-        AUTOSCALING_REQUESTS_EXPIRE_TIME_S,
-    )
 
-    left = AUTOSCALING_REQUESTS_EXPIRE_TIME_S - (SILENT_SECONDS if _trainers() else 0.0)
-
-    def withdraw(actor: Any) -> None:  # sent by value: the actor need not have this package
+    def withdraw(actor: Any, left: float) -> None:  # sent by value: it need not have this package
         now, requests = actor._get_current_time(), dict(actor._ongoing_reqs)
         for name, request in requests.items():
             if name.startswith("train-") and request.expiration_time - now <= left:
                 actor.cancel_request(name)
 
     try:
-        ray.get(place_coordinator().__ray_call__.remote(withdraw), timeout=ANSWER_SECONDS)
+        from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
+            AUTOSCALING_REQUESTS_EXPIRE_TIME_S,
+        )
+
+        left = AUTOSCALING_REQUESTS_EXPIRE_TIME_S - (SILENT_SECONDS if _trainers() else 0.0)
+        asked = place_coordinator().__ray_call__.remote(withdraw, left)
+        ray.get(asked, timeout=ANSWER_SECONDS)
     except Exception as error:  # a matter of Ray's own: at worst they stay for three minutes
         log.debug("Ray Train's coordinator does not answer: %s", error)
 

@@ -69,7 +69,7 @@ def decode(data: bytes, name: str) -> Raster:
     if len(frame.components) not in (1, 3):
         raise UserError(f"{name}: colours are CMYK; RGB or grey is supported")
     end = _end(data, scan, name)
-    pixels, damage = _pixels(data, len(frame.components) == 1)
+    pixels, damage = _pixels(_without_icc(data, segments, scan), len(frame.components) == 1)
     if pixels is None:
         raise UserError(f"{name}: damaged JPEG data")
     exif = next((read_exif(s) for m, s in segments if m == APP1 and s.startswith(EXIF)), Exif())
@@ -97,6 +97,14 @@ def encode(pixels: Image, source: bytes) -> bytes:
         if marker != APP0:
             out += _segment(marker, body)
     return bytes(out + coded[scan:])
+
+
+def _without_icc(data: bytes, segments: list[tuple[int, bytes]], scan: int) -> bytes:
+    """libjpeg calls a picture damaged whose profile is; what comes after it would go unseen."""
+    kept = [(m, s) for m, s in segments if m != APP2 or not s.startswith(ICC)]
+    if len(kept) == len(segments):
+        return data
+    return b"\xff\xd8" + b"".join(_segment(*one) for one in kept) + data[scan:]
 
 
 def _pixels(data: bytes, grey: bool) -> tuple[Image | None, list[str]]:

@@ -31,10 +31,11 @@ class Header:
 
 
 def boxes(data: bytes) -> dict[str, bytes]:
-    """The boxes of a container by their types, metadata packed by Brotli unpacked."""
+    """The first box of each type of a container; metadata packed by Brotli is unpacked."""
     import imagecodecs
 
     found: dict[str, bytes] = {}
+    parts: list[bytes] = []
     place = 0 if data[4:8] == b"JXL " else len(data)
     while place + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, place)
@@ -43,14 +44,15 @@ def boxes(data: bytes) -> dict[str, bytes]:
             (size,) = struct.unpack_from(">Q", data, place + 8)
         end = place + max(size, head) if size else len(data)
         body = data[place + head : end]
-        if kind == b"brob" and body[:4].decode("latin-1") in METADATA:
+        packed = body[:4].decode("latin-1")
+        if kind == b"brob" and packed in METADATA and packed not in found:
             kind, body = body[:4], bytes(imagecodecs.brotli_decode(body[4:], out=MOST_METADATA))
-        if kind == b"jxlp":  # a part of the codestream, behind its number
-            found["jxlc"] = found.get("jxlc", b"") + body[4:]
+        if kind == b"jxlp":  # behind its number
+            parts.append(body[4:])
         else:
             found.setdefault(kind.decode("latin-1"), body)
         place = end
-    return found
+    return {"jxlc": b"".join(parts), **found} if parts else found
 
 
 def read_header(data: bytes) -> Header:

@@ -15,7 +15,7 @@ checkpoints/step-00000200/   or, where that name was taken, step-00000200.WRITER
     COMMIT                   written last: attempt, metrics, bytes and sha256 of the files
 """
 
-from pipeline.runfolder.attempts import attempt_key, claim, require_owner
+from pipeline.runfolder.attempts import attempt_before, attempt_key, claim, require_owner
 from pipeline.runfolder.checkpoint import Checkpoint, open_checkpoint
 from pipeline.runfolder.commit import FORMAT, Commit, fingerprint, write_commit
 from pipeline.runfolder.folder import (
@@ -36,6 +36,7 @@ __all__ = [
     "Checkpoint",
     "Commit",
     "RunFolder",
+    "attempt_before",
     "attempt_key",
     "best_first",
     "claim",

@@ -134,6 +134,12 @@ def attempt_key(attempt: str) -> Key:
     return (int(number), identity) if number.isascii() and number.isdecimal() else (0, attempt)
 
 
+def attempt_before(url: str, attempt: str) -> str:
+    """The attempt that owned a folder before; empty where there was none."""
+    earlier = [key for key in _keys(url) if key < attempt_key(attempt)]
+    return "{:04d}-{}".format(*max(earlier)) if earlier else ""
+
+
 def _keys(run_url: str) -> list[Key]:
     names = storage.list_names(storage.join(run_url, ATTEMPT_FOLDER))
     matches = filter(None, map(_NAME.fullmatch, names))

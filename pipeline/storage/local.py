@@ -50,7 +50,7 @@ def explained(path: Path) -> Iterator[None]:
 @contextmanager
 def written_beside(path: Path) -> Iterator[IO[bytes]]:
     """Open a file next to `path`; on success sync and rename it to `path`, else remove it."""
-    beside = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}{UNFINISHED}")
+    beside = _beside(path)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = beside.open("wb")
@@ -139,16 +139,17 @@ class LocalFiles:
         path = local_path(url)
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            beside = _beside(path)
             try:
-                stream = path.open("xb")
-            except FileExistsError:
-                return False
-            with stream:
-                write_all(stream, data, path)
-                stream.flush()
-                os.fsync(stream.fileno())
+                with beside.open("xb") as stream:
+                    write_all(stream, data, path)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                created = _link(beside, path)
+            finally:
+                beside.unlink(missing_ok=True)
             _sync_folder(path.parent)
-        return True
+        return created
 
     def write_from(self, path: Path, url: str) -> None:
         target = local_path(url)
@@ -186,6 +187,26 @@ class LocalFiles:
                 probe.write_bytes(b"era")
             finally:
                 probe.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """A name for a file that is not whole yet."""
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}{UNFINISHED}")
+
+
+def _link(source: Path, path: Path) -> bool:
+    """Give a whole file its name; False where something has that name."""
+    try:
+        os.link(source, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        if path.exists():  # no hard links here: two at the same time are not told apart
+            return False
+        source.replace(path)
+    return True
 
 
 def require_file(path: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ def train(
     *,
     gated: bool = False,
     ask: Ask = never,
+    may_begin: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Train the run that `config` names; the same call again resumes it.
 
@@ -41,6 +43,7 @@ def train(
         gated: wait after each validation until `on_event` has returned, so that a run that is
             stopped for its result makes no further step.
         ask: asked twice a second whether to save and stop.
+        may_begin: called directly before each attempt; raises where none may begin any more.
 
     Returns:
         `run` (URL), `step`, `best` (URL of the best checkpoint), `metrics` (of the last step).
@@ -59,7 +62,7 @@ def train(
     # Logical processors as the run needs them: more workers than cores is slow, not wrong.
     with connected(worker_range(config)[1] * config.scaling.cpus_per_worker):
         require_resources(config)
-        _retry(config, run_url, store, on_event, gated, ask)
+        _retry(config, run_url, store, on_event, gated, ask, may_begin)
     return _summary(run_url, store)
 
 
@@ -102,12 +105,15 @@ def _retry(
     on_event: OnEvent | None,
     gated: bool = False,
     ask: Ask = never,
+    may_begin: Callable[[], None] | None = None,
 ) -> None:
     """Run attempts until one succeeds; failures are retried while new checkpoints appear."""
     folder = store.folder
     failures, kills = 0, len(folder.lines(CHAOS))
     while True:
         before = storage.retry_outages(store.latest_step, "look for checkpoints")
+        if may_begin is not None:
+            storage.retry_outages(may_begin, "owner of the sweep")
         owner = storage.retry_outages(
             partial(folder.begin_attempt, config, before), "beginning of an attempt"
         )

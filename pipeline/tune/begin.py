@@ -34,8 +34,9 @@ def begin(url: str, sweep: SweepConfig, resumed: bool) -> None:
     values = {**asdict(sweep), TRAINING: frozen_part(sweep.training())}
     text = yaml.safe_dump(values, sort_keys=False)
     if not resumed:
-        others = [name for name in storage.list_names(url) if not name.startswith(".")]
-        if others:
+        names = storage.list_names(url)
+        others = [name for name in names if not name.startswith(".")]
+        if others and FILE not in names:
             raise UserError(f"sweep {url}: the folder holds {others[0]}; choose another run.name")
         if storage.create(place, text.encode()):  # else: another command has just begun it
             return

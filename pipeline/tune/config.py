@@ -132,6 +132,8 @@ def _training_problems(sweep: SweepConfig) -> list[str]:
         problems.append("data.val is empty: a sweep compares validation metrics")
     if sweep.scheduler != "none" and not training.train.validate_every:
         problems.append(f"scheduler {sweep.scheduler} needs train.validate_every above 0")
+    if sweep.scheduler == "asha" and "train.steps" in sweep.space:
+        problems.append("scheduler asha compares trials of equal train.steps: do not search them")
     if sweep.search == "grid" and sizes(sweep.space) is None:
         problems.append("a grid needs choices only: give each key {choice: [...]}")
     return problems or (_exchange_problems(sweep) if sweep.scheduler == "pbt" else [])

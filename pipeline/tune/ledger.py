@@ -35,7 +35,8 @@ class Ledger:
         self.until = 0  # the step at which trials end for now; 0: at their last
         self.maximise = higher_is_better(sweep.metric)
         training = sweep.training()
-        self.last_step = min(training.debug.stop_at or training.train.steps, training.train.steps)
+        self.stop_at = training.debug.stop_at
+        self.last_step = min(self.stop_at or training.train.steps, training.train.steps)
         self.points = points_of(sweep)
         self.records: dict[int, TrialRecord] = {}
         self.started: set[int] = set()  # those whose record this command has written
@@ -68,8 +69,14 @@ class Ledger:
         return [i for i in range(len(self)) if not (self.finished(i) or self._closed(i))]
 
     def finished(self, index: int) -> bool:
-        """Whether a trial's run has a checkpoint of the last step."""
-        return self.steps.get(index, 0) >= self.last_step
+        """Whether a trial's run has a checkpoint of its last step."""
+        return self.steps.get(index, 0) >= self.end_of(index)
+
+    def end_of(self, index: int) -> int:
+        """A trial's last step, which may be among what is searched."""
+        record = self.records.get(index)
+        steps = record.point.get("train.steps") if record and not self.until else None
+        return self.last_step if steps is None else min(self.stop_at or int(steps), int(steps))
 
     def stopped(self, index: int) -> bool:
         """Whether a trial was stopped early."""
@@ -128,7 +135,7 @@ class Ledger:
         if not storage.is_dir(url):
             return
         self.refresh(index)
-        run, record = Run(url), read_record(url)
+        run, record = Run(url), read_record(url, before=self.owner.before)
         point = self._known_point(index, run, record)
         if point is not None:
             known = record or TrialRecord(point=point)

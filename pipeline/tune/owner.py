@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline import storage
 from pipeline.errors import StorageDown
-from pipeline.runfolder import claim, require_owner
+from pipeline.runfolder import attempt_before, claim, require_owner
 
 
 class Owner:
@@ -17,6 +17,7 @@ class Owner:
     def __init__(self, url: str, trials: int) -> None:
         self.url = url
         self.attempt = storage.retry_outages(lambda: claim(url, {"trials": trials}), url)
+        self.before = storage.retry_outages(lambda: attempt_before(url, self.attempt), url)
 
     def require(self) -> None:
         """To be called before anything is written.

@@ -231,6 +231,7 @@ def _begin_run(ledger: Ledger, step: int, exchange: Exchange, name: str) -> None
     folder.freeze(config)
     origin = {"step": step, "checkpoint": loaded.checkpoint.url, **asdict(exchange)}
     storage.write_text(folder.file(EXCHANGE), json.dumps(origin, indent=1) + "\n")
+    ledger.owner.require()  # loading took its time
     owner = folder.begin_attempt(config, step)
     store = CheckpointStore(url, partial(folder.require_owner, owner), owner)
     store.save(

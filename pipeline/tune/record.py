@@ -47,28 +47,34 @@ class TrialRecord:
 
 def record_name(attempt: str) -> str:
     """The name of the file that an attempt writes."""
-    return f".trial-{attempt}.json"
+    return f".trial-{attempt}.json" if attempt else ".trial.json"
 
 
-def read_record(trial_url: str, attempt: str = "") -> TrialRecord | None:
-    """Read a trial's record; None where there is none, or where it is damaged, with a warning.
+def read_record(trial_url: str, attempt: str = "", before: str = "") -> TrialRecord | None:
+    """Read a trial's record; None where there is none that is sound. Warns of damaged ones.
 
     Args:
         attempt: whose record is wanted; where it has none, and by default, the newest.
+        before: an attempt whose record counts though a listing, which may be late, lacks it.
     """
-    url = storage.join(trial_url, record_name(attempt))
-    if not attempt or not storage.exists(url):
-        found = filter(None, map(_NAME.fullmatch, storage.list_names(trial_url)))
-        newest = max(found, key=lambda match: attempt_key(match[1] or ""), default=None)
-        if newest is None:
-            return None
-        url = storage.join(trial_url, newest[0])
+    for one in filter(None, (attempt, before)):
+        url = storage.join(trial_url, record_name(one))
+        if storage.exists(url) and (record := _read(url)):
+            return record
+    found = [match for match in map(_NAME.fullmatch, storage.list_names(trial_url)) if match]
+    for match in sorted(found, key=lambda match: attempt_key(match[1] or ""), reverse=True):
+        if record := _read(storage.join(trial_url, match[0])):
+            return record
+    return None
+
+
+def _read(url: str) -> TrialRecord | None:
     try:
         if storage.size(url) > MAX_BYTES:
             raise BadInput(f"{url}: larger than {MAX_BYTES} bytes")
         return validated(TrialRecord, parse_json(storage.read_bytes(url), url, MAX_BYTES), url)
     except BadInput as error:
-        log.warning("%s; the trial's state is rebuilt from its run alone", error)
+        log.warning("%s; an older record, or the trial's run alone, says what it can", error)
         return None
 
 

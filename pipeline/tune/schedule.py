@@ -113,7 +113,7 @@ class Decisions(FIFOScheduler):
         decision = self.rule.on_trial_result(
             tune_controller, self._contender(index), {"step": step, ledger.sweep.metric: value}
         )
-        stop = decision == TrialScheduler.STOP and step < ledger.last_step
+        stop = decision == TrialScheduler.STOP and step < ledger.end_of(index)
         ledger.judge(index, step, stop)
         if stop:
             log.info("%s is stopped early, at step %d", trial_name(index), step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pipeline import storage
@@ -108,6 +109,7 @@ class _Trial:
         self, sweep: SweepConfig, url: str, owner: str, parameters: dict[str, Any], channel: Any
     ) -> None:
         self.channel, self.owner = channel, owner
+        self.require_owner = partial(require_owner, url, owner, "sweep")
         self.metric, self.stoppable = sweep.metric, sweep.scheduler in STOPPING
         self.url = storage.join(url, parameters[RUN])
         record = read_record(self.url, owner)
@@ -124,7 +126,11 @@ class _Trial:
             return
         try:
             summary = train(
-                self.config, on_event=self._on_event, gated=self.stoppable, ask=self._sweep_ends
+                self.config,
+                on_event=self._on_event,
+                gated=self.stoppable,
+                ask=self._sweep_ends,
+                may_begin=self.require_owner,
             )
         except Stopped:
             if self._is_stopped() or self._sweep_ends():
