@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import re
+from typing import Any
 
 
 class UserError(Exception):
@@ -60,6 +63,33 @@ def printable(text: str) -> str:
     with lone surrogates cannot be encoded.
     """
     return _UNSAFE.sub(lambda match: _escaped(match.group()), text)
+
+
+def publishable(value: Any) -> Any:
+    """A JSON-able value without the credentials of URLs, which an option may have held."""
+    if isinstance(value, str):
+        return without_credentials(value)
+    if isinstance(value, dict):
+        return {publishable(key): publishable(item) for key, item in value.items()}
+    return [publishable(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def finite(value: Any) -> Any:
+    """The same value with None for numbers that are not finite, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+class SafeFormatter(logging.Formatter):
+    """Lines without secrets, terminal controls or anything that cannot be encoded."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line."""
+        # A line feed, from a file's name for example, must not look like another record.
+        return printable(masked(super().format(record))).replace("\n", "\\n")
 
 
 def one_line(text: str) -> str:

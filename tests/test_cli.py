@@ -19,8 +19,8 @@ from conftest import S3Server
 
 from pipeline import storage
 from pipeline.cli import main
-from pipeline.cli.common import _Formatter
 from pipeline.cli.edge import conclude
+from pipeline.errors import SafeFormatter
 
 PREPROCESS = ["preprocess", "--dataset", "dpdd", "--source", "{tmp}/empty", "--dest", "{tmp}/x"]
 EVALUATE = ["evaluate", "--checkpoint", "{tmp}/no", "--data", "{tmp}", "--out", "{tmp}/x"]
@@ -244,7 +244,7 @@ def small_runs(tmp_path: Path) -> Path:
 
 def test_a_file_name_cannot_make_a_line_of_its_own() -> None:
     record = logging.makeLogRecord({"msg": "bad: %s", "args": ("a\n12:00:00 all is well\x1b[2J",)})
-    assert _Formatter().format(record) == "bad: a\\n12:00:00 all is well\\x1b[2J"
+    assert SafeFormatter().format(record) == "bad: a\\n12:00:00 all is well\\x1b[2J"
 
 
 def test_a_password_in_an_option_is_not_repeated(small_runs: Path) -> None:

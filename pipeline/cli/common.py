@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import signal
 import sys
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pipeline.cli.edge import EXIT_USER, Terminated, conclude, output_failed
-from pipeline.errors import masked, printable, without_credentials
+from pipeline.errors import SafeFormatter, finite, printable, publishable
 
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")
@@ -44,12 +43,12 @@ def run_verb(
     # To the end of the process: libraries print, from threads too; this is for the summary alone.
     output, sys.stdout = sys.stdout, sys.stderr
     try:
-        summary = _public(work())
+        summary = publishable(work())
     except BaseException as error:
         raise typer.Exit(conclude(error)) from None
     try:
         if as_json:
-            print(json.dumps(_finite(summary), allow_nan=False), file=output, flush=True)
+            print(json.dumps(finite(summary), allow_nan=False), file=output, flush=True)
         else:
             with redirect_stdout(output):
                 show(summary)
@@ -72,36 +71,11 @@ def show_summary(summary: dict[str, Any]) -> None:
 def set_up_logging() -> None:
     """Send the program's own lines to standard error."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(SafeFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     log = logging.getLogger("era")
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
-
-
-class _Formatter(logging.Formatter):
-    """Lines without secrets, terminal controls or anything that cannot be encoded."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        # A line feed, from a file's name for example, must not look like another record.
-        return printable(masked(super().format(record))).replace("\n", "\\n")
-
-
-def _public(value: Any) -> Any:
-    """A summary without the credentials of URLs, which an option may have held."""
-    if isinstance(value, str):
-        return without_credentials(value)
-    if isinstance(value, dict):
-        return {_public(key): _public(item) for key, item in value.items()}
-    return [_public(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:

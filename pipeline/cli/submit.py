@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,7 +116,7 @@ def submit(
             return manifest if as_json else {"manifest": manifest}
         outcome = _run(command, ray, pods, kubernetes)
         code = outcome.exit_code
-        return _summary(outcome, as_json)
+        return _summary(command, outcome, as_json)
 
     run_verb(work, _show, as_json)
     raise typer.Exit(code)
@@ -166,7 +167,7 @@ def _is_file(name: str) -> bool:
 
 
 def _run(command: Command, ray: RayOptions, pods: KubernetesOptions, kubernetes: bool) -> Outcome:
-    from pipeline.submit import submit_to_kubernetes, submit_to_ray
+    from pipeline.submit import recorded_result, submit_to_kubernetes, submit_to_ray
 
     def write(text: str) -> None:
         sys.stderr.write(text)
@@ -174,9 +175,13 @@ def _run(command: Command, ray: RayOptions, pods: KubernetesOptions, kubernetes:
 
     if not kubernetes:
         return submit_to_ray(command, ray, write)
+    sent = command
     if ray.as_json:
-        command = replace(command, arguments=(*command.arguments, "--json"))
-    return submit_to_kubernetes(_render(command, pods), write, ray.stop_on_exit, pods.context)
+        sent = replace(command, arguments=(*command.arguments, "--json"))
+    # A sweep may have failed trials to start again.
+    known = partial(recorded_result, command) if command.verb == "train" else lambda: None
+    rayjob = _render(sent, pods)
+    return submit_to_kubernetes(rayjob, write, ray.stop_on_exit, pods.context, finished=known)
 
 
 def _render(command: Command, pods: KubernetesOptions) -> dict[str, Any]:
@@ -185,8 +190,10 @@ def _render(command: Command, pods: KubernetesOptions) -> dict[str, Any]:
     return render(command, pods)
 
 
-def _summary(outcome: Outcome, as_json: bool) -> dict[str, Any]:
-    """How the job ended; with --json also what it printed itself."""
+def _summary(command: Command, outcome: Outcome, as_json: bool) -> dict[str, Any]:
+    """How the job ended; with --json also what it printed itself, or left with its run."""
+    from pipeline.submit import recorded_result
+
     summary: dict[str, Any] = {
         "job": outcome.job,
         "state": outcome.state,
@@ -196,7 +203,10 @@ def _summary(outcome: Outcome, as_json: bool) -> dict[str, Any]:
         summary["message"] = " ".join(outcome.message.split())
     if as_json:
         lines = [line for line in outcome.log.splitlines() if line.startswith("{")]
-        summary["result"] = _printed(lines[-1]) if lines else None
+        result = outcome.result or (_printed(lines[-1]) if lines else None)
+        if result is None and outcome.exit_code == 0:
+            result = recorded_result(command)
+        summary["result"] = result
     return summary
 
 

@@ -5,6 +5,8 @@ attempts/NNNN-ID.json        one object per attempt; the newest owns the run
 attempts.jsonl               a view of these objects
 metrics.jsonl, samples.jsonl as of the newest checkpoint, which has a copy of both
 chaos.jsonl, nonfinite.jsonl, skipped.jsonl
+result.json                  what the command printed with --json, once the run is finished
+logs/NNNN-ID.log             the end of the log of the command that began that attempt
 checkpoints/newest.json      the folder of the newest checkpoint, for stores with late listings
 checkpoints/step-00000200/   or, where that name was taken, step-00000200.WRITER/
     CLAIM                    which attempt writes this folder, and no other
@@ -28,6 +30,7 @@ from pipeline.runfolder.folder import (
 )
 from pipeline.runfolder.frozen import freeze, frozen_hash, frozen_part, load_frozen
 from pipeline.runfolder.lines import parse_line, read_lines, step_of_line
+from pipeline.runfolder.outcome import KeptLog, read_result, write_result
 from pipeline.runfolder.ranking import higher_is_better, ranked
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "FORMAT",
     "Checkpoint",
     "Commit",
+    "KeptLog",
     "RunFolder",
     "attempt_before",
     "attempt_key",
@@ -52,8 +56,10 @@ __all__ = [
     "parse_line",
     "ranked",
     "read_lines",
+    "read_result",
     "require_owner",
     "run_of_checkpoint",
     "step_of_line",
     "write_commit",
+    "write_result",
 ]

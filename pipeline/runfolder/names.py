@@ -10,6 +10,7 @@ METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 CHAOS, NONFINITE, SKIPPED = "chaos.jsonl", "nonfinite.jsonl", "skipped.jsonl"
 CHECKPOINTS, NEWEST = "checkpoints", "newest.json"
 WANDB = "wandb"
+RESULT, LOGS = "result.json", "logs"  # of the commands that have ended
 EXCHANGE = "exchange.json"  # of a run that began with another run's weights: where they are from
 
 MODEL, TRAINING, META, COMMIT = "model.safetensors", "training.pt", "meta.json", "COMMIT"

@@ -25,6 +25,7 @@ from pipeline.runfolder.names import (
     ATTEMPTS,
     CHECKPOINTS,
     COMMIT,
+    LOGS,
     METRICS,
     WANDB,
 )
@@ -32,7 +33,7 @@ from pipeline.runfolder.names import CONFIG as CONFIG
 
 log = logging.getLogger("era")
 DEPTH = 3  # folders searched below a URL: root / sweep / trial
-NOT_SEARCHED = {ATTEMPT_FOLDER, CHECKPOINTS, WANDB}
+NOT_SEARCHED = {ATTEMPT_FOLDER, CHECKPOINTS, LOGS, WANDB}
 
 
 @dataclass(frozen=True)

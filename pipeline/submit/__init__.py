@@ -4,7 +4,13 @@ Whatever can be refused is refused on this side: the configuration is typed and 
 anything is sent.
 """
 
-from pipeline.submit.command import Command, Outcome, training_command, urls_command
+from pipeline.submit.command import (
+    Command,
+    Outcome,
+    recorded_result,
+    training_command,
+    urls_command,
+)
 from pipeline.submit.jobs import RayOptions, submit_to_ray
 from pipeline.submit.kubernetes import submit_to_kubernetes
 from pipeline.submit.rayjob import KubernetesOptions, render
@@ -14,6 +20,7 @@ __all__ = [
     "KubernetesOptions",
     "Outcome",
     "RayOptions",
+    "recorded_result",
     "render",
     "submit_to_kubernetes",
     "submit_to_ray",

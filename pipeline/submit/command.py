@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,10 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import TrainConfig, to_plain
 from pipeline.errors import UserError
+from pipeline.runfolder import read_result
 
+log = logging.getLogger("era")
+AS_JSON = "--json"
 INPUTS = ("inputs", "source", "data", "checkpoint", "compare", "lpips_weights")
 OUTPUTS = ("dest", "out")
 STOPPED = 143  # exit code of a stopped job: SIGTERM, as a shell reports it
@@ -44,7 +48,7 @@ class Command:
 
     def entrypoint(self, as_json: bool = False) -> str:
         """The shell command of the job."""
-        return shlex.join(["era", self.verb, *self.arguments, *(["--json"] if as_json else [])])
+        return shlex.join(["era", self.verb, *self.arguments, *([AS_JSON] if as_json else [])])
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Outcome:
     exit_code: int
     message: str = ""
     log: str = ""  # its last part
+    result: dict[str, Any] | None = None  # of a run that was finished before
 
 
 def training_command(
@@ -87,6 +92,22 @@ def urls_command(
     reads, writes = _named(values, INPUTS), _named(values, OUTPUTS)
     target = next(iter(writes.values()), "")
     return Command(verb, tuple(arguments), target, reads, writes, shared=shared)
+
+
+def same_work(one: str, other: str) -> bool:
+    """Whether two entrypoints do the same, however they print their result."""
+    return one.removesuffix(f" {AS_JSON}") == other.removesuffix(f" {AS_JSON}")
+
+
+def recorded_result(command: Command) -> dict[str, Any] | None:
+    """What a finished run or sweep has left in its folder; None where it cannot be read here."""
+    if command.config is None:
+        return None
+    try:
+        return read_result(command.target)
+    except UserError as error:
+        log.info("the result in %s can't be read from here: %s", command.target, error)
+        return None
 
 
 def inline_config(config: TrainConfig) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline.cluster import job_client, no_address, wait_for
 from pipeline.errors import UserError
-from pipeline.submit.command import Command, Outcome, refuse_local_paths
+from pipeline.submit.command import Command, Outcome, refuse_local_paths, same_work
 from pipeline.submit.follow import PAUSE, follow
 from pipeline.submit.package import pack
 from pipeline.train.driver import git_revision
@@ -138,7 +138,7 @@ def _running(client: Any, command: Command, entrypoint: str) -> str:
     for job in client.list_jobs():
         if job.status.is_terminal() or (job.metadata or {}).get(TARGET) != _key(command):
             continue
-        if job.entrypoint == entrypoint:
+        if same_work(job.entrypoint, entrypoint):
             return str(job.submission_id)
         raise UserError(
             f"{command.target}: job {job.submission_id} works on it with other arguments; "

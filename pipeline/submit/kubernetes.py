@@ -11,7 +11,7 @@ from pipeline.border import validated
 from pipeline.cluster.waiting import wait_for
 from pipeline.errors import UserError
 from pipeline.submit.answers import Found
-from pipeline.submit.command import Outcome
+from pipeline.submit.command import Outcome, same_work
 from pipeline.submit.kubectl import RayJob, state_of
 from pipeline.submit.rayjob import OVERLAY
 from pipeline.submit.watch import GONE, INVALID, OVER, follow_rayjob
@@ -33,6 +33,7 @@ def submit_to_kubernetes(
     context: str = "",
     poll: float = POLL,
     patience: float = PATIENCE,
+    finished: Callable[[], dict[str, Any] | None] = lambda: None,
 ) -> Outcome:
     """Apply a RayJob, or find it running already, and follow it to its end.
 
@@ -43,11 +44,14 @@ def submit_to_kubernetes(
         context: kubectl's; empty = the current one.
         poll: seconds between two polls.
         patience: seconds without an answer, after which the job counts as lost.
+        finished: the result of its run, where that is finished: no cluster is started for it again.
 
     Raises:
         UserError: if kubectl is missing or refuses, or another job has that name.
     """
     job = RayJob(rayjob["metadata"]["name"], rayjob["metadata"]["namespace"], context)
+    if (ended := _ended_before(job, rayjob, finished)) is not None:
+        return ended
     _start(job, rayjob)
     try:
         outcome = follow_rayjob(job, write, poll, patience)
@@ -72,6 +76,22 @@ def submit_to_kubernetes(
                 "RayJob %s continues: the same command follows it, `%s` ends it", job.name, delete
             )
         raise
+
+
+def _ended_before(
+    job: RayJob, rayjob: dict[str, Any], finished: Callable[[], dict[str, Any] | None]
+) -> Outcome | None:
+    """The outcome of an earlier try that has finished the run; None where there is work to do."""
+    before = job.read()
+    if before is None or _is_going(before) or before.status.job_status != "SUCCEEDED":
+        return None
+    if state_of(before) not in OVER or _differences(before, rayjob):
+        return None
+    result = finished()
+    if result is None:
+        return None
+    log.info("RayJob %s has ended, and its run is finished: %s", job.name, result.get("run"))
+    return Outcome(job.name, before.status.job_status, 0, result=result)
 
 
 def _start(job: RayJob, rayjob: dict[str, Any], lost: bool = False) -> None:
@@ -114,7 +134,7 @@ def _differences(running: Found, manifest: dict[str, Any]) -> list[str]:
     """What a running RayJob has other than the command asks for."""
     found = []
     wanted = validated(Found, manifest, "the manifest")
-    if running.spec.entrypoint != wanted.spec.entrypoint:
+    if not same_work(running.spec.entrypoint, wanted.spec.entrypoint):
         found.append("other arguments")
     theirs, ours = _images(running), _images(wanted)
     if theirs != ours:

@@ -17,6 +17,7 @@ from pipeline.cluster import connected, require_resources
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
 from pipeline.errors import DamagedError, Stopped, StorageDown, UserError
+from pipeline.runfolder import KeptLog, write_result
 from pipeline.runfolder.names import CHAOS
 from pipeline.train.attempt import run_attempt
 from pipeline.train.failures import root_cause, was_preempted
@@ -58,12 +59,13 @@ def train(
     latest = store.folder.latest()
     if latest is not None and latest.step >= config.train.steps and _is_sound(latest):
         log.info("run %s is finished: step %d of %d", run_url, latest.step, config.train.steps)
-        return _summary(run_url, store)
+        return _summary(config, run_url, store)
     # Logical processors as the run needs them: more workers than cores is slow, not wrong.
-    with connected(worker_range(config)[1] * config.scaling.cpus_per_worker):
+    processors = worker_range(config)[1] * config.scaling.cpus_per_worker
+    with KeptLog() as kept, connected(processors):
         require_resources(config)
-        _retry(config, run_url, store, on_event, gated, ask, may_begin)
-    return _summary(run_url, store)
+        _retry(config, run_url, store, kept, on_event, gated, ask, may_begin)
+    return _summary(config, run_url, store)
 
 
 def prepared(config: TrainConfig) -> tuple[TrainConfig, str]:
@@ -102,6 +104,7 @@ def _retry(
     config: TrainConfig,
     run_url: str,
     store: CheckpointStore,
+    kept: KeptLog,
     on_event: OnEvent | None,
     gated: bool = False,
     ask: Ask = never,
@@ -117,6 +120,7 @@ def _retry(
         owner = storage.retry_outages(
             partial(folder.begin_attempt, config, before), "beginning of an attempt"
         )
+        kept.keep(run_url, owner, partial(folder.require_command, owner))
         try:
             return run_attempt(config, run_url, owner, on_event, gated, ask)
         except Exception as error:
@@ -153,14 +157,17 @@ def _is_sound(checkpoint: Checkpoint) -> bool:
         return False
 
 
-def _summary(run_url: str, store: CheckpointStore) -> dict[str, Any]:
+def _summary(config: TrainConfig, run_url: str, store: CheckpointStore) -> dict[str, Any]:
     latest, best = store.folder.latest(), store.folder.best()
     if latest is None:
         raise RuntimeError(f"run {run_url}: ended without a checkpoint")
     store.restore_run_files(latest)
-    return {
+    summary = {
         "run": run_url,
         "step": latest.step,
         "best": (best or latest).url,
         "metrics": latest.metrics,
     }
+    if latest.step >= config.train.steps:  # else a sweep has it end earlier, for now
+        write_result(run_url, summary)
+    return summary

@@ -13,6 +13,7 @@ from pipeline.cluster import connected, place_coordinator
 from pipeline.cluster.process_state import environment
 from pipeline.config.check import worker_range
 from pipeline.errors import Stopped, UserError
+from pipeline.runfolder import KeptLog, write_result
 from pipeline.runs import best_run
 from pipeline.runs.search import find_runs
 from pipeline.train.driver_channel import start_channel
@@ -59,10 +60,13 @@ def tune(name: str, overrides: list[str], resume_failed: bool = False) -> dict[s
     url = storage.absolute(storage.join(training.run.root, training.run.name))
     storage.check_writable(url)
     begin(url, sweep, resumed=_has_state(url))
-    ledger = Ledger(url, sweep, Owner(url, trial_count(sweep)), resume_failed)
-    population = Population(ledger)
-    if population.advance():
-        _run(sweep, ledger, population)
+    with KeptLog() as kept:
+        owner = Owner(url, trial_count(sweep))
+        kept.keep(url, owner.attempt, owner.require)
+        ledger = Ledger(url, sweep, owner, resume_failed)
+        population = Population(ledger)
+        if population.advance():
+            _run(sweep, ledger, population)
     return _summary(sweep, ledger, population)
 
 
@@ -118,7 +122,7 @@ def _summary(sweep: SweepConfig, ledger: Ledger, population: Population) -> dict
     page = storage.join(ledger.url, "sweep.html")
     ledger.owner.require()
     write_page(page, sweep, find_runs(ledger.url), best, failed, population.rounds)
-    return {
+    summary = {
         "best": best["checkpoint"],
         "trials": len(ledger),
         "failed": len(failed),
@@ -126,6 +130,8 @@ def _summary(sweep: SweepConfig, ledger: Ledger, population: Population) -> dict
         "page": page,
         "metrics": best["metrics"],
     }
+    write_result(ledger.url, summary)
+    return summary
 
 
 def _tuner(
