@@ -21,6 +21,7 @@ from manifests import BIN, GPU, OVERLAYS, ROOT, Object, cluster, job, train
 
 from pipeline.config import load_train_config
 from pipeline.errors import UserError
+from pipeline.runfolder import write_result
 from pipeline.submit import (
     KubernetesOptions,
     Outcome,
@@ -301,6 +302,23 @@ def test_a_rayjob_is_followed_to_its_own_exit_code(api: Api) -> None:
     place = "/apis/ray.io/v1/namespaces/era/rayjobs"
     assert f"DELETE {place}/era-tiny" in api.asked[asked:]
     assert f"POST {place}" in api.asked[asked:]
+
+
+def test_a_finished_runs_result_outlives_its_pods(api: Api, tmp_path: Path) -> None:
+    """Whether the head is gone when its job's log is read, or the same command comes later."""
+    folder = tmp_path / "runs" / "tiny"
+    result = {"run": str(folder), "step": 7, "best": "x", "metrics": {"val/psnr": None}}
+    write_result(str(folder), {**result, "metrics": {"val/psnr": float("nan")}})
+    command = [sys.executable, "-m", "pipeline", "submit", "train", "--kubernetes", "--shared"]
+    command += ["--image", "registry/era:1", f"run.root={tmp_path}/runs", "data.train=/train"]
+    Operator(api, dict(DONE))
+    for flags in (["--json"], []):
+        done = subprocess.run([*command, *flags], capture_output=True, text=True, check=True)
+        if flags:
+            told = json.loads(done.stdout)
+            assert (told["state"], told["result"]) == ("SUCCEEDED", result)
+    assert f"era-tiny has ended, and its run is finished: {folder}" in done.stderr
+    assert api.asked.count("POST /apis/ray.io/v1/namespaces/era/rayjobs") == 1
 
 
 def test_a_running_rayjob_is_joined_or_left_alone(api: Api) -> None:

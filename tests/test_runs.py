@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -16,9 +19,9 @@ from era import ErA, named_config
 from pipeline import storage
 from pipeline.checkpoint import CheckpointStore, load_model
 from pipeline.config import load_train_config
-from pipeline.errors import UserError
+from pipeline.errors import StorageDown, UserError
 from pipeline.restore import restore
-from pipeline.runfolder import freeze, frozen_hash
+from pipeline.runfolder import freeze, frozen_hash, outcome
 from pipeline.runs import best_run, compare_runs, list_runs, pull, show_run
 
 SMALL = (
@@ -137,6 +140,44 @@ def test_an_interrupted_pull_is_completed_by_the_same_command(
         pull(storage.join(run, "checkpoints", "step-00000010"), str(bundle))
     assert not [path for path in asked if path.endswith("model.safetensors")]
     load_model(str(bundle))
+
+
+def test_a_commands_log_is_kept_whole_of_its_end_and_without_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "dearest-secret")
+    monkeypatch.setattr(outcome, "KEPT", 300)
+    logger, url = logging.getLogger("era"), str(tmp_path)
+    logger.setLevel("INFO")
+
+    def run(attempt: str, error: Exception | None, require: Callable[[], object]) -> str:
+        with suppress(ValueError, UserError), outcome.KeptLog() as kept:
+            for number in range(20):
+                logger.info("line %d of dearest-secret", number)
+            kept.keep(url, attempt, require)
+            if error:
+                raise error
+        logger.info("later")
+        path = tmp_path / "logs" / f"{attempt}.log"
+        return path.read_text() if path.exists() else ""
+
+    for text in (run("a", None, list), run("b", ValueError("dearest-secret\nbroke"), list)):
+        assert 200 < len(text) <= 300 and "dearest" not in text and "later" not in text
+        assert "line 19 of ***\n" in text
+    assert text.endswith("ended by ValueError: *** broke\n")
+
+    def taken_over() -> None:
+        raise UserError("attempt 2 has taken it over since")
+
+    assert run("c", None, taken_over) == run("d", StorageDown("no answer"), list) == ""
+
+
+def test_a_foreign_result_is_none(tmp_path: Path) -> None:
+    for text in ("", "[1]", "{", '{"a": NaN}'):
+        (tmp_path / "result.json").write_text(text)
+        assert outcome.read_result(str(tmp_path)) is None
+    outcome.write_result(str(tmp_path), {"best": "s3://key:word@b/x", "step": 3})
+    assert outcome.read_result(str(tmp_path)) == {"best": "s3://***@b/x", "step": 3}
 
 
 def test_damage_is_found(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from era import named_config
 from pipeline.checkpoint import load_model
 from pipeline.config import load_train_config
 from pipeline.errors import UserError
+from pipeline.runfolder import read_result
 from pipeline.train import train
 from pipeline.train.dry_run import dry_run
 from pipeline.train.setup import imitated
@@ -34,6 +35,10 @@ def test_run_leaves_what_the_contract_says(undisturbed: dict[str, Any]) -> None:
     assert [line["step"] for line in steps] == list(range(STEPS))
     assert all(len(line["ids"]) == 5 for line in steps)
     assert (Path(undisturbed["best"]) / "COMMIT").exists()
+    assert read_result(str(run)) == undisturbed
+    (kept,) = (run / "logs").iterdir()
+    assert kept.stem in {path.stem for path in (run / "attempts").iterdir()}
+    assert f"training {run}" in kept.read_text()
 
 
 def test_curve_is_the_golden_one(undisturbed: dict[str, Any]) -> None:

@@ -13,12 +13,19 @@ from typing import Any
 from pydantic import JsonValue
 
 from pipeline import storage
-from pipeline.border import parse_json, validated
-from pipeline.errors import SafeFormatter, StorageDown, UserError, finite, one_line, publishable
+from pipeline.border import validated
+from pipeline.errors import (
+    DamagedError,
+    SafeFormatter,
+    StorageDown,
+    UserError,
+    finite,
+    one_line,
+    publishable,
+)
 from pipeline.runfolder.names import LOGS, RESULT
 
 log = logging.getLogger("era")
-RESULT_BYTES = 1 << 20
 KEPT = 1_000_000  # characters of a log: a line each ten seconds for a day
 
 
@@ -45,10 +52,9 @@ def read_result(url: str) -> dict[str, JsonValue] | None:
     place = storage.join(url, RESULT)
     if not storage.exists(place):
         return None
-    data = storage.read_bytes(place, 0, RESULT_BYTES)
     try:
-        return validated(dict[str, JsonValue], parse_json(data, place), place)
-    except UserError:
+        return validated(dict[str, JsonValue], storage.read_json(place), place)
+    except DamagedError:
         return None
 
 
