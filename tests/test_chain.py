@@ -107,6 +107,11 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     reached = CheckpointStore(str(tmp_path / "stopped")).latest_step()
     assert reached is not None
     assert reached < 400
+    (kept,) = (tmp_path / "stopped" / "logs").iterdir()
+    said = kept.read_text().splitlines()
+    assert any("saving a checkpoint, then stopping" in line for line in said)
+    assert said[-1] == "ended by Stopped: SIGTERM"
+    assert not (tmp_path / "stopped" / "result.json").exists()
     config = replace(config, debug=replace(config.debug, stop_at=reached + 2))
     again = start(config, tmp_path / "second")
     out, log = again.communicate(timeout=120)

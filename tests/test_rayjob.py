@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 from kubernetes_api import HEAD, Api, kubernetes_api
-from manifests import BIN, GPU, OVERLAYS, ROOT, Object, cluster, job, train
+from manifests import BIN, GPU, OVERLAYS, ROOT, Object, cluster, job, pods, train
 
 from pipeline.config import load_train_config
 from pipeline.errors import UserError
@@ -158,6 +159,38 @@ def test_an_overlay_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
         render(train(), KubernetesOptions(str(own)))
 
 
+def test_what_other_clusters_need_can_be_patched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenShift's users, Istio's label, IPv6 and the network's interface, as the documents say."""
+    monkeypatch.setenv("PATH", f"{BIN}:{os.environ['PATH']}")
+    paths = "/spec/headGroupSpec", "/spec/workerGroupSpecs/0"
+    change: list[Object] = [
+        {"op": "remove", "path": f"{path}/template/spec/securityContext/{user}"}
+        for path in paths
+        for user in ("runAsUser", "fsGroup")
+    ]
+    add: dict[str, object] = {
+        f"{p}/template/metadata/labels/sidecar.istio.io~1inject": "false" for p in paths
+    }
+    add[f"{paths[0]}/rayStartParams/dashboard-host"] = "::"
+    interface = {"name": "GLOO_SOCKET_IFNAME", "value": "eth1"}
+    add[f"{paths[1]}/template/spec/containers/0/env/-"] = interface
+    change += [{"op": "add", "path": path, "value": value} for path, value in add.items()]
+    base = os.path.relpath(ROOT / "k8s/base", tmp_path.resolve())
+    patch = {"target": {"kind": "RayCluster"}, "patch": yaml.safe_dump(change)}
+    own = yaml.safe_dump({"resources": [base], "patches": [patch]})
+    (tmp_path / "kustomization.yaml").write_text(own)
+    made = render(train(), KubernetesOptions(str(tmp_path), "era:1"))
+    assert problems(made) == []
+    for pod in pods(made):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert {"runAsUser", "fsGroup"}.isdisjoint(pod["securityContext"])
+    (worker,) = made["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert interface in worker["template"]["spec"]["containers"][0]["env"]
+    assert worker["template"]["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
+
+
 def test_a_verb_without_configuration_keeps_the_template() -> None:
     values = {"source": "s3://b/raw", "dest": "s3://b/dpdd"}
     made = render(urls_command("preprocess", ["--x"], values, False), KubernetesOptions())
@@ -165,6 +198,9 @@ def test_a_verb_without_configuration_keeps_the_template() -> None:
     assert made["metadata"]["name"] == "era-preprocess-dpdd-4e3c3f"
     other = urls_command("preprocess", ["--x"], {"dest": "s3://c/dpdd"}, False)
     assert render(other, KubernetesOptions())["metadata"]["name"] != made["metadata"]["name"]
+    long = urls_command("preprocess", [], {"dest": f"s3://b/{'x' * 40}"}, False)
+    with pytest.raises(UserError, match=r"62 characters; RayJob takes 47 \(--name\)"):
+        render(long, KubernetesOptions())
     with pytest.raises(UserError, match="dest=/data is a path of one machine"):
         render(urls_command("preprocess", [], {"dest": "/data"}, False), KubernetesOptions())
 
@@ -519,11 +555,18 @@ def test_leaving_says_what_becomes_of_the_rayjob(
 
 
 def test_exit_codes_are_read_in_rays_own_words() -> None:
-    import inspect
-
     from ray.dashboard.modules.job import job_supervisor
 
     assert 'f"failed with exit code {return_code}' in inspect.getsource(job_supervisor)
+
+
+def test_the_autoscaler_is_told_in_rays_own_words() -> None:
+    """How long a pod may wait for its node before it is replaced."""
+    from ray.autoscaler.v2.instance_manager import config
+
+    told = cluster("base")["spec"]["autoscalerOptions"]["env"]
+    assert [one["name"] for one in told] == ["RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S"]
+    assert f'"{told[0]["name"]}"' in inspect.getsource(config)
 
 
 def test_settings_of_the_users_own_overlay(tmp_path: Path) -> None:
