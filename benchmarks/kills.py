@@ -51,7 +51,7 @@ SMALL = [
     "debug.log_samples=true",
     "scaling.workers=1",
 ]
-RUN = ["train", "--config", "tiny", "train.steps=160", *SMALL]
+RUN = ["train", "--config", "tiny", "train.steps=480", *SMALL]
 SWEEP = ["tune", "--config", "tiny", "train.steps=16", *SMALL]
 POPULATION = """
 overrides: [train.steps=24]
