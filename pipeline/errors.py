@@ -91,6 +91,10 @@ class SafeFormatter(logging.Formatter):
         # A line feed, from a file's name for example, must not look like another record.
         return printable(masked(super().format(record))).replace("\n", "\\n")
 
+    def formatException(self, ei: object) -> str:  # noqa: N802
+        """No traceback: some libraries log one for each failed request."""
+        return ""
+
 
 def one_line(text: str) -> str:
     """Safe to print as a single line: secrets masked, white space collapsed, controls escaped."""

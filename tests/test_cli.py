@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -245,6 +246,21 @@ def small_runs(tmp_path: Path) -> Path:
 def test_a_file_name_cannot_make_a_line_of_its_own() -> None:
     record = logging.makeLogRecord({"msg": "bad: %s", "args": ("a\n12:00:00 all is well\x1b[2J",)})
     assert SafeFormatter().format(record) == "bad: a\\n12:00:00 all is well\\x1b[2J"
+
+
+def test_a_librarys_warning_is_one_line_without_a_traceback() -> None:
+    program = """if True:
+        import logging
+        from pipeline.cli.common import set_up_logging
+        set_up_logging()
+        try:
+            1 / 0
+        except ZeroDivisionError:
+            logging.getLogger("a library").warning("no answer", exc_info=True)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert re.fullmatch(r"[\d:]+ no answer\n", done.stderr)
 
 
 def test_a_password_in_an_option_is_not_repeated(small_runs: Path) -> None:

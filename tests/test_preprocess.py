@@ -241,6 +241,8 @@ SPREADSHEETS = {
     "CR LF": "\ufeff" + CSV.replace("\n", "\r\n"),
     "semicolons": CSV.replace(",", ";"),
     "quoted": CSV.replace("blur/00.png", '"blur/00.png"'),
+    "spaces and capitals": CSV.replace(",", ", ").replace("sharp\n", "Sharp \n", 1),
+    "empty columns and rows": CSV.replace("\n", ",,\n") + ",,,,\n",
 }
 
 
@@ -256,9 +258,12 @@ def test_csv_as_spreadsheets_save_it(tmp_path: Path) -> None:
         "split,blur\nval,a\0.png\n",
         'split,blur\n"a',
         "split,blur\nval," + "x" * 200_000 + "\n",
+        "split,blur,sharp\nval,a.png,../b.png\n",
+        "split,blur,blur\nval,a.png,b.png\n",
     ):
         (tmp_path / "pairs.csv").write_text(text)
-        with pytest.raises(UserError, match=r"pairs\.csv(, line 2|: not valid CSV after line 1)"):
+        refused = r"pairs\.csv(, line 2|: not valid CSV after line 1|: the columns)"
+        with pytest.raises(UserError, match=refused):
             preprocess("folder", str(tmp_path / "pairs.csv"), str(tmp_path / "out"))
 
 

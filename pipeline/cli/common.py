@@ -69,9 +69,12 @@ def show_summary(summary: dict[str, Any]) -> None:
 
 
 def set_up_logging() -> None:
-    """Send the program's own lines to standard error."""
+    """Send the program's own lines, and the warnings of libraries, to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(SafeFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.lastResort = logging.StreamHandler(sys.stderr)  # for loggers without a handler
+    logging.lastResort.setLevel(logging.WARNING)
+    logging.lastResort.setFormatter(handler.formatter)
     log = logging.getLogger("era")
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)

@@ -160,11 +160,15 @@ def _csv(source: str) -> Layout:
     head = text.partition("\n")[0]
     separator = max(",;\t", key=head.count)
     # `newline=None` reads lone carriage returns as line ends, too.
-    rows = csv.DictReader(io.StringIO(text, newline=None), delimiter=separator)
+    lines = io.StringIO(text, newline=None)
     found = Layout()
     try:
-        if not {"split", "blur"} <= set(rows.fieldnames or []):
-            raise UserError(f"{source}: the columns split, blur, sharp (and radius) are needed")
+        rows = csv.DictReader(lines, delimiter=separator, skipinitialspace=True)
+        columns = rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or []]
+        named = [name for name in columns if name]
+        if not {"split", "blur"} <= set(named) or len(set(named)) < len(named):
+            text = "the columns split, blur, sharp (and radius) are needed, each once"
+            raise UserError(f"{source}: {text}")
         for row in rows:
             _add_row(found, source, rows.line_num, row)
     except csv.Error as error:
@@ -176,10 +180,15 @@ def _add_row(found: Layout, source: str, line: int, row: dict[str, str | None]) 
     split, blur, sharp, radius = (
         (row.get(name) or "").strip() for name in ("split", "blur", "sharp", "radius")
     )
+    if not any((split, blur, sharp, radius)):
+        return  # an empty row of a spreadsheet
     unusable = not blur or "\0" in blur + sharp + radius
     if unusable or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", split):
         text = f"{source}, line {line}: a split's name and a blurred image are needed"
         found.refuse(split, text)
+        return
+    if ".." in f"{blur}/{sharp}/{radius}".replace("\\", "/").split("/"):
+        found.refuse(split, f"{source}, line {line}: '..' leads out of its folder")
         return
     pair = Pair(_key(blur), blur, sharp or None, radius or None)
     found.splits.setdefault(split, []).append(pair)
