@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +113,11 @@ def make_split(folder: Path, samples: int) -> None:
 def data_rows(proxy: FaultyProxy, caches: Path) -> Iterator[list[object]]:
     """Requests of one node for data sets of growing size."""
     for samples in SETS:
+        opening = partial(open_split, f"s3://data/{samples}", str(caches / str(samples)))
         with counted(proxy) as start:
-            split = open_split(f"s3://data/{samples}", str(caches / str(samples)))
+            split = opening()
+        with counted(proxy) as again:
+            opening()
         shards = len(split.manifest.shards)
         with counted(proxy) as first:
             for shard in range(shards):
@@ -121,9 +125,14 @@ def data_rows(proxy: FaultyProxy, caches: Path) -> Iterator[list[object]]:
         with counted(proxy) as later:
             for index in range(0, samples, max(1, samples // 1000)):
                 split.load(index)
-        for what, found in (("start, each rank", start), ("first epoch, each node", first)):
+        parts = {
+            "start, first rank of a node": start,
+            "start, other ranks; later starts": again,
+            "first epoch, each node": first,
+            "later epochs": later,
+        }
+        for what, found in parts.items():
             yield [f"{samples:,} samples, {shards:,} shards", what, *_of(found)]
-        yield [f"{samples:,} samples, {shards:,} shards", "later epochs", *_of(later)]
 
 
 def make_run(folder: Path, attempts: int, checkpoints: int) -> None:
@@ -173,18 +182,22 @@ def _of(found: Counter[str]) -> list[object]:
     return [found[method] for method in METHODS]
 
 
-def clusters(start: int, shard: int) -> str:
-    """A model: requests of clusters for a million pairs, from those of a rank and of a shard."""
+def clusters(first: int, other: int, shard: int) -> str:
+    """A model: requests of clusters for a million pairs, from those of a rank and of a shard.
+
+    Args:
+        first: HEAD and LIST of a node's first rank at a start. other: of its other ranks.
+        shard: HEAD of a shard.
+    """
     rows = []
     shards = round(1_000_000 * PAIR_MB / SHARD_MB)
     for gpus in GPUS:
         nodes = gpus // PER_NODE
-        row = [gpus, nodes, gpus * start, f"{nodes * shards * shard:,}", f"{nodes * shards:,}"]
-        rows.append([*row, gpus * 417 / 1e3])
+        heads = nodes * first + (gpus - nodes) * other
+        row = [gpus, nodes, heads, f"{nodes * shards * shard:,}", f"{nodes * shards:,}"]
+        rows.append([*row, nodes * 417 / 1e3])
     columns = ["GPUs", "nodes", "HEAD and LIST at a start", "HEAD in the first epoch"]
-    return markdown(
-        [*columns, "shards fetched, all nodes", "GB of manifests read at a start"], rows
-    )
+    return markdown([*columns, "shards fetched, all nodes", "GB of manifests read at first"], rows)
 
 
 def growth() -> str:
@@ -223,7 +236,7 @@ def main() -> None:
             os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
             data = list(data_rows(proxy, Path(name) / "caches"))
             runs = list(run_rows(proxy))
-    start = sum(int(str(count)) for count in data[0][2:4])
+    first, other = (sum(int(str(count)) for count in row[2:4]) for row in data[:2])
     columns = ["", "what", *METHODS]
     parts = [
         f"{machine()}. `python -m benchmarks.scale`. Requests are counted; what clusters "
@@ -232,7 +245,7 @@ def main() -> None:
         markdown(columns, data),
         markdown(columns, runs),
         f"A million pairs, {PER_NODE} GPUs in a node:",
-        clusters(start, 1),
+        clusters(first, other, 1),
         growth(),
     ]
     record("Large data sets", "\n\n".join(parts))

@@ -274,6 +274,36 @@ def test_remote_shards_are_cached_checked_and_shared(
         assert samples(loader(open_split(url, str(tmp_path)))) == local
 
 
+def test_ranks_of_a_node_share_one_read_of_the_manifest(
+    tiny_data: Path, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = storage.join(s3_server.url, "train")
+    upload(tiny_data / "train", url)
+    text = storage.read_bytes(storage.join(url, "manifest.json"))
+    digest = hashlib.sha256(text).hexdigest()
+    with faulty_proxy(s3_server.endpoint, lambda method, path: "") as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+
+        def opened(room: float = 100.0) -> tuple[str, int]:
+            """The manifest that four ranks see, and how often the store was asked for it."""
+            proxy.asked.clear()
+            with ThreadPoolExecutor(4) as ranks:
+                found = ranks.map(lambda _: open_split(url, str(tmp_path), room), range(4))
+                digests = {split.manifest_sha256 for split in found}
+            assert len(digests) == 1
+            return digests.pop(), [method for method, _, _ in proxy.asked].count("GET")
+
+        assert opened() == (digest, 1)
+        assert opened() == (digest, 0)  # as after a restart
+        (copy,) = (tmp_path / "shards").glob("*.manifest")
+        copy.write_bytes(b"?" + copy.read_bytes()[1:])
+        assert opened() == (digest, 1)
+        changed = text.replace(b'"dataset": "', b'"dataset": "other')
+        storage.write_bytes(storage.join(url, "manifest.json"), changed)
+        assert opened() == (hashlib.sha256(changed).hexdigest(), 1)
+        assert opened(1e-6) == (hashlib.sha256(changed).hexdigest(), 4)  # the cache is too small
+
+
 def test_cache_stays_within_its_limit_and_refuses_damage(
     tiny_data: Path, s3_server: S3Server, tmp_path: Path
 ) -> None:

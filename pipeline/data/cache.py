@@ -78,14 +78,22 @@ class ShardCache:
         """
         mapped = self._sound_copy(shard)
         if mapped is None:
-            storage.check_writable(str(self.folder))
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.prepare()
             with self.locks.of_shard(shard.sha256) as owned:
                 mapped = self._sound_copy(shard)  # another process may have brought it
                 if mapped is None:
                     mapped = self._download(url, shard, owned)
-        self.touch(shard)
+        self.touch(self.path(shard))
         return mapped
+
+    def prepare(self) -> None:
+        """Create the folder.
+
+        Raises:
+            UserError: if it cannot be written to.
+        """
+        storage.check_writable(str(self.folder))
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def is_coming(self, shard: Shard) -> bool:
         """Whether a process of this node is downloading a shard."""
@@ -93,17 +101,16 @@ class ShardCache:
 
     def identity(self, shard: Shard) -> Identity | None:
         """What changes when the copy of a shard is written to; None if there is no copy."""
-        return identity_of(self._path(shard))
+        return identity_of(self.path(shard))
 
-    def touch(self, shard: Shard) -> None:
+    def touch(self, path: Path) -> None:
         """Mark a copy as in use: set the time of its last access, and keep that of its change."""
-        path = self._path(shard)
         with suppress(FileNotFoundError):
             os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
     def _sound_copy(self, shard: Shard) -> Image | None:
         """The copy, if its size and its sha256, which is checked once per process, are right."""
-        path = self._path(shard)
+        path = self.path(shard)
         identity = identity_of(path)
         if identity is None or identity.size != shard.bytes:
             return None
@@ -112,14 +119,15 @@ class ShardCache:
             return None
         return map_file(path, shard.bytes)
 
-    def _path(self, shard: Shard) -> Path:
+    def path(self, shard: Shard) -> Path:
+        """Where the copy of a shard is, or will be."""
         return self.folder / f"{shard.sha256}.tar"
 
     def _download(self, url: str, shard: Shard, owned: bool) -> Image:
-        path = self._path(shard)
+        path = self.path(shard)
         with self._beginning:
             _require_whole(url, shard)
-            part = self._reserve(shard, owned)
+            part = self.reserve(shard.sha256, shard.bytes, owned)
             finish = storage.begin_download(url, shard.bytes, part)
         try:
             digest = finish()
@@ -137,19 +145,23 @@ class ShardCache:
             raise StorageDown(f"{path}: removed by another process while it was downloaded")
         return mapped
 
-    def _reserve(self, shard: Shard, owned: bool) -> Path:
-        """Create a file of the shard's size, as soon as there is room besides other downloads."""
-        if shard.bytes > self.limit:
+    def reserve(self, name: str, size: int, owned: bool) -> Path:
+        """Create a file of `size` bytes, as soon as there is room besides other downloads.
+
+        Args:
+            name: sha256 of what is downloaded, or of its name. owned: whether its lock is held.
+        """
+        if size > self.limit:
             raise UserError(
-                f"cache.max_gb={self.limit / GB:g} is less than one shard ({shard.bytes / GB:.2f})"
+                f"cache.max_gb={self.limit / GB:g} is less than one shard ({size / GB:.2f})"
             )
-        part = self.folder / f".{shard.sha256}.{secrets.token_hex(4)}{UNFINISHED}"
+        part = self.folder / f".{name}.{secrets.token_hex(4)}{UNFINISHED}"
         said = time.monotonic()
         while True:
             with self.locks.of_folder():
-                self.locks.remove_dead(shard.sha256 if owned else "")
-                if self._make_room(shard.bytes):
-                    allocate(part, shard.bytes)
+                self.locks.remove_dead(name if owned else "")
+                if self._make_room(size):
+                    allocate(part, size)
                     return part
             if time.monotonic() - said > REPORT:
                 said = time.monotonic()
@@ -158,7 +170,8 @@ class ShardCache:
 
     def _make_room(self, size: int) -> bool:
         coming = self.locks.coming_bytes()  # read first: one that ends now is counted twice
-        copies = sorted(self.folder.glob("*.tar"), key=lambda path: path.stat().st_atime)
+        found = [*self.folder.glob("*.tar"), *self.folder.glob("*.manifest")]
+        copies = sorted(found, key=lambda path: path.stat().st_atime)
         used = sum(path.stat().st_size for path in copies) + coming
         for oldest in copies:
             if used + size <= self.limit:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -136,17 +136,30 @@ def _inconsistent(manifest: Manifest) -> Iterator[str]:
                 yield f"{where} lacks {', '.join(sorted(required - entry.members.keys()))}"
 
 
-def load_manifest(split_url: str) -> tuple[Manifest, str]:
+def read_manifest(url: str) -> tuple[bytes, str] | None:
+    """A manifest's text and its sha256; None if it is missing."""
+    if not storage.exists(url):
+        return None
+    data = storage.read_bytes(url, most=MAX_BYTES)
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def load_manifest(
+    split_url: str, read: Callable[[str], tuple[bytes, str] | None] = read_manifest
+) -> tuple[Manifest, str]:
     """Load a split's manifest; returns it and the sha256 of its text.
+
+    Args:
+        read: `read_manifest`, or `SharedManifests.read`.
 
     Raises:
         UserError: if there is none.
     """
     url = storage.join(split_url, NAME)
-    if not storage.exists(url):
+    found = read(url)
+    if found is None:
         raise UserError(f"{split_url}: no {NAME} there; make it with `era preprocess`")
-    data = storage.read_bytes(url, most=MAX_BYTES)
-    return parse_manifest(data, url), hashlib.sha256(data).hexdigest()
+    return parse_manifest(found[0], url), found[1]
 
 
 def parse_shard(values: Any, where: str) -> Shard:

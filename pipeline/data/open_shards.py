@@ -150,7 +150,7 @@ class CachedShards(Shards):
 
     def hold(self, shards: Collection[int]) -> None:
         for shard in shards:
-            self.cache.touch(self.manifest.shards[shard])
+            self.cache.touch(self.cache.path(self.manifest.shards[shard]))
         super().hold(shards)
 
     def _load(self, shard: Shard, url: str) -> Opened:

@@ -11,7 +11,7 @@ from pipeline import storage
 from pipeline.arrays import Image
 from pipeline.data.cache import ShardCache, cache_folder
 from pipeline.data.entries import SampleEntry, sizes_of
-from pipeline.data.manifest import load_manifest
+from pipeline.data.manifest import load_manifest, read_manifest
 from pipeline.data.open_shards import CachedShards, LocalShards, Shards
 from pipeline.data.shards import (
     BLUR,
@@ -23,6 +23,7 @@ from pipeline.data.shards import (
     read_meta,
     view_member,
 )
+from pipeline.data.shared_manifest import SharedManifests
 from pipeline.errors import UserError
 
 ENTRIES = 16_384  # of samples used last that are kept as objects
@@ -34,12 +35,14 @@ def open_split(url: str, cache_dir: str = "", cache_gb: float = 100.0) -> Split:
     Raises:
         UserError: if there is no manifest, or it lists no sample.
     """
-    manifest, digest = load_manifest(url)
+    local = storage.is_local(url)
+    cache = ShardCache(cache_folder(cache_dir), cache_gb)
+    manifest, digest = load_manifest(url, read_manifest if local else SharedManifests(cache).read)
     if not manifest.samples:
         raise UserError(f"{url}: the split holds no sample")
-    if storage.is_local(url):
-        return Split(LocalShards(url, manifest), digest)
-    return Split(CachedShards(url, manifest, ShardCache(cache_folder(cache_dir), cache_gb)), digest)
+    return Split(
+        LocalShards(url, manifest) if local else CachedShards(url, manifest, cache), digest
+    )
 
 
 class Split:

@@ -24,13 +24,14 @@ from typing import Any, Protocol
 
 from pipeline.border import MAX_JSON_BYTES, parse_json
 from pipeline.errors import UserError
-from pipeline.storage.entry import UNFINISHED, Entry, Kind
+from pipeline.storage.entry import UNFINISHED, Entry, Kind, Version
 from pipeline.storage.outage_retry import retry_outages
 from pipeline.storage.recheck import checked_before_retries
 from pipeline.storage.url import absolute, check_url, is_local, join, local_path, name_of
 
 __all__ = [
     "Entry",
+    "Version",
     "absolute",
     "begin_download",
     "check_writable",
@@ -56,6 +57,7 @@ __all__ = [
     "retry_outages",
     "size",
     "upload",
+    "version",
     "write_bytes",
     "write_json",
     "write_text",
@@ -68,6 +70,7 @@ class _Files(Protocol):
     def kind(self, url: str) -> Kind: ...
     def size(self, url: str) -> int: ...
     def modified(self, url: str) -> datetime: ...
+    def version(self, url: str) -> Version | None: ...
     def list_names(self, url: str) -> list[str]: ...
     def find(self, url: str) -> list[Entry]: ...
     def read(self, url: str, start: int | None, end: int | None, most: int) -> bytes: ...
@@ -107,6 +110,11 @@ def size(url: str) -> int:
 def modified(url: str) -> datetime:
     """When a file was written, UTC."""
     return _files(url).modified(url)
+
+
+def version(url: str) -> Version | None:
+    """What changes when a file is replaced, in one request; None if it is missing."""
+    return _files(url).version(url)
 
 
 def read_bytes(

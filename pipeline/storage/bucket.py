@@ -14,7 +14,7 @@ from fsspec.asyn import sync
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from pipeline.errors import StorageDown, UserError
-from pipeline.storage.entry import Entry, Kind
+from pipeline.storage.entry import Entry, Kind, Version
 from pipeline.storage.faults import ShortBody, endpoint, explain, is_taken, is_transient
 from pipeline.storage.recheck import recheck
 from pipeline.storage.url import require_unversioned
@@ -95,6 +95,14 @@ class BucketFiles:
     def modified(self, url: str) -> datetime:
         found: datetime = self._required(url, self.fs.info, _key(url))["LastModified"]
         return found.astimezone(UTC)
+
+    def version(self, url: str) -> Version | None:
+        try:
+            info = self._try(url, self.fs.info, _key(url))
+        except FileNotFoundError:
+            self._require_bucket(url)
+            return None
+        return Version(int(info["size"] or 0), str(info.get("ETag") or info.get("etag") or ""))
 
     def list_names(self, url: str) -> list[str]:
         key = _key(url)

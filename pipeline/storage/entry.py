@@ -11,6 +11,14 @@ UNFINISHED = ".era-part"  # suffix of files still being written; listings omit t
 
 
 @dataclass(frozen=True)
+class Version:
+    """A file's size in bytes, and its entity tag; empty where a store has none."""
+
+    size: int
+    tag: str
+
+
+@dataclass(frozen=True)
 class Entry:
     """One file: its URL, its path relative to the folder searched, its size in bytes."""
 

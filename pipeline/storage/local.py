@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import UserError
-from pipeline.storage.entry import UNFINISHED, Entry, Kind
+from pipeline.storage.entry import UNFINISHED, Entry, Kind, Version
 from pipeline.storage.url import local_path
 
 COPY_PART = 8 << 20  # bytes
@@ -96,6 +96,14 @@ class LocalFiles:
     def modified(self, url: str) -> datetime:
         with explained(local_path(url)):
             return datetime.fromtimestamp(local_path(url).stat().st_mtime, UTC)
+
+    def version(self, url: str) -> Version | None:
+        with explained(local_path(url)):
+            try:
+                found = local_path(url).stat()
+            except FileNotFoundError:
+                return None
+            return Version(found.st_size, f"{found.st_ino}-{found.st_mtime_ns}")
 
     def list_names(self, url: str) -> list[str]:
         path = local_path(url)
