@@ -201,7 +201,7 @@ def clusters(first: int, other: int, shard: int) -> str:
 
 
 def growth() -> str:
-    """A model: metrics.jsonl and samples.jsonl, which each checkpoint holds whole."""
+    """A model: metrics.jsonl and samples.jsonl, which each checkpoint and the run hold whole."""
     rows = []
     for name in ("light", "base", "paper"):
         config = load_train_config(name)
@@ -212,12 +212,13 @@ def growth() -> str:
         samples = steps * batch * 45 / 1e6  # an id and a crc32
         saves = steps // config.checkpoint.every
         size = need(config, GPU_TFLOPS, LINK_GBIT, 8).checkpoint / 1e6
-        rows.append(
-            [name, saves, size, metrics, samples, saves * metrics / 1e3, saves * size / 1e3]
-        )
+        equal = size * 1e6 * config.tracking.log_every / (2 * line)
+        row = [name, saves, size, metrics, samples, saves * metrics / 1e3, saves * size / 1e3]
+        rows.append([*row, f"{equal:,.0f} of {steps:,}"])
     columns = ["run", "checkpoints", "MB of each", "MB of metrics.jsonl at the end"]
     columns += ["MB of samples.jsonl, if asked for", "GB of metrics uploaded, all of the run"]
-    return markdown([*columns, "GB of checkpoints uploaded"], rows)
+    columns += ["GB of checkpoints uploaded", "step from which a save uploads more metrics"]
+    return markdown(columns, rows)
 
 
 def main() -> None:
