@@ -86,13 +86,14 @@ class Submitted:
     ) -> None:
         self.name, self.rayjob = name, f"era-{name}"
         self.log = folder / f"{secrets.token_hex(3)}.log"
-        command = [sys.executable, "-m", "pipeline", "submit", "train", "--kubernetes", "--json"]
+        command = ["submit", "train", "--kubernetes", "--json"]
         command += ["--overlay", overlay, "--image", image, "--config", "tiny", f"run.name={name}"]
         command += ["run.root=s3://era/runs", "data.train=s3://era/shards/train"]
-        command += ["scaling.workers=1", *overrides]
+        self.command = [*command, "scaling.workers=1", *overrides]
         with self.log.open("a") as log:
+            era = [sys.executable, "-m", "pipeline", *self.command]
             self.process = subprocess.Popen(
-                command, env=ENVIRONMENT, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+                era, env=ENVIRONMENT, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
             )
 
     def until(self, text: str, seconds: int = READY, times: int = 1) -> None:

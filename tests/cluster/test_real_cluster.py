@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,11 @@ def test_a_run_from_the_bucket_and_back(
     assert checkpoints(bucket, one) == [20]
     era(bucket, "runs", "pull", f"s3://era/runs/{one.name}", "--to", str(tmp_path / "bundle"))
     assert (tmp_path / "bundle" / "COMMIT").is_file()
+    # The same command later, when the pods are gone: the result, and no new ones for it.
+    kubectl("delete", "raycluster", one.status("rayClusterName"), "--wait=true")
+    result = json.loads(era(bucket, *one.command))["result"]
+    assert (result["run"], result["step"]) == (f"s3://era/runs/{one.name}", 20)
+    assert not kubectl("get", "raycluster", "-o", "name").strip()
 
 
 def test_a_suspended_rayjob_saves_and_goes_on(submit: Submit, bucket: dict[str, str]) -> None:
