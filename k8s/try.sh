@@ -1,28 +1,38 @@
 #!/usr/bin/env bash
 # A training run on a Kubernetes cluster of this machine's own, from nothing: needs Docker,
-# kubectl and kind. From the repository's root, with `era` installed: k8s/try.sh    (removed at the end; KEEP=1 keeps it)
+# kubectl, and kind or k3d. With `era` installed: k8s/try.sh    (removed at the end; KEEP=1 keeps it)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 name=era-try era=${ERA:-.venv/bin/era} work=$(mktemp -d)
 export KUBECONFIG=$work/kubeconfig
-for program in docker kubectl kind "$era"; do
+if ! command -v kind >/dev/null && command -v k3d >/dev/null; then kind=k3d; else kind=kind; fi
+for program in docker kubectl "$kind" "$era"; do
     command -v "$program" >/dev/null || { echo "$program is missing" >&2; exit 2; }
 done
+create() {
+    if [ $kind = kind ]; then kind create cluster --name "$name"; return; fi
+    k3d cluster create "$name" --kubeconfig-update-default=false
+    k3d kubeconfig get "$name" >"$KUBECONFIG"
+}
+load() { if [ $kind = kind ]; then kind load docker-image "$1" --name "$name"; else k3d image import "$1" -c "$name"; fi; }
+delete=(kind delete cluster --name "$name")
+[ $kind = kind ] || delete=(k3d cluster delete "$name")
 forward=
 clean_up() {
     [ -z "$forward" ] || kill "$forward" 2>/dev/null || true
     if [ -n "${KEEP:-}" ]; then
-        echo "kept: export KUBECONFIG=$KUBECONFIG; kind delete cluster --name $name" >&2
+        echo "kept: export KUBECONFIG=$KUBECONFIG; ${delete[*]}" >&2
     else
-        kind delete cluster --name "$name"
+        "${delete[@]}"
         rm -rf "$work"
     fi
 }
 trap clean_up EXIT
 
-docker build -t era --build-arg REVISION="$(git describe --always --dirty)" .
-kind create cluster --name "$name"
-kind load docker-image era --name "$name"
+# TORCH_INDEX_URL=... in the environment: an image without CUDA (docs/operations.md).
+docker build -t era --build-arg REVISION="$(git describe --always --dirty)" --build-arg TORCH_INDEX_URL .
+create
+load era
 operator="github.com/ray-project/kuberay/ray-operator/config/default?ref=${KUBERAY:-v1.6.2}"
 kubectl apply --server-side -k "$operator" # its schemas are too large for a client-side apply
 kubectl rollout status deployment/kuberay-operator --timeout=300s
