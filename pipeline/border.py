@@ -64,7 +64,8 @@ def parse_json(
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
-        raise BadInput(f"{where}: not valid JSON ({error.msg} at line {error.lineno})") from None
+        reason = error.msg.removesuffix(" starting at")
+        raise BadInput(f"{where}: not valid JSON ({reason} at line {error.lineno})") from None
     except UnicodeDecodeError:
         raise BadInput(f"{where}: not valid JSON (it is not UTF-8)") from None
     except UnicodeEncodeError:
@@ -174,7 +175,7 @@ def _described(error: Any) -> str:
 
 _PATTERNS = {
     "^[0-9a-f]{64}$": "64 hexadecimal digits",
-    r"^[\w-]+$": "letters, digits, _ and -",
+    r"^[^./\\\x00-\x20\x7f]+$": "a name without dots, slashes, spaces and control characters",
     "^((blur|sharp|radius)[.]npy|json)$": "blur.npy, sharp.npy, radius.npy or json",
     r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$": "a plain file name",
 }

@@ -28,7 +28,7 @@ EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 130, 141, 143
 # Faults of the environment that no verb handles where they occur; not bugs of this program.
 ENVIRONMENT = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE,
-    errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EIO,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EIO, errno.EFBIG,
 }  # fmt: skip
 LONGEST_REASON = 300  # characters of an unexpected error's message
 
@@ -82,6 +82,8 @@ def conclude(error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno in ENVIRONMENT:
         place = f"{_name(error.filename)[:LONGEST_REASON]}: " if error.filename else ""
         return say(f"error: {place}{os.strerror(error.errno).lower()}", EXIT_USER)
+    if isinstance(error, ImportError) and "failed to map segment" in str(error):
+        return say("error: out of memory (a library cannot be loaded)", EXIT_USER)
     return say(_describe_failure(error), EXIT_INTERNAL)
 
 

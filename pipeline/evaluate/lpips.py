@@ -114,9 +114,8 @@ def load_lpips(weights: str) -> Lpips:
     except UserError:
         raise
     except Exception as error:  # torch.load raises many kinds for a file that is not its own
-        reason = str(error).splitlines()[0][:200]
         raise UserError(
-            f"{weights}: not AlexNet's weights as torchvision keeps them ({reason})"
+            f"{weights}: not AlexNet's weights as torchvision keeps them ({type(error).__name__})"
         ) from None
     model.heads.load_state_dict(load_file(HEADS))
     return model

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -55,15 +55,16 @@ def written_beside(path: Path) -> Iterator[IO[bytes]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = beside.open("wb")
     try:
-        with stream:
-            yield stream
-            with explained(path):
-                stream.flush()
-                os.fsync(stream.fileno())
+        yield stream
         with explained(path):
+            stream.flush()
+            os.fsync(stream.fileno())
+            stream.close()
             beside.replace(path)
             _sync_folder(path.parent)
     finally:
+        with suppress(OSError):  # it would write what is left, and fail again
+            stream.close()
         beside.unlink(missing_ok=True)
 
 
