@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.common import JsonFlag, run_verb, show_summary
+from pipeline.imports import uncollected
 
 
 def evaluate(
@@ -32,7 +33,8 @@ def evaluate(
     """Score restored images, and for comparison the blurred ones, against the sharp ones."""
 
     def work() -> dict[str, Any]:
-        from pipeline.evaluate import evaluate as score
+        with uncollected():
+            from pipeline.evaluate import evaluate as score
 
         found = score(checkpoint, data, out, protocol, lpips_weights, compare, against or ())
         return found.summary

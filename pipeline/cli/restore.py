@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.common import JsonFlag, run_verb, show_summary
+from pipeline.imports import uncollected
 
 
 def restore(
@@ -41,7 +42,8 @@ def restore(
     """Restore photographs; each keeps its name, kind of file, bit depth, colours and metadata."""
 
     def work() -> dict[str, Any]:
-        from pipeline.restore import restore as restore_all
+        with uncollected():
+            from pipeline.restore import restore as restore_all
 
         return restore_all(inputs, out, checkpoint, working_scale, memory, compare, maps, strength)
 

@@ -14,6 +14,7 @@ from typing import Any
 from ray.train.backend import Backend, BackendConfig
 
 from pipeline.cluster import on_loopback
+from pipeline.imports import uncollected
 
 TIMEOUT_SECONDS = 1800  # of one collective
 LEAVE_SECONDS = 30  # for the ranks to leave the group
@@ -92,7 +93,8 @@ def _meeting_point(worker_group: Any, folder: str) -> str:
 
 def _join(backend: str, rank: int, size: int, method: str) -> None:
     """On a worker: as Ray's own backend does it."""
-    from ray.train.torch import config
+    with uncollected():
+        from ray.train.torch import config
 
     config._set_torch_distributed_env_vars()
     config._setup_torch_process_group(backend, rank, size, method, TIMEOUT_SECONDS)
