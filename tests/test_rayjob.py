@@ -212,6 +212,8 @@ def test_a_verb_without_configuration_keeps_the_template() -> None:
         ("local", ["scaling.gpu=true"], {}, "needs 1 GPU per worker.* have 0"),
         ("gpu", [f"run.name={'x' * 44}"], {}, "48 characters; RayJob takes 47"),
         ("gpu", [], {"name": "Big_Name"}, "must be small letters"),
+        ("gpu", [], {"namespace": "my space"}, "the namespace 'my space' must be small letters"),
+        ("gpu", [], {"image": "user:secret1@h/era"}, "^--image: expected an image such as"),
         ("gpu", ["run.root=/runs"], {}, "run.root=/runs is a path of one machine"),
         ("cloud", [], {}, "expected one of base, gpu, kueue, local, spot, or a folder"),
         ("../base", [], {}, "expected one of base, gpu, kueue, local, spot"),

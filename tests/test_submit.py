@@ -24,7 +24,7 @@ from ray_job_server import TOKEN, Wire, ray_job_server
 from pipeline.config import load_train_config, to_plain
 from pipeline.errors import UserError
 from pipeline.submit import RayOptions, submit_to_ray, training_command, urls_command
-from pipeline.submit.command import refuse_local_paths
+from pipeline.submit.command import refuse_places
 from pipeline.submit.follow import exit_code
 from pipeline.submit.jobs import connect
 from pipeline.submit.package import pack
@@ -55,19 +55,29 @@ def submit(*arguments: str, **environment: str) -> tuple[int, str, str]:
 
 
 def test_local_paths_are_refused_where_they_mean_nothing() -> None:
-    refuse_local_paths(train_command(), True, ())
-    refuse_local_paths(train_command("run.root=/mnt/runs", "storage.shared=true"), True, ())
-    refuse_local_paths(train_command("run.root=/mnt/runs", shared=True), True, ())
-    refuse_local_paths(train_command("run.root=/mnt/runs"), False, ())
+    refuse_places(train_command(), True, ())
+    refuse_places(train_command("run.root=/mnt/runs", "storage.shared=true"), True, ())
+    refuse_places(train_command("run.root=/mnt/runs", shared=True), True, ())
+    refuse_places(train_command("run.root=/mnt/runs"), False, ())
     with pytest.raises(UserError, match=r"run.root=/mnt/runs .* several nodes.*storage.shared"):
-        refuse_local_paths(train_command("run.root=/mnt/runs"), True, ())
+        refuse_places(train_command("run.root=/mnt/runs"), True, ())
     with pytest.raises(UserError, match=r"data.val=val is relative"):
-        refuse_local_paths(train_command("data.val=val", shared=True), True, ())
+        refuse_places(train_command("data.val=val", shared=True), True, ())
     values = {"inputs": ["photos/a.png"], "out": "s3://b/out", "checkpoint": "tiny"}
     restore = urls_command("restore", ["photos/a.png"], values, False)
-    refuse_local_paths(restore, True, {"photos/a.png"})
+    refuse_places(restore, True, {"photos/a.png"})
     with pytest.raises(UserError, match=r"inputs=photos/a.png"):
-        refuse_local_paths(restore, True, ())
+        refuse_places(restore, True, ())
+    values = {"data": "s3://b/t", "out": "s3://b/out", "against": ["other=/mnt/pictures"]}
+    with pytest.raises(UserError, match=r"--against other=/mnt/pictures is a path of one machine"):
+        refuse_places(urls_command("evaluate", [], values, False), True, ())
+
+
+@pytest.mark.parametrize("url", ["s3://key:secret1@b/t", "s3://b/t?X-Amz-Signature=secret1"])
+def test_credentials_in_a_url_never_become_a_jobs_command(url: str) -> None:
+    with pytest.raises(UserError, match=r"credentials|presigned") as refused:
+        refuse_places(train_command(f"data.val={url}"), True, ())
+    assert "secret1" not in str(refused.value)
 
 
 def test_a_file_travels_whole(tmp_path: Path) -> None:

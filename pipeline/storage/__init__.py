@@ -27,7 +27,15 @@ from pipeline.errors import UserError
 from pipeline.storage.entry import UNFINISHED, Entry, Kind, Version
 from pipeline.storage.outage_retry import retry_outages
 from pipeline.storage.recheck import checked_before_retries
-from pipeline.storage.url import absolute, check_url, is_local, join, local_path, name_of
+from pipeline.storage.url import (
+    absolute,
+    check_url,
+    is_local,
+    join,
+    local_path,
+    name_of,
+    refuse_credentials,
+)
 
 __all__ = [
     "Entry",
@@ -53,6 +61,7 @@ __all__ = [
     "read_bytes",
     "read_json",
     "read_text",
+    "refuse_credentials",
     "remove_unfinished",
     "retry_outages",
     "size",

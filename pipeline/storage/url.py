@@ -92,9 +92,19 @@ def check_url(url: str) -> None:
     scheme, _, rest = url.partition("://")
     if scheme != "s3":
         _require_package(url, scheme)
-    bucket = rest.partition("/")[0]
-    if not bucket:
+    if not rest.partition("/")[0]:
         raise UserError(f"{url}: names no bucket; give {scheme}://bucket/key")
+    refuse_credentials(url)
+
+
+def refuse_credentials(url: str) -> None:
+    """Refuse a bucket's URL that contains a key, a password or a signature.
+
+    Raises:
+        UserError: without the credentials.
+    """
+    scheme, _, rest = url.partition("://")
+    bucket = rest.partition("/")[0]
     if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")):
         keys = _KEYS.get(scheme, "the environment variables of its client")
         raise UserError(

@@ -90,6 +90,9 @@ def urls_command(
 ) -> Command:
     """A command of a verb without a configuration, from its parsed options."""
     reads, writes = _named(values, INPUTS), _named(values, OUTPUTS)
+    for one in values.get("against") or ():
+        name, _, folder = one.partition("=")
+        reads[f"--against {name}"] = folder
     target = next(iter(writes.values()), "")
     return Command(verb, tuple(arguments), target, reads, writes, shared=shared)
 
@@ -115,8 +118,8 @@ def inline_config(config: TrainConfig) -> str:
     return json.dumps(to_plain(config))
 
 
-def refuse_local_paths(command: Command, several_nodes: bool, shipped: Collection[str]) -> None:
-    """Refuse paths that the job's machines would not understand as this one does.
+def refuse_places(command: Command, several_nodes: bool, shipped: Collection[str]) -> None:
+    """Refuse URLs with credentials, and paths that the job's machines would understand otherwise.
 
     Args:
         command: what is to be run.
@@ -124,23 +127,30 @@ def refuse_local_paths(command: Command, several_nodes: bool, shipped: Collectio
         shipped: relative paths of the files that travel with the job.
 
     Raises:
-        UserError: naming the first such path, and what to give instead.
+        UserError: naming the first such place, and what to give instead.
     """
     for name, url in [*command.reads.items(), *command.writes.items()]:
-        if not url or not storage.is_local(url) or _is_name(name, url):
-            continue
-        if name not in command.writes and _is_shipped(url, shipped):
-            continue
-        if several_nodes and not command.shared:
-            raise UserError(
-                f"{name}={url} is a path of one machine, and the cluster has several nodes; use "
-                "s3://bucket/key, or say storage.shared=true (--shared) if all of them mount it"
-            )
-        if not Path(url.removeprefix("file://")).is_absolute():
-            raise UserError(
-                f"{name}={url} is relative to this folder, which the job doesn't have; "
-                "use s3://bucket/key, or an absolute path of the cluster's"
-            )
+        if not storage.is_local(url):
+            storage.refuse_credentials(url)  # who may list jobs can read their commands
+        elif url and not _is_name(name, url):
+            _refuse_local(command, name, url, several_nodes, shipped)
+
+
+def _refuse_local(
+    command: Command, name: str, url: str, several_nodes: bool, shipped: Collection[str]
+) -> None:
+    if name not in command.writes and _is_shipped(url, shipped):
+        return
+    if several_nodes and not command.shared:
+        raise UserError(
+            f"{name}={url} is a path of one machine, and the cluster has several nodes; use "
+            "s3://bucket/key, or say storage.shared=true (--shared) if all of them mount it"
+        )
+    if not Path(url.removeprefix("file://")).is_absolute():
+        raise UserError(
+            f"{name}={url} is relative to this folder, which the job doesn't have; "
+            "use s3://bucket/key, or an absolute path of the cluster's"
+        )
 
 
 def _named(values: dict[str, Any], names: Sequence[str]) -> dict[str, str]:

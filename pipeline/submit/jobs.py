@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline.cluster import job_client, no_address, wait_for
 from pipeline.errors import UserError
-from pipeline.submit.command import Command, Outcome, refuse_local_paths, same_work
+from pipeline.submit.command import Command, Outcome, refuse_places, same_work
 from pipeline.submit.follow import PAUSE, follow
 from pipeline.submit.package import pack
 from pipeline.train.driver import git_revision
@@ -112,7 +112,7 @@ def _send(
             package, shipped = pack(options.working_dir, scratch)
             runtime["working_dir"] = str(package)
             runtime["env_vars"].setdefault("ERA_REVISION", git_revision(Path(options.working_dir)))
-        refuse_local_paths(command, several, shipped)
+        refuse_places(command, several, shipped)
         name = f"era-{command.verb}-{secrets.token_hex(4)}"
         what = {"runtime_env": runtime, "metadata": {TARGET: _key(command)}}
         for left in reversed(range(SENDS)):

@@ -19,12 +19,13 @@ from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
 from pipeline.errors import UserError
 from pipeline.submit import rules
-from pipeline.submit.command import Command, refuse_local_paths
+from pipeline.submit.command import Command, refuse_places
 from pipeline.submit.template import cluster_of, job_of
 
 log = logging.getLogger("era")
 GPU = "nvidia.com/gpu"
 AMOUNT = re.compile(r"\d+(\.\d+)?(m|[kMGTP]|[KMGTP]i)?")  # Kubernetes' quantities
+IMAGE = re.compile(r"[\w.-]+(:\d+)?(/[\w.-]+)*(:[\w.-]+)?(@\w+:[0-9a-f]+)?", re.ASCII)
 OVERLAY = "era/overlay"  # annotation: a running job on another overlay is another job
 
 
@@ -60,12 +61,14 @@ def render(command: Command, options: KubernetesOptions) -> dict[str, Any]:
     Raises:
         UserError: for paths that pods don't share, and for whatever excludes each other.
     """
-    refuse_local_paths(command, several_nodes=True, shipped=())
+    refuse_places(command, several_nodes=True, shipped=())
     config = command.config
     overlay = options.overlay or ("gpu" if config and config.scaling.gpu else "base")
     for option, amount in (("--cpu", options.cpu), ("--memory", options.memory)):
         if amount and not AMOUNT.fullmatch(amount):
             raise UserError(f"{option} {amount}: expected an amount such as 8, 500m or 48Gi")
+    if options.image and not IMAGE.fullmatch(options.image):
+        raise UserError("--image: expected an image such as registry/era:TAG, without credentials")
     try:
         made = _rayjob(command, options, overlay)
         found = rules.problems(made)

@@ -23,6 +23,9 @@ def _name(one: dict[str, Any], longest: int) -> Iterator[str]:
         yield f"the name {name} has {len(name)} characters; {one['kind']} takes {longest} (--name)"
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
         yield f"the name {name!r} must be small letters, digits and '-', a letter first (--name)"
+    space = one["metadata"].get("namespace", "era")
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", space):
+        yield f"the namespace {space!r} must be small letters, digits and '-' (--namespace)"
 
 
 def _job(spec: dict[str, Any]) -> Iterator[str]:
