@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,6 +82,7 @@ class _Files(Protocol):
     def list_names(self, url: str) -> list[str]: ...
     def find(self, url: str) -> list[Entry]: ...
     def read(self, url: str, start: int | None, end: int | None, most: int) -> bytes: ...
+    def read_pieces(self, url: str, start: int, end: int) -> list[bytes]: ...
     def write(self, url: str, data: bytes) -> None: ...
     def create(self, url: str, data: bytes) -> bool: ...
     def write_from(self, path: Path, url: str) -> None: ...
@@ -203,7 +203,7 @@ def begin_download(url: str, size: int, path: Path) -> Callable[[], str]:
     """
     from pipeline.storage.ranges import begin
 
-    return begin(partial(read_bytes, url), size, path)
+    return begin(lambda start, end: _files(url).read_pieces(url, start, end), size, path)
 
 
 def delete(url: str) -> None:

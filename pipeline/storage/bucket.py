@@ -25,6 +25,7 @@ CONNECT_TIMEOUT, READ_TIMEOUT = 5, 8  # seconds without an answer
 RETRY_FOR, LEAST_TRIES = 18.0, 3  # seconds; at least LEAST_TRIES, however long they take
 UPLOAD_PART = 32 << 20  # bytes; smaller files are one PUT
 CONCURRENCY = 4  # of one upload
+PIECE = 256 << 10  # bytes, at most, of what is handed on at once
 POOL = 32  # connections
 
 
@@ -139,13 +140,32 @@ class BucketFiles:
             return b""
         return self._required(url, self._read_once, _key(url), start, end)
 
+    def read_pieces(self, url: str, start: int, end: int) -> list[bytes]:
+        return self._required(url, self._read_pieces, _key(url), start, end)
+
+    def _read_pieces(self, key: str, start: int, end: int) -> list[bytes]:
+        """Bytes [start, end) as they arrive."""
+
+        async def get() -> list[bytes]:
+            answer = await self._get(key, Range=f"bytes={start}-{end - 1}")
+            async with answer["Body"] as body:
+                return [piece async for piece in body.iter_chunks(PIECE)]
+
+        found: list[bytes] = sync(self.fs.loop, get)
+        if sum(map(len, found)) != end - start:
+            raise ShortBody(f"not {end - start} bytes")
+        return found
+
+    async def _get(self, key: str, **options: str) -> Any:
+        bucket, name, version = self.fs.split_path(key)
+        which = {"VersionId": version} if version else {}
+        return await self.fs._call_s3("get_object", Bucket=bucket, Key=name, **which, **options)
+
     def _read_whole(self, key: str, most: int) -> bytes:
         """An object whose size is known before its content is read."""
 
         async def get() -> bytes:
-            bucket, name, version = self.fs.split_path(key)
-            which = {"VersionId": version} if version else {}
-            answer = await self.fs._call_s3("get_object", Bucket=bucket, Key=name, **which)
+            answer = await self._get(key)
             async with answer["Body"] as body:
                 if answer["ContentLength"] > most:
                     raise UserError(
