@@ -16,7 +16,7 @@ import ray
 from pipeline.checkpoint import CheckpointStore
 from pipeline.config import load_train_config
 from pipeline.errors import Stopped, StorageDown, UserError
-from pipeline.runfolder import RunFolder
+from pipeline.runfolder import KeptLog, RunFolder
 from pipeline.train import attempt, driver
 from pipeline.train.driver_channel import Report
 from pipeline.train.failures import find_user_error
@@ -45,7 +45,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch, folder: Path, ends: list[object]) 
     store = CheckpointStore(str(folder))
     fits = Fits(store, ends)
     monkeypatch.setattr(driver, "run_attempt", fits)
-    driver._retry(load_train_config("tiny"), str(folder), store, None)
+    driver._retry(load_train_config("tiny"), str(folder), store, KeptLog(), None)
     return fits
 
 
@@ -60,7 +60,9 @@ def test_no_attempt_begins_where_none_may(monkeypatch: pytest.MonkeyPatch, tmp_p
     store = CheckpointStore(str(tmp_path))
     monkeypatch.setattr(driver, "run_attempt", Fits(store, [lost(), None]))
     with pytest.raises(UserError, match="taken over"):
-        driver._retry(load_train_config("tiny"), str(tmp_path), store, None, may_begin=may_begin)
+        driver._retry(
+            load_train_config("tiny"), str(tmp_path), store, KeptLog(), None, may_begin=may_begin
+        )
     assert len((tmp_path / "attempts.jsonl").read_text().splitlines()) == 1
 
 
@@ -122,9 +124,8 @@ def test_a_failed_attempt_does_not_take_the_run_back(
 
     monkeypatch.setattr(driver, "run_attempt", overtaken)
     with pytest.raises(UserError, match="attempt 2 has taken it over"):
-        driver._retry(
-            load_train_config("tiny"), str(tmp_path), CheckpointStore(str(tmp_path)), None
-        )
+        store = CheckpointStore(str(tmp_path))
+        driver._retry(load_train_config("tiny"), str(tmp_path), store, KeptLog(), None)
 
 
 def test_each_group_of_workers_has_an_attempt_until_another_command_begins(tmp_path: Path) -> None:
