@@ -147,6 +147,18 @@ def test_grid_has_every_combination_once() -> None:
         ({"space": {"train.seed": {"choice": 5}}}, "space.train.seed.choice is 5; expected a list"),
         ({"space": {"train.seed": {"int": [True, 5]}}}, "two whole numbers"),
         ({"space": {"train.ema": {"choice": [date(2001, 1, 1)]}}}, "expected a number"),
+        ({"space": {"run.name": {"choice": ["a", "b"]}}}, "run.name names the sweep's folder"),
+        ({"space": {"train.seed": {"choice": [1] * 1001}}}, "1001 choices; at most 1000"),
+        (
+            {
+                "search": "grid",
+                "space": {
+                    "train.seed": {"choice": [1] * 400},
+                    "train.steps": {"choice": [2] * 400},
+                },
+            },
+            "the grid has 160000 points; at most 100000",
+        ),
         ({"trails": 3}, "did you mean trials"),
     ],
 )

@@ -136,6 +136,10 @@ def _training_problems(sweep: SweepConfig) -> list[str]:
         problems.append("scheduler asha compares trials of equal train.steps: do not search them")
     if sweep.search == "grid" and sizes(sweep.space) is None:
         problems.append("a grid needs choices only: give each key {choice: [...]}")
+    if sweep.search == "grid" and (points := sizes(sweep.space) or 0) > MOST:
+        problems.append(f"the grid has {points} points; at most {MOST} are searched")
+    if placing := [key for key in sweep.space if key.startswith("run.")]:
+        problems.append(f"{', '.join(placing)} names the sweep's folder: it can't be searched")
     return problems or (_exchange_problems(sweep) if sweep.scheduler == "pbt" else [])
 
 

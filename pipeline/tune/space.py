@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 Space = dict[str, dict[str, list[Any]]]
 Point = dict[str, Any]
 LARGEST = 2**53  # of a range's ends: exact as a float
+MOST_CHOICES = 1000  # of a key: each is checked against the schema
 RANGES = ("uniform", "loguniform", "int")
 
 
@@ -32,6 +33,8 @@ def check_space(space: Space, training: Callable[[Sequence[str]], TrainConfig]) 
         ((kind, values),) = domain.items()
         if not isinstance(values, list) or not values:
             raise UserError(f"space.{key}: {kind} needs a list of values")
+        if len(values) > MOST_CHOICES:
+            raise UserError(f"space.{key}: {len(values)} choices; at most {MOST_CHOICES} are taken")
         if kind in RANGES:
             _check_range(key, kind, values)
         elif kind != "choice":
