@@ -166,6 +166,7 @@ def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedPr
             "ERA": f"{sys.executable} -m pipeline",
             "SAY": f"{sys.executable} say.py say",
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "PYTHONUNBUFFERED": "",
             **environment,
         },
         timeout=120,
@@ -183,6 +184,7 @@ def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedPr
         ("(sleep 1; $ERA --help; echo $? >rc) | true; exit $(cat rc)", 141, "reader"),
         ("$ERA runs list runs 2>&-", 0, ""),
         ("$SAY 2>/dev/full", 0, ""),
+        ("WORD=x $SAY --json 2>/dev/full", 0, ""),
         ("$ERA verify missing 2>&-", 2, ""),
     ],
 )
@@ -190,10 +192,14 @@ def test_output_that_is_full_or_gone_is_told_by_the_exit_code(
     line: str, code: int, message: str, tmp_path: Path, small_runs: Path
 ) -> None:
     (tmp_path / "say.py").write_text(
+        "import os\n"
         "from pipeline.cli import app, main\n"
         "from pipeline.cli.common import JsonFlag, run_verb, show_summary\n"
+        "def work():\n"
+        "    print(os.environ.get('WORD', ''), end='')\n"
+        "    return {'name': '[red]x'}\n"
         "def say(json: JsonFlag = False):\n"
-        "    run_verb(lambda: {'name': '[red]x'}, show_summary, json)\n"
+        "    run_verb(work, show_summary, json)\n"
         "app.command()(say)\n"
         "main()\n"
     )

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from pipeline import __version__
 from pipeline.errors import Stopped, UserError, masked, one_line, printable
@@ -41,6 +41,7 @@ def run_guarded(program: Callable[[], int]) -> NoReturn:
     """Run a whole command line and exit; no exception passes this point."""
     _prepare_streams()
     threading.excepthook = _thread_failed
+    output = sys.stdout  # a verb puts standard error in its place
     try:
         code = program()
     except OSError as error:  # verbs guard their work: this came from printing
@@ -51,10 +52,10 @@ def run_guarded(program: Callable[[], int]) -> NoReturn:
         code = conclude(error)
     if code == 0:
         try:
-            sys.stdout.flush()
+            output.flush()
         except OSError as error:
             code = output_failed(error)
-    _close_output()
+    _close_output(output)
     if code in (EXIT_INTERRUPTED, EXIT_TERMINATED) and _is_still_working():
         os._exit(code)  # whatever is written appears whole or not at all
     sys.exit(code)
@@ -167,9 +168,9 @@ def output_failed(error: OSError) -> int:
     return say(f"error: cannot write to standard output: {reason}", EXIT_USER)
 
 
-def _close_output() -> None:
+def _close_output(output: TextIO) -> None:
     """Flush what can be flushed; otherwise Python would fail again at shutdown."""
-    for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+    for stream, descriptor in ((output, 1), (sys.stderr, 2)):
         try:
             stream.flush()
         except (OSError, ValueError):
