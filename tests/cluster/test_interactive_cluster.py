@@ -41,3 +41,11 @@ def test_a_sweep_grows_with_the_cluster(dashboard: Dashboard) -> None:
     sweep = ["--config", "tiny", *SPLITS, "run.name=sweep", "run.root=s3://era/interactive"]
     said = submit(dashboard, "tune", *sweep, "train.steps=40")
     assert " 2 at once" in said and "OutOfMemory" not in said and "set aside" not in said
+
+
+def test_an_elastic_run_after_a_sweep_starts_on_what_is_there(dashboard: Dashboard) -> None:
+    """What the sweep's trials have asked Ray's coordinator for is not waited for."""
+    train = ["--config", "tiny", *SPLITS, "scaling.workers=[1, 2]", "train.steps=20"]
+    elastic = [*train, "run.name=elastic", "run.root=s3://era/interactive"]
+    said = submit(dashboard, "train", *elastic)
+    assert "step 20 of 20" in said and "infinite retries" not in said
