@@ -830,6 +830,10 @@ def test_a_tilde_is_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "~x.png").write_bytes(coded("PNG"))
     assert expand(["~x.png"])[0] == [str(tmp_path / "~x.png")]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "again").symlink_to(".")
+    spellings = ["~x.png", "./~x.png", "folder/../~x.png", "again/~x.png", str(tmp_path)]
+    assert expand(spellings)[0] == [str(tmp_path / "~x.png")]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

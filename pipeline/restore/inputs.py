@@ -21,7 +21,7 @@ def expand(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         UserError: if no file is left.
     """
-    files: dict[str, None] = {}
+    files: dict[str, str] = {}
     problems = []
     for given in inputs:
         url = _absolute(given)
@@ -37,10 +37,11 @@ def expand(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
             found = [url] if storage.exists(url) else []
         if not found:
             problems.append(f"{given}: no such photograph")
-        files |= dict.fromkeys(found)
+        for one in found:
+            files.setdefault(_identity(one), one)
     if not files:
         raise UserError(problems[0] if problems else "no input given")
-    return list(files), problems
+    return list(files.values()), problems
 
 
 def is_regular(url: str) -> bool:
@@ -87,6 +88,17 @@ def _absolute(given: str) -> str:
     if given.startswith("~") and Path(given).exists():
         return str(Path(given).absolute())
     return storage.absolute(given)
+
+
+def _identity(url: str) -> str:
+    """The same for every spelling of a file's folder; a link to a file is a photograph of its own.
+
+    Not Path.resolve(), which raises RuntimeError where links lead back to themselves.
+    """
+    if not storage.is_local(url):
+        return url
+    path = storage.local_path(url)
+    return f"{os.path.realpath(path.parent)}/{path.name}"
 
 
 def _images_in(folder: str, pattern: str) -> list[str]:
