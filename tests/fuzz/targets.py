@@ -19,13 +19,12 @@ from mutations import bytes_near, json_near, lines_near
 from PIL import Image
 
 from pipeline.checkpoint import load_model
-from pipeline.cli.common import _public
 from pipeline.cli.submit import _printed
 from pipeline.config import load_train_config
 from pipeline.data.manifest import parse_manifest
 from pipeline.data.split import open_split
 from pipeline.doctor.dashboard import _last_checks
-from pipeline.errors import UserError
+from pipeline.errors import UserError, publishable
 from pipeline.evaluate.labels import read_labels
 from pipeline.images import codecs
 from pipeline.preprocess.layouts import read_layout
@@ -203,7 +202,7 @@ def _of_settings(folder: Path) -> dict[str, Target]:
         "exchange": Target(read_decision, json_near(exchange)),
         "url": Target(read_url, bytes_near(b"s3://bucket/folder/name?versionId=1")),
         "result": Target(
-            lambda d: _public({"result": _printed(d.decode("utf-8", "surrogateescape"))}),
+            lambda d: publishable({"result": _printed(d.decode("utf-8", "surrogateescape"))}),
             json_near(b'{"run": "s3://a/b", "step": 9, "metrics": {"val/psnr": 27.5}}'),
         ),
         "checks": Target(
