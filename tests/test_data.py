@@ -699,7 +699,7 @@ def test_a_locked_cache_says_what_it_waits_for(
     (tmp_path / "shards").mkdir()
     with ThreadPoolExecutor(1) as pool:
         with FileLock(tmp_path / "shards" / "cache.lock"):
-            reading = pool.submit(open_split(url, str(tmp_path)).load, 0)
+            reading = pool.submit(lambda: open_split(url, str(tmp_path)).load(0))
             while "locked by another process" not in caplog.text:
                 time.sleep(0.01)
         assert reading.result().key
