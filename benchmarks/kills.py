@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pipeline.cli.edge import EXIT_USER
 from pipeline.errors import UserError
 from pipeline.runfolder import RunFolder
 from pipeline.runfolder.names import METRICS, MODEL, SAMPLES
@@ -155,7 +156,9 @@ def torture(
                 raise AssertionError(f"no end after {LIMIT:g} s; blows: {dealt}")
             if code == 0:
                 return dealt
-            if not strikes and code not in (-signal.SIGKILL, 143):
+            # One that hung before its first attempt may have taken the run over.
+            overtaken = code == EXIT_USER and bool(paused)
+            if not (strikes or overtaken) and code not in (-signal.SIGKILL, 143):
                 raise AssertionError(f"exit code {code}; blows: {dealt}")
     finally:
         for other in paused:
