@@ -111,6 +111,7 @@ def test_json_is_the_last_line_and_the_only_one(tmp_path: Path) -> None:
             "no manifest",
         ),
         (["restore", "{tmp}/no.png", "--out", "{tmp}/x"], "no such photograph"),
+        (["restore", "{tmp}/empty", "--out", "{tmp}/x"], "no photographs in this folder"),
         (["runs", "list", "{tmp}/nowhere"], "nowhere"),
         (["verify", "ftp://host/x"], "not supported"),
         (["restore", "", "--out", "{tmp}/x"], "an empty URL"),

@@ -25,8 +25,9 @@ def expand(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     problems = []
     for given in inputs:
         url = _absolute(given)
+        missing = "no such photograph"
         if storage.is_dir(url):
-            found = _images_in(url, "*")
+            found, missing = _images_in(url, "*"), "no photographs in this folder"
         elif any(mark in storage.name_of(url) for mark in "*?[") and not storage.exists(url):
             folder, _, pattern = url.rpartition("/")
             found = _images_in(folder, pattern)
@@ -36,7 +37,7 @@ def expand(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             found = [url] if storage.exists(url) else []
         if not found:
-            problems.append(f"{given}: no such photograph")
+            problems.append(f"{given}: {missing}")
         for one in found:
             files.setdefault(_identity(one), one)
     if not files:
