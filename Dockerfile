@@ -12,10 +12,11 @@ COPY requirements.lock requirements-cuda.lock /tmp/
 # For an image without CUDA, a third of the size: the index of torch's CPU wheels. The locks have no
 # hashes of these; everything else is held to its hash.
 ARG TORCH_INDEX_URL=
-RUN if [ -n "$TORCH_INDEX_URL" ]; then \
-      /opt/era/bin/pip install "$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' /tmp/requirements.lock)" \
-        --index-url "$TORCH_INDEX_URL" && sed -i '/^-r /d' /tmp/requirements.lock; fi \
-    && /opt/era/bin/pip install --require-hashes -r /tmp/requirements.lock
+RUN set -e; if [ -n "$TORCH_INDEX_URL" ]; then \
+      /opt/era/bin/pip install --index-url "$TORCH_INDEX_URL" \
+        "$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' /tmp/requirements.lock)"; \
+      sed -i '/^-r /d' /tmp/requirements.lock; fi
+RUN /opt/era/bin/pip install --require-hashes -r /tmp/requirements.lock
 
 FROM dependencies AS code
 COPY . /src
