@@ -28,7 +28,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.cli.edge import EXIT_USER
 from pipeline.errors import UserError
 from pipeline.runfolder import RunFolder
 from pipeline.runfolder.names import METRICS, MODEL, SAMPLES
@@ -134,8 +133,9 @@ def torture(
     rng, dealt = random.Random(seed), list[str]()
     paused: list[Victim] = []
     try:
-        for _ in range(blows + 20):
-            victim = Victim(command, log, head, address)
+        for number in range(blows + 20):
+            own = log.with_suffix(f".{number}.log")
+            victim = Victim(command, own, head, address)
             for other in paused:  # a node that hung wakes up while the newer attempt runs
                 _wait(victim, rng.uniform(2, 12))
                 other.wake()
@@ -153,13 +153,13 @@ def torture(
             code = victim.process.poll()
             if code is None:
                 victim.end()
-                raise AssertionError(f"no end after {LIMIT:g} s; blows: {dealt}")
+                raise AssertionError(f"no end after {LIMIT:g} s: {own}; blows: {dealt}")
             if code == 0:
                 return dealt
-            # One that hung before its first attempt may have taken the run over.
-            overtaken = code == EXIT_USER and bool(paused)
+            # One that hung before its first attempt takes the run over when it wakes up.
+            overtaken = bool(paused) and "has taken it over since" in own.read_text()
             if not (strikes or overtaken) and code not in (-signal.SIGKILL, 143):
-                raise AssertionError(f"exit code {code}; blows: {dealt}")
+                raise AssertionError(f"exit code {code}: {own}; blows: {dealt}")
     finally:
         for other in paused:
             other.end()
@@ -224,7 +224,7 @@ def _one(folder: Path, kind: str, seed: str, command: list[str], head: int, addr
     row = {"seed": seed, "own cluster": own, "blows": blows, "error": error}
     with (folder / RESULTS).open("a") as results:
         results.write(json.dumps({**row, "seconds": round(time.monotonic() - begin)}) + "\n")
-    said = f"WRONG  {error}; {log}" if error else f"right  {', '.join(blows)}"
+    said = f"WRONG  {error}" if error else f"right  {', '.join(blows)}"
     print(f"{seed} {'(own cluster)' if own else ''} {said}", flush=True)
 
 

@@ -1,6 +1,7 @@
 """What a command leaves in its folder, for when its pods are gone: `result.json`, and its log.
 
-Nothing depends on either: where the store refuses them, that is logged, and the command goes on.
+Runs and sweeps depend on neither: where the store refuses them, that is logged, and the command
+goes on. `era submit` answers from `result.json`.
 """
 
 from __future__ import annotations
