@@ -28,7 +28,7 @@ from pipeline.synthesize import synthesize
 from pipeline.train import train
 
 PAIRS, SEED = 100, 0
-PACKAGES = ("torch", "ray", "numpy", "scikit-image", "opencv-python-headless", "webdataset")
+PACKAGES = ("torch", "ray", "numpy", "scikit-image", "opencv-python-headless")
 
 
 def demo(out: str, overrides: list[str] | None = None) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import grimp
 import pytest
 from packaging.requirements import Requirement
 
+from pipeline.demo import PACKAGES
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -53,6 +55,7 @@ def test_cuda_libraries_are_a_lock_of_their_own() -> None:
 
 def test_locks_meet_the_requirements() -> None:
     runtime = lock("requirements.lock")
+    assert runtime.keys() >= set(PACKAGES)  # whose versions the demo reports
     everything = runtime | lock("requirements-dev.lock")
     wanted = [(runtime, line) for line in PROJECT["dependencies"]]
     wanted += [
