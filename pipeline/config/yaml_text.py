@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 256 * 1024, 10_000, 20
 TAG = "tag:yaml.org,2002:"
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # of UTF-16: a lone surrogate
 
 
 class _Loader(yaml.SafeLoader):
@@ -73,7 +74,8 @@ def parse_yaml(text: str, where: str) -> Node | None:
         where: names the source in messages.
 
     Raises:
-        UserError: for bad syntax, a tag, a key given twice, or a text beyond these bounds.
+        UserError: for bad syntax, a tag, a key given twice, a lone surrogate, or a text beyond
+            these bounds.
     """
     if len(text) > MAX_BYTES:
         raise UserError(f"{where}: larger than {MAX_BYTES // 1024} KiB")
@@ -127,6 +129,8 @@ def _check_events(text: str) -> None:
             total += 1
             if getattr(event, "tag", None) not in (None, "!"):
                 raise _error("tags (!) are not allowed", event)
+        if isinstance(event, yaml.ScalarEvent) and HALF_CHARACTER.search(event.value):
+            raise _error("a text holds half a character", event)
         if isinstance(event, yaml.CollectionStartEvent):
             opened.append((event.anchor, total))
             depth = max(depth, len(opened))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,14 +67,20 @@ def outputs_of(
             raise UserError(f"--out {out}: is the folder of {file}; inputs are never overwritten")
         if storage.is_local(output) and storage.local_path(output).is_dir():
             raise UserError(f"{output}: is a folder; {file} would be written there")
-    pictures = [beside_url(output, ending) for output in outputs for ending in beside]
-    for url in [*outputs, *pictures]:
-        if len(os.fsencode(name := storage.name_of(url))) > MOST_NAME:
-            raise UserError(f"{name[:40]}...: too long for the name of a file ({MOST_NAME} bytes)")
-    twice = [url for url, count in Counter([*outputs, *pictures]).items() if count > 1]
-    if twice:
-        name = storage.name_of(twice[0])
-        raise UserError(f"{name}: two inputs would be written there; restore them into two folders")
+    sources: dict[str, str] = {}  # of each picture that is written
+    for file, output in zip(files, outputs, strict=True):
+        for url in [output, *(beside_url(output, ending) for ending in beside)]:
+            name = storage.name_of(url)
+            if len(os.fsencode(name)) > MOST_NAME:
+                raise UserError(
+                    f"{name[:40]}...: too long for the name of a file ({MOST_NAME} bytes)"
+                )
+            if url in sources:
+                raise UserError(
+                    f"{name}: both {sources[url]} and {file} would be written there; "
+                    "restore them into two folders"
+                )
+            sources[url] = file
     return outputs
 
 

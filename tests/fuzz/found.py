@@ -28,6 +28,13 @@ FOUND: dict[str, list[bytes]] = {
     "result": [b'{"a": ' + b"[" * 600 + b"]" * 600 + b"}"],
     # A number that JSON does not have was passed on.
     "attempts.jsonl": [b'{"attempt": NaN, "id": "00ff", "started": "2026-01-01", "workers": 1}\n'],
-    # Aliases that a plain YAML loader expands: showing the run did not end.
-    "config.yaml": [b"a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + b"".join(_NINE_TIMES)],
+    "config.yaml": [
+        # Aliases that a plain YAML loader expands: showing the run did not end.
+        b"a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + b"".join(_NINE_TIMES),
+        # A lone surrogate reached the model card, which is written in UTF-8.
+        b'{"model": {"size": "\\ud800"}}',
+        b'{"model": {"\\udfff": 1}}',
+    ],
+    "override": [b'model.overrides={a: "\\ud800"}'],
+    "sweep": [b'{"config": "\\ud800"}'],
 }
