@@ -45,6 +45,7 @@ class Api:
         self.down = 0
         self.head: dict[str, Any] = {"phase": "Running"}  # the head pod's status
         self.head_deleted, self.reachable = False, True  # the pod; its node's kubelet
+        self.deletion = 0.0  # seconds that KubeRay's operator takes to let a RayJob go
         self.events: list[dict[str, Any]] = []
         self.log = log  # the job's log, as the head has it
 
@@ -90,12 +91,13 @@ class Api:
             body["metadata"]["uid"] = f"uid-{len(self.asked)}"
             self.jobs[name] = body
             return 201, body
-        if name not in self.jobs:
+        found = self.jobs.get(name)
+        if found is None:
             return 404, _missing(name)
         if method == "DELETE":
-            del self.jobs[name]
-            return 200, {"kind": "Status", "apiVersion": "v1", "status": "Success"}
-        return 200, self.jobs[name]
+            found["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+            threading.Timer(self.deletion, self.jobs.pop, [name, None]).start()
+        return 200, found
 
 
 @contextmanager

@@ -510,13 +510,37 @@ def test_kubectls_context_may_be_chosen(api: Api) -> None:
     assert submit_to_kubernetes(job("base"), lambda t: None, context="c", poll=0.2).exit_code == 0
 
 
-def test_a_lost_head_is_started_again(api: Api) -> None:
+def test_a_lost_head_is_started_again(
+    api: Api, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if its node took the operator along, and the server does not answer for a moment."""
+    caplog.set_level("INFO", "era")
+    monkeypatch.setattr("pipeline.cluster.waiting.SAY_SECONDS", 1.0)
     api.jobs["era-tiny"] = {**job("base"), "status": dict(RUNNING)}
+    api.deletion = 4.0
     lost = {"jobDeploymentStatus": "Failed", "reason": "JobStatusCheckTimeoutExceeded"}
     Operator(api, lost, new=False)
+
+    def fails() -> None:
+        while not any(line.startswith("DELETE") for line in api.asked):
+            time.sleep(0.05)
+        time.sleep(1.5)
+        api.down = 1
+
+    threading.Thread(target=fails, daemon=True).start()
     Operator(api, {**RUNNING, **DONE})
     assert run(job("base"))[0].exit_code == 0
     assert len([line for line in api.asked if line.startswith("POST")]) == 1
+    assert "waiting for the deletion of RayJob era-tiny" in caplog.text
+
+
+def test_a_deletion_that_does_not_end_is_said(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.submit.kubernetes.DELETION_SECONDS", 2.0)
+    api.jobs["era-tiny"] = {**job("base"), "status": {**RUNNING, **DONE}}
+    api.deletion = 60.0
+    with pytest.raises(UserError, match="is KubeRay's operator running"):
+        run(job("base"))
+    assert not [line for line in api.asked if line.startswith("POST")]
 
 
 def test_what_an_older_kuberay_lacks_is_left_out(
@@ -552,7 +576,7 @@ def test_leaving_says_what_becomes_of_the_rayjob(
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    assert ("era-tiny" in api.jobs) is not bool(option)
+    assert any(line.startswith("DELETE") for line in api.asked) is bool(option)
     assert ("is being deleted" if option else "continues: the same command follows it") in err
 
 

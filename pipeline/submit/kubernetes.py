@@ -21,7 +21,9 @@ POLL = 5.0  # seconds
 PATIENCE = 600.0  # seconds without an answer, after which the job counts as lost
 # A head that was lost, which KubeRay does not replace itself: its reason (since 1.7), and ours.
 LOST_HEAD = ("JobStatusCheckTimeoutExceeded", GONE)
-DELETION_SECONDS = 300.0  # pods save for up to 150 s when they are stopped
+# Pods save for up to 150 s when they are stopped; and an operator that was on the lost node as well
+# starts elsewhere only after some six minutes.
+DELETION_SECONDS = 900.0
 TRIES = 3  # RayJobs that one command starts after lost heads
 DISPENSABLE = ("preRunningDeadlineSeconds",)  # settings that KubeRay has since 1.6
 
@@ -102,13 +104,7 @@ def _start(job: RayJob, rayjob: dict[str, Any], lost: bool = False) -> None:
     before = job.read()
     if _is_going(before):
         log.info("RayJob %s of an earlier try is being deleted; waiting until it is gone", job.name)
-        try:
-            wait_for(lambda: not _is_going(job.read()), "its end", DELETION_SECONDS, pause=1)
-        except TimeoutError:
-            raise UserError(
-                f"RayJob {job.name}: its deletion has not ended in {DELETION_SECONDS:.0f} s; "
-                f"see `kubectl -n {job.namespace} describe rayjob {job.name}`"
-            ) from None
+        _until_gone(job)
         before = job.read()
     over = lost or not before or state_of(before) in (*OVER, INVALID)
     if before and not over:
@@ -121,9 +117,29 @@ def _start(job: RayJob, rayjob: dict[str, Any], lost: bool = False) -> None:
     if before:
         if not lost:
             log.info("RayJob %s of an earlier try has ended; starting it again", job.name)
-        job.kubectl("delete", "rayjob", job.name, "--wait=true", "--timeout=110s")
+        job.kubectl("delete", "rayjob", job.name, "--wait=false")
+        _until_gone(job)
     job.kubectl("apply", "-f", "-", given=json.dumps(_supported(job, rayjob)))
     log.info("RayJob %s applied in namespace %s", job.name, job.namespace)
+
+
+def _until_gone(job: RayJob) -> None:
+    """Wait until a RayJob that is being deleted is gone, which takes KubeRay's operator."""
+
+    def gone() -> bool:
+        try:
+            return not _is_going(job.read())
+        except UserError as error:
+            log.info("%s; trying again", error)
+            return False
+
+    try:
+        wait_for(gone, f"the deletion of RayJob {job.name}", DELETION_SECONDS, pause=1)
+    except TimeoutError:
+        raise UserError(
+            f"RayJob {job.name}: its deletion has not ended in {DELETION_SECONDS:.0f} s; is "
+            f"KubeRay's operator running? `kubectl -n {job.namespace} describe rayjob {job.name}`"
+        ) from None
 
 
 def _is_going(found: Found | None) -> bool:
