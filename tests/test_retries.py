@@ -19,7 +19,7 @@ from pipeline.errors import Stopped, StorageDown, UserError
 from pipeline.runfolder import KeptLog, RunFolder
 from pipeline.train import attempt, driver
 from pipeline.train.driver_channel import Report
-from pipeline.train.failures import find_user_error
+from pipeline.train.failures import find_user_error, root_cause
 
 
 class Fits:
@@ -188,3 +188,25 @@ def test_user_errors_are_found_inside_what_ray_raises() -> None:
     except RuntimeError as outer:
         assert str(find_user_error(outer)) == "no such bucket"
     assert find_user_error(RuntimeError("other")) is None
+
+
+def test_want_of_memory_is_the_users_to_mend(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ray's words of a pod of 3 GiB, where the last line is about Ray's settings."""
+    ended = RuntimeError(
+        "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: "
+        "10.0.0.1, ID: 2a) was 2.86GB used / 3.00GB limit (0.954322)\nOOM kill reason: Memory usage"
+        "\nRefer to the documentation on how to address the out of memory issue: https://docs."
+    )
+    with pytest.raises(
+        UserError, match=r"last: out of memory on its node \(2.86GB used / 3.00GB\)"
+    ):
+        attempts(monkeypatch, tmp_path, [ended, ended, ended])
+    for text in (
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        "Unable to allocate 1.00 EiB for an array",
+    ):
+        assert "scaling.micro_batch" in root_cause(RuntimeError(text))
+    assert "memory" not in root_cause(lost())

@@ -20,7 +20,7 @@ from pipeline.errors import DamagedError, Stopped, StorageDown, UserError
 from pipeline.runfolder import KeptLog, write_result
 from pipeline.runfolder.names import CHAOS
 from pipeline.train.attempt import run_attempt
-from pipeline.train.failures import root_cause, was_preempted
+from pipeline.train.failures import out_of_memory, root_cause, was_preempted
 from pipeline.train.show import Ask, OnEvent, never
 
 log = logging.getLogger("era")
@@ -141,10 +141,9 @@ def _retry(
 def _given_up(run_url: str, failures: int, error: Exception) -> Exception:
     if isinstance(error, StorageDown):
         return error
+    kind = UserError if out_of_memory(error) else RuntimeError
     reason = root_cause(error)
-    return RuntimeError(
-        f"run {run_url}: {failures} failures without a new checkpoint; last: {reason}"
-    )
+    return kind(f"run {run_url}: {failures} failures without a new checkpoint; last: {reason}")
 
 
 def _is_sound(checkpoint: Checkpoint) -> bool:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from pipeline.errors import UserError
+
+# In the words of Ray's memory monitor, of torch (CUDA's allocator, the processor's) and of NumPy.
+NO_MEMORY = re.compile("running low on memory|out of memory|allocate memory|Unable to allocate")
+USED = re.compile(r"was (\S+ used / \S+) limit")  # Ray's words about the node
 
 
 def find_user_error(error: BaseException) -> UserError | None:
@@ -17,8 +22,21 @@ def was_preempted(error: BaseException) -> bool:
     return any(getattr(inner, "preempted", False) for inner in _inside(error))
 
 
+def out_of_memory(error: BaseException) -> str:
+    """What to do where a worker had too little memory; empty if that was not the reason."""
+    texts = [str(inner) for inner in _inside(error)]
+    if not any(NO_MEMORY.search(text) for text in texts):
+        return ""
+    used = next(filter(None, map(USED.search, texts)), None)
+    where = f" on its node ({used[1]})" if used else ""
+    cure = "a smaller scaling.micro_batch or train.patch, or more memory for each worker"
+    return f"out of memory{where}; what helps: {cure}"
+
+
 def root_cause(error: BaseException) -> str:
     """The innermost error, in one short line."""
+    if reason := out_of_memory(error):
+        return reason
     innermost = list(_inside(error))[-1]
     lines = str(innermost).strip().splitlines() or [type(innermost).__name__]
     return f"{type(innermost).__name__}: {lines[-1][:300]}"
