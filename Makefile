@@ -14,12 +14,13 @@ demo: $(VENV)/.runtime  ## the whole chain on real photographs; ends with runs/d
 test: setup lint  ## one proof of each promise
 	$(BIN)/pytest -m "not full and not cluster"
 
-PROGRAMS := chromium exiftool pngcheck tiffinfo npm
-PACKAGES := chromium libimage-exiftool-perl pngcheck libtiff-tools npm
+# program:package; what is there already, from elsewhere than apt perhaps, is left alone
+PROGRAMS := chromium:chromium exiftool:libimage-exiftool-perl pngcheck:pngcheck tiffinfo:libtiff-tools npm:npm
 
 test-all: setup  ## random kills, sweeps, bucket faults, browser, the users' day
-	@(for program in $(PROGRAMS); do command -v $$program || exit 1; done) >/dev/null || \
-		{ apt-get update -qq && apt-get install -qq -y $(PACKAGES) >/dev/null; }
+	@for both in $(PROGRAMS); do \
+		command -v $${both%:*} >/dev/null || missing="$$missing $${both#*:}"; done; \
+	test -z "$$missing" || { apt-get update -qq && apt-get install -qq -y $$missing >/dev/null; }
 	$(BIN)/pytest -m full
 
 test-cluster: setup  ## on the Kubernetes cluster that KUBECONFIG names, with KubeRay and the image

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from pipeline.cluster import Wait, has_cluster, join
@@ -17,6 +18,7 @@ from pipeline.errors import UserError
 T = TypeVar("T")
 R = TypeVar("R")
 AHEAD = 2  # tasks per processor that a cluster holds at once
+ENDING_SECONDS = 60.0  # for tasks that the cluster holds when another one has failed
 GRACE_SECONDS = 5.0  # for items that are being worked on when the user interrupts
 LONGEST_SECONDS = 3600.0  # without one item done, after which the cluster counts as stuck
 
@@ -73,9 +75,14 @@ def _on_ray(work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R
             if problem:
                 raise UserError(problem)
             yield running.pop(done), result
-    finally:
-        for other in running:
-            ray.cancel(other)
+    except (Exception, GeneratorExit):
+        # ray.cancel ends this whole process if a task ends at that very moment (Ray 2.60: "Check
+        # failed: it != submissible_tasks_.end()"), so what has been handed out is waited for. After
+        # an interruption this process ends, and with it its tasks.
+        if running:
+            with suppress(ray.exceptions.RayError):
+                ray.wait(list(running), num_returns=len(running), timeout=ENDING_SECONDS)
+        raise
 
 
 def _next(tasks: list[Any], patience: Wait) -> Any:

@@ -100,7 +100,6 @@ def _gpus(nodes: list[Node]) -> Iterator[Finding]:
         try:
             found = ray.get(task, timeout=NODE_ANSWER)
         except ray.exceptions.GetTimeoutError:
-            ray.cancel(task, force=True)
             text = "all GPUs are busy, none was checked; run again when a job has ended"
             found = [Finding("gpu", WARNING, text)]
         for one in found:
