@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from pipeline.cluster import Wait, has_cluster, join
+from pipeline.cluster import Wait, has_cluster, join, wait_for
 from pipeline.errors import UserError
 
 T = TypeVar("T")
@@ -77,12 +77,21 @@ def _on_ray(work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R
             yield running.pop(done), result
     except (Exception, GeneratorExit):
         # ray.cancel ends this whole process if a task ends at that very moment (Ray 2.60: "Check
-        # failed: it != submissible_tasks_.end()"), so what has been handed out is waited for. After
-        # an interruption this process ends, and with it its tasks.
-        if running:
-            with suppress(ray.exceptions.RayError):
-                ray.wait(list(running), num_returns=len(running), timeout=ENDING_SECONDS)
+        # failed: it != submissible_tasks_.end()"), so what has been handed out is waited for; not
+        # after an interruption: Ray ends a process's tasks with it.
+        _ended(list(running))
         raise
+
+
+def _ended(tasks: list[Any]) -> None:
+    """Wait until the tasks have ended, however, but not for ever."""
+    import ray
+
+    def ended() -> bool:
+        return not tasks or not ray.wait(tasks, num_returns=len(tasks), timeout=1.0)[1]
+
+    with suppress(ray.exceptions.RayError, TimeoutError):
+        wait_for(ended, "tasks that have begun, since another one failed", ENDING_SECONDS, pause=0)
 
 
 def _next(tasks: list[Any], patience: Wait) -> Any:

@@ -99,7 +99,7 @@ def _gpus(nodes: list[Node]) -> Iterator[Finding]:
     for name, task in _start(nodes, gpu_of_a_node, gpus=1).items():
         try:
             found = ray.get(task, timeout=NODE_ANSWER)
-        except ray.exceptions.GetTimeoutError:
+        except ray.exceptions.GetTimeoutError:  # it ends with this process; see parallel_map
             text = "all GPUs are busy, none was checked; run again when a job has ended"
             found = [Finding("gpu", WARNING, text)]
         for one in found:
