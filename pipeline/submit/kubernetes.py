@@ -54,7 +54,7 @@ def submit_to_kubernetes(
     job = RayJob(rayjob["metadata"]["name"], rayjob["metadata"]["namespace"], context)
     if (ended := _ended_before(job, rayjob, finished)) is not None:
         return ended
-    _start(job, rayjob)
+    _start(job, rayjob, poll)
     try:
         outcome = follow_rayjob(job, write, poll, patience)
         for _ in range(TRIES - 1):
@@ -63,7 +63,7 @@ def submit_to_kubernetes(
             log.warning(
                 "RayJob %s lost its head (%s); applying it again", job.name, outcome.message
             )
-            _start(job, rayjob, lost=True)
+            _start(job, rayjob, poll, lost=True)
             outcome = follow_rayjob(job, write, poll, patience)
         return outcome
     except Exception:
@@ -96,7 +96,7 @@ def _ended_before(
     return Outcome(job.name, before.status.job_status, 0, result=result)
 
 
-def _start(job: RayJob, rayjob: dict[str, Any], lost: bool = False) -> None:
+def _start(job: RayJob, rayjob: dict[str, Any], poll: float, lost: bool = False) -> None:
     """Apply it; one of that name that has ended, or is lost, is removed first.
 
     One that runs is only followed.
@@ -104,7 +104,7 @@ def _start(job: RayJob, rayjob: dict[str, Any], lost: bool = False) -> None:
     before = job.read()
     if _is_going(before):
         log.info("RayJob %s of an earlier try is being deleted; waiting until it is gone", job.name)
-        _until_gone(job)
+        _until_gone(job, poll)
         before = job.read()
     over = lost or not before or state_of(before) in (*OVER, INVALID)
     if before and not over:
@@ -118,12 +118,12 @@ def _start(job: RayJob, rayjob: dict[str, Any], lost: bool = False) -> None:
         if not lost:
             log.info("RayJob %s of an earlier try has ended; starting it again", job.name)
         job.kubectl("delete", "rayjob", job.name, "--wait=false")
-        _until_gone(job)
+        _until_gone(job, poll)
     job.kubectl("apply", "-f", "-", given=json.dumps(_supported(job, rayjob)))
     log.info("RayJob %s applied in namespace %s", job.name, job.namespace)
 
 
-def _until_gone(job: RayJob) -> None:
+def _until_gone(job: RayJob, poll: float) -> None:
     """Wait until a RayJob that is being deleted is gone, which takes KubeRay's operator."""
 
     def gone() -> bool:
@@ -134,7 +134,7 @@ def _until_gone(job: RayJob) -> None:
             return False
 
     try:
-        wait_for(gone, f"the deletion of RayJob {job.name}", DELETION_SECONDS, pause=1)
+        wait_for(gone, f"the deletion of RayJob {job.name}", DELETION_SECONDS, pause=poll)
     except TimeoutError:
         raise UserError(
             f"RayJob {job.name}: its deletion has not ended in {DELETION_SECONDS:.0f} s; is "
