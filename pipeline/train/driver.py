@@ -141,9 +141,9 @@ def _retry(
 def _given_up(run_url: str, failures: int, error: Exception) -> Exception:
     if isinstance(error, StorageDown):
         return error
+    reason = f"{failures} failures without a new checkpoint; last: {root_cause(error)}"
     kind = UserError if out_of_memory(error) else RuntimeError
-    reason = root_cause(error)
-    return kind(f"run {run_url}: {failures} failures without a new checkpoint; last: {reason}")
+    return kind(f"run {run_url}: {reason}")
 
 
 def _is_sound(checkpoint: Checkpoint) -> bool:
