@@ -18,7 +18,7 @@ test: setup lint  ## one proof of each promise
 PROGRAMS := chromium:chromium exiftool:libimage-exiftool-perl pngcheck:pngcheck tiffinfo:libtiff-tools npm:npm
 
 test-all: setup  ## random kills, sweeps, bucket faults, browser, the users' day
-	@for both in $(PROGRAMS); do \
+	@missing=; for both in $(PROGRAMS); do \
 		command -v $${both%:*} >/dev/null || missing="$$missing $${both#*:}"; done; \
 	test -z "$$missing" || { apt-get update -qq && apt-get install -qq -y $$missing >/dev/null; }
 	$(BIN)/pytest -m full
