@@ -1,6 +1,7 @@
 """The parts of a Kubernetes API server that the real `kubectl` needs for RayJobs; no operator.
 
-A test plays the operator: it writes the states that KubeRay would, and the job's log.
+A test plays the operator: it writes the states that KubeRay would, and the job's log. `SHOWN_BY`
+says which test of a real cluster shows what is played.
 """
 
 from __future__ import annotations
@@ -18,6 +19,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+# What is played -> the test in tests/cluster that shows it. Failed with exit code 2,
+# DeadlineExceeded, STOPPED and ValidationFailed have none there.
+SHOWN_BY = {
+    "Initializing, Running, Complete, the job's log": "test_a_run_from_the_bucket_and_back",
+    "Suspended": "test_a_suspended_rayjob_saves_and_goes_on",
+    "Suspended by a queue": "test_a_preempted_run_saves_and_goes_on",
+    "a deletion that takes time": "test_a_deleted_rayjob_saves",
+    "another head": "test_the_next_head_resumes",
+    "a head that does not answer, or is lost": "test_a_run_whose_heads_node_is_lost_goes_on",
+    "reasons for waiting, events": "test_a_missing_image_is_said",
+    "a running job of another image": "test_another_image_is_another_job",
+}
 HEAD = "head-pod"
 VERBS = ["create", "delete", "get", "list", "patch", "watch"]
 GROUP = {

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kubernetes_api import HEAD, Api, kubernetes_api
+from kubernetes_api import HEAD, SHOWN_BY, Api, kubernetes_api
 from manifests import BIN, GPU, OVERLAYS, ROOT, Object, cluster, job, pods, train
 
 from pipeline.config import load_train_config
@@ -323,6 +323,11 @@ def run(rayjob: Object) -> tuple[Outcome, str]:
     lines: list[str] = []
     outcome = submit_to_kubernetes(rayjob, lines.append, poll=0.2, patience=20)
     return outcome, "".join(lines)
+
+
+def test_what_is_played_is_shown_on_a_real_cluster() -> None:
+    text = "".join(path.read_text() for path in (ROOT / "tests" / "cluster").glob("test_*.py"))
+    assert [name for name in SHOWN_BY.values() if f"def {name}(" not in text] == []
 
 
 def test_a_rayjob_is_followed_to_its_own_exit_code(api: Api) -> None:
