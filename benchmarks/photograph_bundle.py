@@ -39,15 +39,16 @@ def main() -> None:
     parser.add_argument("trained", type=Path, metavar="OUT")
     parser.add_argument("--to", type=Path, default=SHIPPED / NAME)
     parser.add_argument("--revision", default="", help="of the code that trained it")
+    parser.add_argument("--after", type=int, default=0, help="steps of trainings before")
     asked = parser.parse_args()
-    bundle(asked.trained, asked.to, asked.revision)
+    bundle(asked.trained, asked.to, asked.revision, asked.after)
 
 
-def bundle(trained: Path, to: Path, revision: str) -> None:
+def bundle(trained: Path, to: Path, revision: str, after: int) -> None:
     """Write the bundle, COMMIT last, and the documentation's picture."""
     model = ErA(config())
     model.load_state_dict(load_file(trained / "weights.safetensors"))
-    step = json.loads((trained / "log.jsonl").read_text().splitlines()[-1])["step"]
+    step = json.loads((trained / "log.jsonl").read_text().splitlines()[-1])["step"] + after
     meta = {
         "format": "era-checkpoint/1",
         "step": step,

@@ -5,7 +5,9 @@ python -m benchmarks.preprocess
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +25,7 @@ from pipeline.preprocess.layouts import read_layout
 from pipeline.preprocess.precheck import precheck
 
 ROUNDS = 5
+MANY, SMALL = 1000, (373, 560)
 ALL, ALONE = "**all of it**", "decoding the PNGs alone, by OpenCV"
 
 
@@ -72,12 +75,45 @@ def measured(scratch: Path) -> dict[str, float]:
     }
 
 
+def command(source: Path, dest: Path, processors: set[int]) -> float:
+    """Seconds of `era preprocess` in a process that may use these processors."""
+    call = [sys.executable, "-m", "pipeline", "preprocess", "--dataset", "folder"]
+    call += ["--source", str(source), "--dest", str(dest)]
+    began = time.perf_counter()
+    subprocess.run(
+        call,
+        check=True,
+        capture_output=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, processors),
+    )
+    return time.perf_counter() - began
+
+
+def scaling(scratch: Path) -> str:
+    """How much faster the whole command is on two processors than on one."""
+    make_pairs(scratch / "many", MANY, SMALL)
+    both = sorted(os.sched_getaffinity(0))[:2]
+    rounds = []
+    for number in range(3):
+        for processors in ({both[0]}, set(both)):
+            dest = scratch / f"many-{number}-{len(processors)}"
+            rounds.append(command(scratch / "many", dest, processors))
+    ratios = sorted(one / two for one, two in zip(rounds[::2], rounds[1::2], strict=True))
+    return (
+        f"`era preprocess` of {MANY:,} pairs of {SMALL[1]}x{SMALL[0]} pixels: "
+        f"{statistics.median(rounds[::2]):.1f} s on one processor, "
+        f"{statistics.median(rounds[1::2]):.1f} s on two, {statistics.median(ratios):.2f} times as "
+        f"fast ({ratios[0]:.2f} to {ratios[-1]:.2f}; 3 rounds, the command's start included)."
+    )
+
+
 def main() -> None:
     """Measure and record."""
     with tempfile.TemporaryDirectory() as name:
         make_pairs(Path(name) / "pairs")
         measured(Path(name))  # imports, and the files' way into memory
         rounds = [measured(Path(name)) for _ in range(ROUNDS)]
+        scaled = scaling(Path(name))
     rows = [[part, statistics.median(one[part] for one in rounds) / PAIRS] for part in rounds[0]]
     rates = sorted(one[ALONE] / one[ALL] for one in rounds)
     text = [
@@ -88,6 +124,8 @@ def main() -> None:
         "",
         f"Preprocessing reaches {statistics.median(rates):.0%} ({rates[0]:.0%} to {rates[-1]:.0%}) "
         "of the rate of decoding alone.",
+        "",
+        scaled,
     ]
     record("Preprocess", "\n".join(text))
 

@@ -57,12 +57,12 @@ def test_wider_blur_is_worse() -> None:
 def test_training_writes_weights_that_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"kernels": 3, "kernel_size": 7, "radius_max": 3.0, "prior_channels": (8, 8)}
     monkeypatch.setattr(photograph_network, "CONFIG", {**small, "prior_sees_blur": True})
-    monkeypatch.setattr(photograph_network, "SIZES", ((0.0, 2, 32),))
     monkeypatch.setattr(photograph_network, "RADIUS_MAX", 3.0)
+    recipe = photograph_network.Recipe(((0.0, 2, 32),), 0.05, 1e-3, 0.999, 0, 1.0)
     asked = argparse.Namespace(
-        out=tmp_path, seconds=1.0, seed=0, device="cpu", shrink=1, begin=None
+        out=tmp_path, seconds=1.0, seed=0, device="cpu", begin=None, perceptual=None
     )
-    photograph_network.train(asked, photos())
+    photograph_network.train(asked, recipe, photos())
     from safetensors.torch import load_file
 
     model = ErA(photograph_network.config())
