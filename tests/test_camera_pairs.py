@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks import gpu, photograph_network
 from benchmarks.camera_pairs import CameraPairs
 from era import ErA
 from pipeline.errors import UserError
+from pipeline.evaluate.lpips import Lpips, load_lpips
 from pipeline.inference import restore_array
 
 
@@ -63,8 +65,6 @@ def test_training_writes_weights_that_load(tmp_path: Path, monkeypatch: pytest.M
         out=tmp_path, seconds=1.0, seed=0, device="cpu", begin=None, perceptual=None
     )
     photograph_network.train(asked, recipe, photos())
-    from safetensors.torch import load_file
-
     model = ErA(photograph_network.config())
     model.load_state_dict(load_file(tmp_path / "weights.safetensors"))
     model.eval()
@@ -72,6 +72,36 @@ def test_training_writes_weights_that_load(tmp_path: Path, monkeypatch: pytest.M
     whole = restore_array(model, image, max_pixels=10**9)
     tiled = restore_array(model, image, max_pixels=300 * 300)
     assert np.abs(whole.restored - tiled.restored).max() < 0.25 / 255
+
+
+@pytest.mark.parametrize("blend", [0.0, 1.0])
+def test_learning_on_with_lpips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blend: float
+) -> None:
+    """The final weights lie between those it began with and those it has learned."""
+    small = {"kernels": 3, "kernel_size": 7, "radius_max": 3.0, "prior_channels": (8, 8)}
+    monkeypatch.setattr(photograph_network, "CONFIG", small)
+    monkeypatch.setattr(photograph_network, "RADIUS_MAX", 3.0)
+    begin, alexnet = tmp_path / "begin.safetensors", tmp_path / "alexnet.pth"
+    model = ErA(photograph_network.config()).train()
+    first = model.state_dict()
+    save_file(first, begin)
+    trunk = Lpips().features.state_dict()  # random features judge as well here
+    torch.save({f"features.{name}": value for name, value in trunk.items()}, alexnet)
+    batch = CameraPairs(photos(), 3.0, seed=0).batch(0, 2, 32)
+    without, terms = (
+        photograph_network.losses(model, batch, alone=False, lpips=judge)
+        for judge in (None, load_lpips(str(alexnet)))
+    )
+    assert terms[-1] > 0
+    torch.testing.assert_close(terms[0], without[0] + photograph_network.PERCEPTUAL * terms[-1])
+    recipe = photograph_network.Recipe(((0.0, 2, 32),), 0.0, 1e-3, 0.9, 0, blend)
+    asked = argparse.Namespace(
+        out=tmp_path, seconds=1.0, seed=0, device="cpu", begin=begin, perceptual=str(alexnet)
+    )
+    photograph_network.train(asked, recipe, photos())
+    last = load_file(tmp_path / "weights.safetensors")
+    assert all(torch.equal(first[name], last[name]) for name in last) == (blend == 0)
 
 
 def test_gpu_benchmark_runs_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
