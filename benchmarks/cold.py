@@ -98,7 +98,8 @@ def rclone(total: int, folder: Path) -> Round:
         f"secret_access_key={keys[1]},force_path_style=true:data/train"
     )
     command = [_rclone(), "copy", remote, str(folder), "--transfers", "8"]
-    command += ["--multi-thread-streams", "4", "--include", "*.tar"]
+    # Without the cutoff it divides files of 256 MB and more only.
+    command += ["--multi-thread-streams", "4", "--multi-thread-cutoff", "32M", "--include", "*.tar"]
     os.sync()
     began, before = time.perf_counter(), cpu()
     subprocess.run(command, check=True, env={**os.environ, "RCLONE_CONFIG": os.devnull})
@@ -152,7 +153,7 @@ def report(total: int, rounds: list[tuple[Round, Round]]) -> None:
         f"{machine()}. {SHARDS} shards, {total / 1e6:.0f} MB in all, behind a proxy that adds "
         f"{ROUND_TRIP * 1e3:.0f} ms and lets {RATE / 1e6:.0f} MB/s through a connection; "
         f"{ROUNDS} rounds, each first in half of them; "
-        "rclone with `--transfers 8 --multi-thread-streams 4`; "
+        "rclone with `--transfers 8 --multi-thread-streams 4 --multi-thread-cutoff 32M`; "
         "`python -m benchmarks.cold`.",
         "",
         markdown(["", "MB/s, median", "least", "most", "CPU s per GB"], rows),
