@@ -1,7 +1,9 @@
 """Pairs in memory, training by the clock, scoring: the same for every contestant.
 
-Time is this thread's CPU time, and nothing but training counts: neither the making of the pairs nor
-the looks at the test pictures for the curve.
+Pairs are those of `era synthesize` from photos.txt, or like a camera's (`benchmarks.camera_pairs`)
+from a folder of sharp photographs, of which every eighth is for the test. Time is this thread's CPU
+time, and nothing but training counts: neither the making of the pairs nor the looks at the test
+pictures for the curve.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.camera_pairs import Batch, CameraPairs
+from benchmarks.photograph_network import load
 from benchmarks.photos import extract
 from pipeline.images import to_float
 from pipeline.metrics import psnr, ssim
@@ -28,6 +32,7 @@ SIDE, RADIUS_MAX = 288, 7.0  # pixels
 PAIRS = {"train": 1000, "test": 80}
 INPUT_DB = (20.0, 36.0)  # test pictures blurred less or more are left out, as DPDD has few
 CROP, BATCH = 128, 4
+TEST_EVERY = 8  # photographs, where a folder of them is given
 SHARPEST = 0.7  # share of the places that is learned from, by detail
 CLIP_NORM, EMA, WARMUP = 0.2, 0.995, 0.03
 LOOKS, LOOKED_AT = 6, 15  # points of the curve, and test pictures for each
@@ -54,12 +59,38 @@ class Trained(NamedTuple):
 
 def pairs(work: Path, split: str, mixed_psf: bool = False) -> Pairs:
     """The pairs of a split, made once from the photographs of photos.txt."""
-    file = work / f"{split}{'-mixed' if mixed_psf else ''}.npz"
-    if not file.is_file():
+
+    def make() -> list[Pairs]:
         extract(work / "photos")
         jobs = [(split, index, mixed_psf) for index in range(PAIRS[split])]
         with ProcessPoolExecutor(initializer=_open, initargs=(work / "photos",)) as pool:
-            made = list(pool.map(_make, jobs, chunksize=8))
+            return list(pool.map(_make, jobs, chunksize=8))
+
+    return _kept(work / f"{split}{'-mixed' if mixed_psf else ''}.npz", split, make)
+
+
+def camera_pairs(work: Path, split: str, photos: Path) -> Pairs:
+    """The pairs of a split, made once like a camera's from a folder of sharp photographs."""
+
+    def make() -> list[Pairs]:
+        every = load(photos, "cpu")
+        test = every[::TEST_EVERY]
+        own = test if split == "test" else [p for i, p in enumerate(every) if i % TEST_EVERY]
+        source = CameraPairs(own, RADIUS_MAX, seed=list(PAIRS).index(split))
+        return [_stored(source.batch(index, 1, SIDE)) for index in range(PAIRS[split])]
+
+    return _kept(work / f"{split}-camera.npz", split, make)
+
+
+def _stored(made: Batch) -> Pairs:
+    colours = (x[0].permute(1, 2, 0).mul(65535).round().numpy() for x in (made.blur, made.sharp))
+    steps = made.radius[0, 0].mul(256).round().numpy()
+    return Pairs(*(x.astype(np.uint16) for x in colours), steps.astype(np.uint16))
+
+
+def _kept(file: Path, split: str, make: Callable[[], list[Pairs]]) -> Pairs:
+    if not file.is_file():
+        made = make()
         kept = made if split == "train" else [pair for pair in made if _counts(pair)]
         partial = file.with_suffix(".partial.npz")
         np.savez(partial, *(np.stack(part) for part in zip(*kept, strict=True)))

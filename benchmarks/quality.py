@@ -2,12 +2,15 @@
 
     python -m benchmarks.quality WORK --seconds 300 --seeds 0              # all contestants
     python -m benchmarks.quality WORK --seconds 1800 --seeds 0 1 2 --only era no-e unet
+    python -m benchmarks.quality WORK --seconds 600 --only era no-e unet --camera PHOTOS
 
 Each contestant learns from the same pairs for the same CPU time on one thread, at a learning rate
 of 1e-3, the NAFNet-style one at 2e-3 (LABBOOK.md says what else was tried). WORK holds photographs
 and pairs; what is measured is appended to `quality.jsonl` and never measured twice, so an
 interrupted contest continues. Contestants run side by side where the command is given twice with
-different `--only`; that slows both, so all of one seed run so, and on one machine.
+different `--only`; that slows both, so all of one seed run so, and on one machine. With `--camera`
+the pairs are like a camera's, where E has work: light beyond full scale, occluders, noise, JPEG.
+PHOTOS holds sharp photographs, as `benchmarks.photograph_list` fetches them.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from benchmarks.contest import (
     SIDE,
     Pairs,
     Recipe,
+    camera_pairs,
     image,
     milliseconds,
     pairs,
@@ -49,6 +53,7 @@ from pipeline.train.objective import Objective, phase_of
 
 ROWS = Path(__file__).with_name("quality.jsonl")
 PICTURES = Path(__file__).parents[1] / "docs" / "images"
+CAMERA = "camera"
 GOAL = 0.39  # dB over the best plain network
 PLAIN = ("unet", "unet-wide", "nafnet")
 RECIPE = load_train_config("tiny")
@@ -96,9 +101,14 @@ def era_step(model: nn.Module, blur: Tensor, sharp: Tensor, radius: Tensor, over
     return loss.total.mean()
 
 
-def measure(name: str, work: Path, seconds: float, seed: int) -> dict[str, Any]:
+def measure(
+    name: str, work: Path, seconds: float, seed: int, photos: Path | None
+) -> dict[str, Any]:
     """Train one contestant and score it."""
-    data, test = pairs(work, "train"), pairs(work, "test")
+    data, test = (
+        camera_pairs(work, split, photos) if photos else pairs(work, split)
+        for split in ("train", "test")
+    )
     torch.manual_seed(seed)
     model = NETWORKS[name][1]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained = train(model, recipe(name), data, test, seconds, seed)
@@ -107,6 +117,7 @@ def measure(name: str, work: Path, seconds: float, seed: int) -> dict[str, Any]:
         "network": name,
         "seconds": seconds,
         "seed": seed,
+        **({"pairs": CAMERA} if photos else {}),
         "machine": machine(),
         "parameters": parameter_count(model),
         "gmacs": sum(macs_of(model, 256, 256)) / 1e9,
@@ -116,7 +127,9 @@ def measure(name: str, work: Path, seconds: float, seed: int) -> dict[str, Any]:
         "psnr": [one.psnr for one in scores],
         "ssim_blurred": [one.ssim_blurred for one in scores],
         "ssim": [one.ssim for one in scores],
-        "mixed_gain": [one.gain for one in score(model, pairs(work, "test", mixed_psf=True))],
+        "mixed_gain": []
+        if photos
+        else [one.gain for one in score(model, pairs(work, "test", mixed_psf=True))],
         "prediction": prediction(model, test) if isinstance(model, ErA) else [],
     }
 
@@ -134,25 +147,30 @@ def prediction(model: ErA, test: Pairs) -> list[dict[str, Any]]:
     return table(rows)
 
 
-def contest(names: list[str], work: Path, seconds: float, seeds: list[int]) -> None:
+def contest(
+    names: list[str], work: Path, seconds: float, seeds: list[int], photos: Path | None
+) -> None:
     """Measure what was not measured before; every result is kept at once."""
     for seed in seeds:
         for name in names:
-            known = {(row["network"], row["seconds"], row["seed"]) for row in rows()}
-            if (name, seconds, seed) not in known:
-                line = json.dumps(measure(name, work, seconds, seed))
+            known = {(row["network"], row["seed"]) for row in rows(seconds, photos is not None)}
+            if (name, seed) not in known:
+                line = json.dumps(measure(name, work, seconds, seed, photos))
                 with ROWS.open("a") as file:
                     file.write(line + "\n")
 
 
-def rows() -> list[dict[str, Any]]:
-    """All that was measured."""
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+def rows(seconds: float, camera: bool) -> list[dict[str, Any]]:
+    """What was measured after this time on this kind of pairs."""
+    every = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    return [
+        row for row in every if row["seconds"] == seconds and (row.get("pairs") == CAMERA) == camera
+    ]
 
 
-def tell(seconds: float) -> None:
+def tell(seconds: float, camera: bool) -> None:
     """Put a table of all networks that learned for `seconds` into RESULTS.md, and draw them."""
-    found = [row for row in rows() if row["seconds"] == seconds]
+    found = rows(seconds, camera)
     by_network = {name: [r for r in found if r["network"] == name] for name in NETWORKS}
     present = {name: runs for name, runs in by_network.items() if runs}
     cost = costs(list(present))
@@ -164,7 +182,7 @@ def tell(seconds: float) -> None:
         f" crops of {CROP} px in batches of {BATCH}; "
         "float32, since not every processor has bf16. Means over pictures and seeds, in brackets "
         "the 95 % bootstrap interval over the pictures (their mean over the seeds). "
-        f"`python -m benchmarks.quality WORK --seconds {seconds:g}`.",
+        f"`python -m benchmarks.quality WORK --seconds {seconds:g}{' --camera PHOTOS' * camera}`.",
         "",
         markdown(COLUMNS, [line(name, runs, cost[name]) for name, runs in present.items()]),
     ]
@@ -174,7 +192,7 @@ def tell(seconds: float) -> None:
         columns = list(rows_of_era[0])
         text += ["", "What ErA's estimates are worth (first seed):", ""]
         text += [markdown(columns, [list(row.values()) for row in rows_of_era])]
-    picture = f"quality-{seconds:g}.svg"
+    picture = f"quality-{CAMERA + '-' if camera else ''}{seconds:g}.svg"
     text += ["", f"![Gain over CPU seconds](../docs/images/{picture})"]
     text += ["", "The curves are means over the seeds, on a part of the pictures."]
     curves = {
@@ -184,7 +202,8 @@ def tell(seconds: float) -> None:
     drawn = svg(curves, legend=True, size=(8.0, 4.0), over="CPU seconds; gain in dB")
     on_white = drawn.replace("<svg ", '<svg style="background: white" ', 1)
     (PICTURES / picture).write_text(on_white)
-    record(f"Quality after {seconds / 60:g} CPU minutes", "\n".join(text))
+    kind = " on pairs like a camera's" * camera
+    record(f"Quality{kind} after {seconds / 60:g} CPU minutes", "\n".join(text))
 
 
 def costs(names: list[str]) -> dict[str, float]:
@@ -214,7 +233,7 @@ def line(name: str, runs: list[dict[str, Any]], ms: float) -> list[object]:
         f"{np.mean([run['psnr'] for run in runs]):.2f}",
         f"{np.mean([run['ssim'] for run in runs]):.3f}",
         f"{gain.min():+.2f}",
-        f"{np.mean([run['mixed_gain'] for run in runs]):+.2f}",
+        f"{np.mean([run['mixed_gain'] for run in runs]):+.2f}" if first["mixed_gain"] else "-",
         round(np.mean([run["steps"] for run in runs])),
         f"{ms:.0f}",
         f"{first['parameters']:,}",
@@ -270,14 +289,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0, help="CPU time of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--camera", type=Path, metavar="PHOTOS", help="pairs like a camera's")
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.work.mkdir(parents=True, exist_ok=True)
     try:
-        contest(given.only, given.work, given.seconds, given.seeds)
+        contest(given.only, given.work, given.seconds, given.seeds, given.camera)
     except UserError as error:
         parser.error(str(error))
-    tell(given.seconds)
+    tell(given.seconds, given.camera is not None)
 
 
 if __name__ == "__main__":

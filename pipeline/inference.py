@@ -8,8 +8,6 @@ photograph: its FFTs then wrap around far from the border, as a whole or in tile
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import math
 import sys
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from era import ErA, ErAConfig, Estimate
 from era.estimator import STRIDE
+from pipeline import freed_memory
 from pipeline.arrays import EMPTY, Image
 from pipeline.case import Case
 from pipeline.errors import UserError
@@ -32,7 +31,6 @@ ESTIMATE_BYTES = (
     110  # per pixel, of estimating the blur; 107 and 109 measured at 4 and 9 megapixels
 )
 ESTIMATE_MARGIN = 256  # pixels around a part, more than the estimate of a place looks around
-M_MMAP_THRESHOLD = -3  # of malloc.h
 GRID = 16  # pixels; the strides of every size of network divide it
 BAND_BYTES = 20  # per pixel of a row of tiles, which are blended in place; 28 with maps
 ROWS = 128  # rows rounded at a time
@@ -131,28 +129,12 @@ def _estimate(model: ErA, blur: Image, max_pixels: int, device: str) -> Estimate
             row.append((part.coarse[core], part.coarse_confidence[core]))
             kernels.append(part.kernels)
             uses.append(row[-1][0].sum(dim=(-2, -1)))
-            _return_freed_memory()
+            freed_memory.trim()
         rows.append([torch.cat(maps, dim=-1) for maps in zip(*row, strict=True)])
     coarse, confidence = (torch.cat(maps, dim=-2) for maps in zip(*rows, strict=True))
     share = torch.stack(uses) + 1e-6
     mean = (torch.stack(kernels) * (share / share.sum(dim=0))[..., None, None]).sum(dim=0)
     return Estimate(mean, coarse, confidence)
-
-
-def _return_freed_memory() -> None:
-    """Have glibc return the pages of freed tensors: parts of other sizes do not fit into them."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def return_memory_at_once() -> None:
-    """Have glibc return every freed tensor, for the rest of this process, not keep it for others.
-
-    Blocks below 32 MB are kept by default: up to 2.4 times the memory per pixel of a small tile.
-    Fresh pages take up to a third more CPU time.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _around(blur: Image, top: int, left: int, side: int) -> Image:
@@ -262,7 +244,7 @@ class _Work:
             done[..., 1:] /= done[..., :1]
             result.put(top, done[..., 1:4], done[..., 4:])
             band = band[end - top :].copy()  # a view would hold the finished rows too
-            _return_freed_memory()
+            freed_memory.trim()
 
     def _part(self, rows: _Span, columns: _Span) -> tuple[Image, Image]:
         """Restore a place of the framed photograph; returns the part within the photograph."""

@@ -41,6 +41,10 @@ def parallel_map(
 def _in_threads(
     work: Callable[[T], R], items: Sequence[T], workers: int
 ) -> Iterator[tuple[int, R]]:
+    if workers == 1:
+        for index, item in enumerate(items):
+            yield index, work(item)
+        return
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
     futures = {pool.submit(work, item): index for index, item in enumerate(items)}
     try:

@@ -348,8 +348,9 @@ def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_sigterm_does_not_wait_for_an_item_that_takes_minutes() -> None:
-    program = """
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_does_not_wait_for_an_item_that_takes_minutes(workers: int) -> None:
+    program = f"""
 import signal, time
 from pipeline.cli.common import _terminate
 from pipeline.cli.edge import run_guarded
@@ -360,7 +361,7 @@ def work(seconds):
     time.sleep(seconds)
 
 signal.signal(signal.SIGTERM, _terminate)
-run_guarded(lambda: len(list(parallel_map(work, [600], workers=1))))
+run_guarded(lambda: len(list(parallel_map(work, [600], workers={workers}))))
 """
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     process = subprocess.Popen(

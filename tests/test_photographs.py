@@ -29,7 +29,7 @@ from pipeline.images.colour import encode_srgb, tone_of
 from pipeline.images.png import chunk, profile_chunk, with_chunks
 from pipeline.images.raster import Size
 from pipeline.inference import restore_array
-from pipeline.restore import restore
+from pipeline.restore import memory, restore
 from pipeline.restore.inputs import expand
 from pipeline.restore.memory import plan
 from pipeline.restore.photo import decode_photo, encode_photo, output_name, upright
@@ -854,7 +854,44 @@ def test_memory_is_planned_from_the_header() -> None:
     with pytest.raises(UserError, match=r"200 megapixels need about \S+ GB.*give it --memory 3"):
         plan(phone, 10**8, config, 1.0, False, False)
     usual = plan(Size(3000, 4000, 3, 1), 10**7, config, 3.0, False, False)
-    assert usual.max_pixels == int(2e9 / 808)  # two thirds: the photograph itself needs little
+    # Two thirds, since the photograph itself needs little; less where freed memory is kept.
+    assert usual.max_pixels == int(2e9 / memory.KEEPING / 808)
+    little = plan(Size(300, 400, 3, 1), 10**5, config, 1.8, False, False)
+    assert little.max_pixels == int(1.2e9 / 808)
+
+
+def test_freed_memory_is_kept_or_returned() -> None:
+    """Page faults of a hundred large tensors, one after another, and what the last one leaves."""
+    program = """
+import resource, sys, torch
+from pipeline import freed_memory
+
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+getattr(freed_memory, sys.argv[1])()
+torch.ones(1 << 24)
+before, low = faults(), resident()
+for _ in range(100):
+    torch.ones(1 << 24)
+freed_memory.trim()
+print(faults() - before)
+freed_memory.return_at_once()
+freed_memory.trim()
+torch.ones(1 << 24)
+print(resident())
+"""
+    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "0"}
+
+    def faults(what: str) -> tuple[int, int]:
+        command = [sys.executable, "-c", program, what]
+        output = subprocess.check_output(command, env=environment)
+        found, left = map(int, output.split())
+        return found, left
+
+    kept, after_keeping = faults("keep")
+    returned, after_returning = faults("return_at_once")
+    assert 5 * kept < returned
+    assert after_keeping < after_returning + (1 << 25)  # nothing is kept any longer
 
 
 @pytest.mark.full

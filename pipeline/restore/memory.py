@@ -11,6 +11,8 @@ from pipeline.images.raster import Size
 from pipeline.inference import BAND_BYTES, ESTIMATE_BYTES, MAX_PIXELS, OVERLAP, pixels_for
 
 NETWORK_SHARE = 2 / 3  # of the memory, at most, is the network's; the rest is the photograph's
+# From here on freed memory is kept for the next tensors, which takes this much more of it.
+KEEPS_FROM_GB, KEEPING = 2.0, 1.6
 LEAST_NETWORK = 0.2e9  # bytes; smaller tiles would be mostly overlap
 COPIES = 3  # of the photograph: as decoded, as restored, as it is encoded
 SCALED_BYTES = 40  # per pixel, with a working scale: floats of photograph, correction and sum
@@ -50,4 +52,5 @@ def plan(
     tile = pixels_for(config, min(memory_gb * NETWORK_SHARE, left))
     row = BAND_BYTES * size.width * math.isqrt(tile) if pixels > tile else 0
     network = min(memory_gb * NETWORK_SHARE, max(left - row / 1e9, LEAST_NETWORK / 1e9))
+    network /= KEEPING if memory_gb >= KEEPS_FROM_GB else 1.0
     return Plan(pixels_for(config, network), max(int(network * 1e9 / ESTIMATE_BYTES), 1))

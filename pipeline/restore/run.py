@@ -17,24 +17,18 @@ from typing import Any
 import numpy as np
 
 from era.estimator import STRIDE
-from pipeline import storage
+from pipeline import freed_memory, storage
 from pipeline.arrays import Image
 from pipeline.case import Case
 from pipeline.checkpoint import LoadedModel, load_model, resolve, shipped_models
 from pipeline.errors import UserError
 from pipeline.images import codecs, encode_png, from_float, to_float
-from pipeline.inference import (
-    GRID,
-    pixels_for,
-    radius_of,
-    restore_array,
-    return_memory_at_once,
-)
+from pipeline.inference import GRID, pixels_for, radius_of, restore_array
 from pipeline.parallel_map import parallel_map
 from pipeline.progress import track
 from pipeline.report import false_colours, tile
 from pipeline.restore.inputs import beside_url, expand, outputs_of
-from pipeline.restore.memory import Plan, plan
+from pipeline.restore.memory import KEEPS_FROM_GB, Plan, plan
 from pipeline.restore.photo import Photo, decode_photo, encode_photo, output_name, upright
 
 log = logging.getLogger("era")
@@ -46,7 +40,6 @@ BEYOND_SHARE = 0.05
 WIDE, WIDE_HALVED = 0.4, 0.375
 AUTO = 0.0  # a working scale: the largest of these at which the model knows the blur
 AUTO_SCALES = (1.0, 0.5, 0.25)
-TIGHT_GB = 2.0  # below it the tiles are so small that the allocator's reserves count
 _opening = threading.Lock()
 
 
@@ -182,8 +175,10 @@ def _check_one(job: RestoreJob) -> _Done:
 
 
 def _restore_one(job: RestoreJob) -> _Done:
-    if job.memory_gb < TIGHT_GB:
-        return_memory_at_once()
+    if job.memory_gb >= KEEPS_FROM_GB:
+        freed_memory.keep()
+    else:
+        freed_memory.return_at_once()
     try:
         data, space = _read(job)
         photo = decode_photo(data, storage.name_of(job.input))
