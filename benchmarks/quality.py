@@ -102,7 +102,7 @@ def era_step(model: nn.Module, blur: Tensor, sharp: Tensor, radius: Tensor, over
 
 
 def measure(
-    name: str, work: Path, seconds: float, seed: int, photos: Path | None
+    name: str, work: Path, seconds: float, seed: int, photos: Path | None = None
 ) -> dict[str, Any]:
     """Train one contestant and score it."""
     data, test = (
@@ -148,7 +148,7 @@ def prediction(model: ErA, test: Pairs) -> list[dict[str, Any]]:
 
 
 def contest(
-    names: list[str], work: Path, seconds: float, seeds: list[int], photos: Path | None
+    names: list[str], work: Path, seconds: float, seeds: list[int], photos: Path | None = None
 ) -> None:
     """Measure what was not measured before; every result is kept at once."""
     for seed in seeds:
@@ -168,7 +168,7 @@ def rows(seconds: float, camera: bool) -> list[dict[str, Any]]:
     ]
 
 
-def tell(seconds: float, camera: bool) -> None:
+def tell(seconds: float, camera: bool = False) -> None:
     """Put a table of all networks that learned for `seconds` into RESULTS.md, and draw them."""
     found = rows(seconds, camera)
     by_network = {name: [r for r in found if r["network"] == name] for name in NETWORKS}

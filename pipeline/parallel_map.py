@@ -30,7 +30,7 @@ def parallel_map(
 
     Args:
         work: a function of one item that can be pickled; it may run again after a node was lost.
-        workers: threads where there is no cluster; 0 means one per processor.
+        workers: threads where there is no cluster; 0 means one per processor, 1 this one.
 
     Raises:
         UserError: the first one that `work` raised, or where the cluster makes no progress.
@@ -41,7 +41,7 @@ def parallel_map(
 def _in_threads(
     work: Callable[[T], R], items: Sequence[T], workers: int
 ) -> Iterator[tuple[int, R]]:
-    if workers == 1:
+    if workers == 1:  # in this thread: glibc keeps no large tensors of another one
         for index, item in enumerate(items):
             yield index, work(item)
         return

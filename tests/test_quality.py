@@ -156,10 +156,13 @@ def test_results_are_appended_once_and_told(
     monkeypatch.setattr(table, "RESULTS", tmp_path / "RESULTS.md")
     asked = []
 
-    def measure(name: str, _work: Path, _seconds: float, seed: int) -> dict[str, Any]:
-        asked.append((name, seed))
+    def measure(
+        name: str, _work: Path, _seconds: float, seed: int, photos: Path | None
+    ) -> dict[str, Any]:
+        asked.append((name, seed, photos))
         shift = {"era": 1.0, "unet": 0.8, "no-e": 0.7, "nafnet": 0.1}[name] + seed / 10
-        return result(name, seed, [shift, shift + 0.2, shift - 0.2, shift])
+        found = result(name, seed, [shift, shift + 0.2, shift - 0.2, shift])
+        return {**found, "pairs": "camera", "mixed_gain": []} if photos else found
 
     monkeypatch.setattr(quality, "measure", measure)
     quality.contest(["era", "unet"], tmp_path, 5.0, [0])
@@ -188,3 +191,36 @@ def test_results_are_appended_once_and_told(
     text = (tmp_path / "RESULTS.md").read_text()
     assert "is **met**" in text
     assert "ErA minus ErA without E: +0.30 dB (" in text  # over the seed that both have
+    quality.contest(["era", "no-e"], tmp_path, 5.0, [0], tmp_path)  # pairs like a camera's
+    assert asked[-2:] == [("era", 0, tmp_path), ("no-e", 0, tmp_path)]
+    quality.tell(5.0, camera=True)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "is **met**" in text  # the other table is as it was
+    own = text[text.index("## Quality on pairs like a camera's after") :]
+    assert "| ErA, `tiny` | 1 | +1.00 (" in own
+    assert "ErA minus ErA without E: +0.30 dB (" in own
+
+
+def test_pairs_like_a_cameras_are_tested_on_photographs_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cv2
+
+    from benchmarks import contest
+
+    (tmp_path / "photos").mkdir()
+    for index in range(contest.TEST_EVERY):
+        photo = np.random.default_rng(index).integers(80, 120, (400, 400, 3), np.uint8)
+        photo[..., 0 if index else 2] += 100  # of BGR: the first one red, the others blue
+        cv2.imwrite(str(tmp_path / "photos" / f"{index}.png"), photo)
+    monkeypatch.setattr(contest, "PAIRS", {"train": 3, "test": 2})
+    monkeypatch.setattr(contest, "INPUT_DB", (0.0, 100.0))
+    for split, number in contest.PAIRS.items():
+        made = contest.camera_pairs(tmp_path, split, tmp_path / "photos")
+        size = (number, contest.SIDE, contest.SIDE)
+        assert [part.shape for part in made] == [(*size, 3), (*size, 3), size]
+        assert made.radius.max() <= contest.RADIUS_MAX * 256
+        red, _, blue = made.sharp.reshape(-1, 3).mean(axis=0)
+        assert (red > blue) == (split == "test")
+        again = contest.camera_pairs(tmp_path, split, tmp_path / "none")  # made once
+        assert all(np.array_equal(a, b) for a, b in zip(made, again, strict=True))
