@@ -861,7 +861,7 @@ def test_memory_is_planned_from_the_header() -> None:
 
 
 def test_freed_memory_is_kept_or_returned() -> None:
-    """Page faults of a hundred large tensors, one after another, and what the last one leaves."""
+    """Page faults of a hundred large tensors, one after another, and what they leave."""
     program = """
 import resource, sys, torch
 from pipeline import freed_memory
@@ -870,28 +870,25 @@ faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 getattr(freed_memory, sys.argv[1])()
 torch.ones(1 << 24)
-before, low = faults(), resident()
+before = faults()
 for _ in range(100):
     torch.ones(1 << 24)
-freed_memory.trim()
 print(faults() - before)
+freed_memory.trim()
+print(resident())
 freed_memory.return_at_once()
 freed_memory.trim()
-torch.ones(1 << 24)
 print(resident())
 """
     environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "0"}
 
-    def faults(what: str) -> tuple[int, int]:
+    def measured(what: str) -> list[int]:
         command = [sys.executable, "-c", program, what]
-        output = subprocess.check_output(command, env=environment)
-        found, left = map(int, output.split())
-        return found, left
+        return list(map(int, subprocess.check_output(command, env=environment).split()))
 
-    kept, after_keeping = faults("keep")
-    returned, after_returning = faults("return_at_once")
-    assert 5 * kept < returned
-    assert after_keeping < after_returning + (1 << 25)  # nothing is kept any longer
+    faults, kept, given_back = measured("keep")
+    assert 5 * faults < measured("return_at_once")[0]
+    assert kept - given_back > 0.9 * (1 << 26)  # bytes: at least one tensor
 
 
 @pytest.mark.full
