@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import sys
 
+LIBC = "libc.so.6"
 # Of malloc.h
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 MMAP_MAX = 65536  # glibc's own
 
 _kept = False
 
 
 def keep() -> None:
-    """Keep it. Peaks grow by what is lost between tensors of different sizes."""
+    """Keep it, if the large tensors are those of the main thread: glibc returns other threads'.
+
+    Peaks grow by what is lost between tensors of different sizes.
+    """
     global _kept
     _kept = True
-    _mallopt({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_ARENA_MAX: 1})
+    _mallopt({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1})
 
 
 def return_at_once() -> None:
@@ -40,14 +43,10 @@ def trim() -> None:
     """Return what has been freed so far, unless it is to be kept."""
     if not _kept:
         with contextlib.suppress(OSError, AttributeError):
-            _glibc().malloc_trim(0)
+            ctypes.CDLL(LIBC).malloc_trim(0)
 
 
 def _mallopt(options: dict[int, int]) -> None:
     with contextlib.suppress(OSError, AttributeError):
         for option, value in options.items():
-            _glibc().mallopt(option, value)
-
-
-def _glibc() -> ctypes.CDLL:
-    return ctypes.CDLL("libc.so.6" if sys.platform == "linux" else None)
+            ctypes.CDLL(LIBC).mallopt(option, value)

@@ -41,7 +41,7 @@ def parallel_map(
 def _in_threads(
     work: Callable[[T], R], items: Sequence[T], workers: int
 ) -> Iterator[tuple[int, R]]:
-    if workers == 1:  # in this thread: glibc keeps no large tensors of another one
+    if workers == 1:  # see `pipeline.freed_memory.keep`
         for index, item in enumerate(items):
             yield index, work(item)
         return

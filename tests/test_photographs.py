@@ -9,6 +9,7 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from PIL import Image as Pillow
 from PIL import ImageCms, ImageOps, TiffImagePlugin
 
 from era import ErA, named_config
+from pipeline import freed_memory
 from pipeline.errors import UserError
 from pipeline.images import codecs, decode_any, ifd
 from pipeline.images.colour import encode_srgb, tone_of
@@ -889,6 +891,21 @@ print(resident())
     faults, kept, given_back = measured("keep")
     assert 5 * faults < measured("return_at_once")[0]
     assert kept - given_back > 0.9 * (1 << 26)  # bytes: at least one tensor
+
+
+def test_photographs_are_restored_in_the_main_thread_with_memory_as_asked(
+    trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    for name in ("keep", "return_at_once"):
+        monkeypatch.setattr(
+            freed_memory, name, lambda name=name: called.append((name, threading.current_thread()))
+        )
+    (tmp_path / "a.png").write_bytes(coded("PNG"))
+    for memory_gb in (1.9, 2.0):
+        restore([str(tmp_path / "a.png")], str(tmp_path / "out"), trained, memory_gb=memory_gb)
+    main = threading.main_thread()
+    assert called == [("return_at_once", main), ("keep", main)]
 
 
 @pytest.mark.full
