@@ -896,6 +896,7 @@ print(resident())
 def test_photographs_are_restored_in_the_main_thread_with_memory_as_asked(
     trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pipeline.parallel_map.has_cluster", lambda: False)
     called = []
     for name in ("keep", "return_at_once"):
         monkeypatch.setattr(
