@@ -39,9 +39,9 @@ def return_at_once() -> None:
     _mallopt({M_MMAP_MAX: MMAP_MAX, M_MMAP_THRESHOLD: 1 << 20, M_TRIM_THRESHOLD: 1 << 20})
 
 
-def trim() -> None:
+def trim(even_if_kept: bool = False) -> None:
     """Return what has been freed so far, unless it is to be kept."""
-    if not _kept:
+    if even_if_kept or not _kept:
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(LIBC).malloc_trim(0)
 

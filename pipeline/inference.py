@@ -63,6 +63,7 @@ def restore_array(
     """
     height, width = blur.shape[:2]
     estimate = _estimate(model, blur, estimate_pixels, device)
+    freed_memory.trim(even_if_kept=True)  # the tiles have other sizes
     # Two kernels wide, on the grid: what lies further out does not change the photograph.
     frame = max(FRAME, -(-2 * model.config.kernel_size // GRID) * GRID)
     frame = frame if height * width >= FRAMED_FROM else 0

@@ -878,8 +878,7 @@ for _ in range(100):
 print(faults() - before)
 freed_memory.trim()
 print(resident())
-freed_memory.return_at_once()
-freed_memory.trim()
+freed_memory.trim(even_if_kept=True)
 print(resident())
 """
     environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "0"}
