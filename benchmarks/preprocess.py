@@ -6,6 +6,7 @@ python -m benchmarks.preprocess
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -75,35 +76,56 @@ def measured(scratch: Path) -> dict[str, float]:
     }
 
 
-def command(source: Path, dest: Path, processors: set[int]) -> float:
-    """Seconds of `era preprocess` in a process that may use these processors."""
+def started(source: Path, dest: Path, processors: set[int]) -> subprocess.Popen[bytes]:
+    """`era preprocess` in a process that may use these processors."""
     call = [sys.executable, "-m", "pipeline", "preprocess", "--dataset", "folder"]
     call += ["--source", str(source), "--dest", str(dest)]
-    began = time.perf_counter()
-    subprocess.run(
+    return subprocess.Popen(
         call,
-        check=True,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         preexec_fn=lambda: os.sched_setaffinity(0, processors),
     )
+
+
+def seconds_of(runs: list[tuple[Path, Path, set[int]]]) -> float:
+    """Seconds until commands that begin together have all ended."""
+    began = time.perf_counter()
+    processes = [started(*run) for run in runs]
+    failed = [process.args for process in processes if process.wait()]
+    if failed:
+        raise RuntimeError(f"failed: {failed}")
     return time.perf_counter() - began
 
 
 def scaling(scratch: Path) -> str:
-    """How much faster the whole command is on two processors than on one."""
-    make_pairs(scratch / "many", MANY, SMALL)
+    """How much faster the whole command is on two processors, and two commands of half of it."""
+    whole, halves = scratch / "many", [scratch / "half-0", scratch / "half-1"]
+    make_pairs(whole, MANY, SMALL)
+    for half in halves:
+        make_pairs(half, MANY // 2, SMALL)
     both = sorted(os.sched_getaffinity(0))[:2]
     rounds = []
     for number in range(3):
-        for processors in ({both[0]}, set(both)):
-            dest = scratch / f"many-{number}-{len(processors)}"
-            rounds.append(command(scratch / "many", dest, processors))
-    ratios = sorted(one / two for one, two in zip(rounds[::2], rounds[1::2], strict=True))
+        out = scratch / f"scaled-{number}"
+        apart = zip(halves, (out / "a", out / "b"), ({one} for one in both), strict=True)
+        rounds.append(
+            (
+                seconds_of([(whole, out / "one", {both[0]})]),
+                seconds_of([(whole, out / "two", set(both))]),
+                seconds_of(list(apart)),
+            )
+        )
+        shutil.rmtree(out)
+    one, two, apart = (statistics.median(times) for times in zip(*rounds, strict=True))
+    ratios, limits = (sorted(r[0] / r[place] for r in rounds) for place in (1, 2))
     return (
-        f"`era preprocess` of {MANY:,} pairs of {SMALL[1]}x{SMALL[0]} pixels: "
-        f"{statistics.median(rounds[::2]):.1f} s on one processor, "
-        f"{statistics.median(rounds[1::2]):.1f} s on two, {statistics.median(ratios):.2f} times as "
-        f"fast ({ratios[0]:.2f} to {ratios[-1]:.2f}; 3 rounds, the command's start included)."
+        f"`era preprocess` of {MANY:,} pairs of {SMALL[1]}x{SMALL[0]} pixels: {one:.1f} s on one "
+        f"processor, {two:.1f} s on two, {statistics.median(ratios):.2f} times as fast "
+        f"({ratios[0]:.2f} to {ratios[-1]:.2f}; 3 rounds, the command's start included). Two "
+        f"commands at once, each with half of the pairs and a processor of its own: {apart:.1f} s, "
+        f"{statistics.median(limits):.2f} times ({limits[0]:.2f} to {limits[-1]:.2f}), what the "
+        "machine gives."
     )
 
 

@@ -1,4 +1,4 @@
-"""The network that comes with the program: its data, its training, its test, its bundle.
+"""The included network `tiny`: its data, its training, its test, its bundle.
 
     python -m benchmarks.pretrained WORK
 
@@ -106,7 +106,7 @@ def score(work: Path) -> None:
         "",
         markdown(list(prediction[0]), [list(row.values()) for row in prediction]),
     ]
-    record("The network that comes with the program", "\n".join([machine() + ".", *text]))
+    record("The included network tiny", "\n".join([machine() + ".", *text]))
     describe(work / "bundle", "\n".join(["## On unseen photographs", "", *text, ""]))
 
 
@@ -138,7 +138,7 @@ def _open(folder: Path) -> None:
     least = TEST_SIZE if folder.name == "test" else (SIDE, SIDE)
     for file in sorted(folder.iterdir()):
         light = shrunk(to_linear(to_float(read_image(str(file)))), least)
-        _photos.append(Photo(file.name, light))
+        _photos.append(Photo.of(file.name, light))
 
 
 def _make(job: tuple[Path, str, int]) -> None:
@@ -164,7 +164,7 @@ def _to_learn_from(split: str, index: int) -> Rendered:
     if rng.random() < ANY_SCALE:
         return make_pair(_photos, split, index, 0, (SIDE, SIDE), RADIUS_MAX)
     radius_max = RADIUS_MAX * float(np.sqrt(rng.uniform(0.01, 1.0)))
-    places = [Photo(photo.name, _window(rng, photo.light)) for photo in _photos]
+    places = [Photo.of(photo.name, _window(rng, photo.light)) for photo in _photos]
     return make_pair(places, split, index, 0, (SIDE, SIDE), radius_max)
 
 

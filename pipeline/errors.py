@@ -32,7 +32,8 @@ class Stopped(Exception):
 _SECRET_NAME = re.compile(
     r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)(?!.*(PATH|FILE|DIR|MODE)$)", re.IGNORECASE
 )
-_IN_URL = re.compile(r"(?<=://)[^/\s'\"@]+(?=@)")
+# A password may hold slashes and at signs: after a colon, all up to the last @ is hidden.
+_IN_URL = re.compile(r"(?<=://)(?:[^/:\s'\"]*:[^\s'\"]*|[^/\s'\"]+)(?=@)")
 _IN_QUERY = re.compile(
     r"([?&](?:[\w-]*(?:signature|credential|token|key|secret|password|sig)[\w-]*)=)[^&\s'\"]+",
     re.IGNORECASE,

@@ -7,6 +7,7 @@ DPDNet, IFAN and Restormer report. `nrknet`: rounded to 8 bits, SSIM with an 11x
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 
 from pipeline.arrays import Image
 from pipeline.errors import UserError
+
+LEAST_SIDE = 32  # pixels; less has no LPIPS, and SSIM's window does not fit
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,20 @@ def protocol_named(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
+def require_scorable(url: str, sizes: Iterable[tuple[int, int]]) -> None:
+    """Check the (height, width) of a split's images.
+
+    Raises:
+        UserError: for an image with a side of less than `LEAST_SIDE`.
+    """
+    for index, (height, width) in enumerate(sizes):
+        if min(height, width) < LEAST_SIDE:
+            raise UserError(
+                f"{url}: image {index + 1} has {width}x{height} pixels; at least {LEAST_SIDE} on "
+                "each side are needed for scores"
+            )
+
+
 def prepare(image: Image, protocol: str = "standard") -> Image:
     """Clamp (and, where the protocol says so, round) an image; float64."""
     clamped = np.clip(image.astype(np.float64), 0.0, 1.0)
@@ -60,7 +77,8 @@ def psnr(restored: Image, sharp: Image, protocol: str = "standard") -> float:
 def ssim(restored: Image, sharp: Image, protocol: str = "standard") -> float:
     """Structural similarity, the mean over pixels and channels, in [-1, 1].
 
-    Images smaller than the window get the largest odd window that fits.
+    Images smaller than the window of `standard` get the largest odd window that fits; sides of
+    less than `LEAST_SIDE` are for `require_scorable` to refuse.
     """
     from skimage.metrics import structural_similarity
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluate.calibration import calibration, outliers, table
-from pipeline.evaluate.run import comparison, totals
+from pipeline.evaluate.run import by_label, comparison, totals
 
 SIDE = 24
 
@@ -50,6 +50,16 @@ def test_table_means_only_images_that_have_such_pixels() -> None:
     edges = {"figure": "size of E", "where": "at occlusion edges", "unit": "8-bit steps"}
     assert table(rows) == [{**edges, "mean": 2.5, "images": 2}]
     assert table([{"name": "without truth"}]) == []
+
+
+def test_images_without_the_truth_are_left_out_of_its_means() -> None:
+    rows = [{"name": "a"}, {"name": "b", "psnr": 30.0, "radius_error": 1.0}, {"name": "c"}]
+    rows.append({"name": "d", "psnr": 32.0})
+    found = totals(rows)
+    assert (found["psnr"], found["radius_error"], found["ssim"]) == (31.0, 1.0, None)
+    assert found["psnr_interval"][0] <= 31.0 <= found["psnr_interval"][1]
+    labels = by_label({"indoor": [1, 2], "outdoor": [3]}, rows)
+    assert (labels["indoor"]["psnr"], labels["outdoor"]["psnr"]) == (30.0, None)
 
 
 def test_an_infinite_psnr_has_no_mean_and_says_why() -> None:

@@ -155,8 +155,8 @@ def test_a_cut_out_is_nearer_than_what_it_covers() -> None:
 def test_a_known_depth_is_used() -> None:
     """A quarter of the scenes takes it: the radius then falls with the inverse depth."""
     depth = texture(3)[..., 0]
-    coded = Photo("coded", np.repeat(depth[..., None], 3, axis=2), depth)  # light shows depth
-    for photo, least, most in ((coded, 8, 32), (Photo("plain", coded.light), 0, 0)):
+    coded = Photo.of("coded", np.repeat(depth[..., None], 3, axis=2), depth)  # light shows depth
+    for photo, least, most in ((coded, 8, 32), (Photo.of("plain", coded.light), 0, 0)):
         found = 0
         for scene in scenes([photo], 80, (48, 56)):
             light, radius = scene.surfaces[0].light[..., 0], scene.surfaces[0].radius

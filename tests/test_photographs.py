@@ -998,6 +998,40 @@ def test_two_names_that_become_one_are_refused_in_time(trained: str, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+def test_names_without_a_suffix_have_pictures_of_their_own_beside_them(
+    trained: str, tmp_path: Path
+) -> None:
+    (tmp_path / "in.v2").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "in.v2" / name).write_bytes(coded("PNG"))
+    files = [str(tmp_path / "in.v2" / name) for name in ("one", "two")]
+    done = restore(files, str(tmp_path / "out.v2"), trained, compare=True)
+    assert done["restored"] == 2
+    names = {path.name for path in (tmp_path / "out.v2").iterdir()}
+    assert names == {"one.png", "one.compare.png", "two.png", "two.compare.png"}
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_one_wrong_argument_stops_no_other(trained: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(coded("PNG"))
+    wrong = [str(tmp_path / ("b" * 300)), "nonsense://x/y.png", str(tmp_path / "gone.png"), ""]
+    files, problems = expand([*wrong, str(tmp_path / "a.png")])
+    assert files == [str(tmp_path / "a.png")]
+    assert len(problems) == len(wrong)
+    with pytest.raises(UserError, match="no such photograph"):
+        expand(["/*.nonsense"])
+
+
+def test_a_link_to_an_output_is_never_overwritten(trained: str, tmp_path: Path) -> None:
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "out" / "b.png").write_bytes(coded("PNG"))
+    (tmp_path / "in" / "a.png").symlink_to(tmp_path / "out" / "b.png")
+    (tmp_path / "in" / "b.png").write_bytes(coded("PNG"))
+    with pytest.raises(UserError, match=r"b\.png there is the input .*a\.png"):
+        restore([str(tmp_path / "in")], str(tmp_path / "out"), trained)
+
+
 def test_outputs_that_cannot_be_written_are_refused_in_time(trained: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "out" / "a.png").mkdir(parents=True)

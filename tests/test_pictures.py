@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,47 @@ def test_evaluate_writes_table_and_gallery(run: str, tiny_data: Path, tmp_path: 
     figures = {(row["figure"], row["where"]): row["mean"] for row in found["prediction"]}
     column = [float(row["radius_error_0_1"]) for row in rows if row["radius_error_0_1"]]
     assert figures["radius error", "true radius 0 to 1 px"] == pytest.approx(np.mean(column))
+
+
+def test_a_split_where_few_pictures_have_the_truth(
+    run: str, tiny_pairs: Path, tmp_path: Path
+) -> None:
+    """The first has nothing, the second all of it, the third no radius."""
+    from pipeline.preprocess import preprocess
+
+    names = [path.name for path in sorted((tiny_pairs / "train_c" / "source").iterdir())[:3]]
+    targets = sorted((tiny_pairs / "train_c" / "target").iterdir())[:3]
+    source, target = (f"train_c/{kind}" for kind in ("source", "target"))
+    sharps = ["", *(f"{target}/{path.name}" for path in targets[1:])]
+    radii = ["", f"train_c/radius/{names[1]}", ""]
+    lines = [
+        f"test,{source}/{name},{sharp},{radius}"
+        for name, sharp, radius in zip(names, sharps, radii, strict=True)
+    ]
+    folder = shutil.copytree(tiny_pairs, tmp_path / "in")
+    (folder / "pairs.csv").write_text("\n".join(["split,blur,sharp,radius", *lines]))
+    preprocess("folder", str(folder / "pairs.csv"), str(tmp_path / "data"))
+    found = evaluate(run, str(tmp_path / "data" / "test"), str(tmp_path / "out")).summary
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "per_image.csv").read_text())))
+    assert [bool(row["psnr"]) for row in rows] == [False, True, True]
+    assert [bool(row["radius_error"]) for row in rows] == [False, True, False]
+    assert found["psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in rows[1:]]))
+    assert found["radius_error"] == pytest.approx(float(rows[1]["radius_error"]))
+    with pytest.raises(UserError, match="a sharp image for every image"):
+        evaluate(run, str(tmp_path / "data" / "test"), str(tmp_path / "out"), compare=run)
+
+
+def test_pictures_too_small_for_scores_are_refused(run: str, tmp_path: Path) -> None:
+    from pipeline.data.manifest import Manifest
+    from pipeline.data.shards import Sample, ShardWriter
+
+    writer = ShardWriter(tmp_path / "shard-00000.tar")
+    image = np.zeros((40, 8, 3), np.uint16)
+    writer.add(Sample("k", image, image, None, {"sharpness": [[1.0]]}))
+    manifest = Manifest("folder", "val", 16, True, False, [writer.close()])
+    storage.write_text(str(tmp_path / "manifest.json"), manifest.to_json())
+    with pytest.raises(UserError, match="image 1 has 8x40 pixels; at least 32 on each side"):
+        evaluate(run, str(tmp_path), str(tmp_path / "out"))
 
 
 def test_pictures_of_other_methods_are_scored_beside(

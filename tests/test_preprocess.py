@@ -141,6 +141,11 @@ def test_description_without_its_shard_is_not_trusted(
     first, second = sorted((out / "train").glob("*.tar"))[:2]
     first.unlink()
     second.write_bytes(second.read_bytes()[:-512])
+    parts = sorted((out / "train" / ".parts").glob("shard-*.json"))
+    for path, text in zip(parts[2:], ("{", json.dumps({"shard": 1}), "[]"), strict=False):
+        path.write_text(text)
+    whole_part = json.loads(parts[-1].read_text())
+    parts[-1].write_text(json.dumps({"shard": whole_part["shard"]}))
     preprocess("dpdd", str(tiny_pairs), str(out), shard_bytes=SMALL_SHARDS)
     assert bytes_of(whole) == bytes_of(out)
     first.unlink()
@@ -187,13 +192,14 @@ def test_pixels_arrive_unchanged(tiny_pairs: Path, tiny_data: Path) -> None:
                 "train_data/input/IMG_1/IMG_1_ap1_01.png": 1,
                 "train_data/input/IMG_1/IMG_1_ap2_01.png": 2,
                 "train_data/ground_truth/IMG_1.png": 1,
+                "train_data/input/.DS_Store": 3,
             },
             {"train": 2},
         ),
         ("cuhk", {"out_of_focus0006.jpg": 1, "out_of_focus0007.JPG": 2}, {"test": 2}),
         ("pixeldp", {"test_c/a.png": 1, "test_c/b.png": 2}, {"test": 2}),
         ("folder", {"blur/x.y.png": 1, "sharp/x.y.png": 1}, {"train": 1}),
-        ("folder", {"val/blur/x.png": 1, "val/sharp/z.png": 1}, {"val": 1}),
+        ("folder", {"val/blur/x.png": 1, "val/sharp/x.png": 1}, {"val": 1}),
         (
             "dpdd",
             {"train/inputC/1P0A1.png": 1, "train/target/1P0A2.png": 1},
@@ -205,6 +211,9 @@ def test_layouts(
     dataset: str, files: dict[str, int], splits: dict[str, int], tmp_path: Path
 ) -> None:
     for number, (name, seed) in enumerate(files.items()):
+        if name.endswith(".DS_Store"):
+            (tmp_path / "in" / name).write_bytes(b"of the Finder")
+            continue
         picture(tmp_path / "in" / name, seed)
         if "target" in name or "GT" in name or "sharp" in name or "ground_truth" in name:
             path = tmp_path / "in" / name
@@ -408,13 +417,12 @@ def spoil_orientation(folder: Path) -> str:
 
 
 def spoil_small(folder: Path) -> str:
-    """A thumbnail among photographs would limit every training crop."""
-    paths = [sorted((folder / "train_c" / k).iterdir())[2] for k in ("source", "target", "radius")]
+    paths = [sorted((folder / "test_c" / k).iterdir())[0] for k in ("source", "target", "radius")]
     for path in paths:
         image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         assert image is not None
-        cv2.imwrite(str(path), image[:20, :20])
-    return f"{paths[0].name} has 20x20 pixels, less than half of what is usual here (48"
+        cv2.imwrite(str(path), image[:40, :1])
+    return f"{paths[0].name} has 1x40 pixels; at least 32 on each side are needed"
 
 
 SPOILERS = [spoil_text, spoil_bits, spoil_size, spoil_duplicate, spoil_flat, spoil_scene]
@@ -474,6 +482,47 @@ def test_problems_of_pairs_and_of_splits_are_listed_together(
         for text in ("counts must be equal", unpaired.name, "not an image", "not a pair"):
             assert text in caplog.text
     assert not (tmp_path / "out").exists()
+
+
+def test_a_thumbnail_among_photographs_would_limit_every_crop(tmp_path: Path) -> None:
+    soft_pairs(tmp_path, 3, (100, 120))
+    for kind in ("blur", "sharp"):
+        path = tmp_path / kind / "01.png"
+        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert image is not None
+        cv2.imwrite(str(path), image[:40, :40])
+    with pytest.raises(UserError, match=r"01.png has 40x40 pixels, less than half of .* \(100"):
+        preprocess("folder", str(tmp_path), str(tmp_path / "out"))
+
+
+def test_pairs_of_a_folder_go_by_their_names(tmp_path: Path) -> None:
+    soft_pairs(tmp_path / "in", 4, (48, 56))
+    (tmp_path / "in" / "blur" / "01.png").unlink()
+    (tmp_path / "in" / "sharp" / "02.png").unlink()
+    (tmp_path / "in" / "sharp" / "03.png").rename(tmp_path / "in" / "sharp" / "03.PNG")
+    with pytest.raises(UserError, match=r"blur/02\.png has no partner of that name in sharp"):
+        preprocess("folder", str(tmp_path / "in"), str(tmp_path / "out"))
+    done = preprocess("folder", str(tmp_path / "in"), str(tmp_path / "out"), skip_bad=True)
+    assert (done["samples"], done["skipped"]) == (2, 2)
+    assert open_split(str(tmp_path / "out" / "train")).keys == ["00", "03"]
+    for path in (tmp_path / "in" / "sharp").iterdir():
+        path.rename(path.with_name(f"sharp{path.name}"))
+    with pytest.raises(UserError, match="no image has the name of one in"):
+        preprocess("folder", str(tmp_path / "in"), str(tmp_path / "other"), skip_bad=True)
+
+
+def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
+    soft_pairs(tmp_path, 2, (48, 56))
+    shutil.copy(tmp_path / "blur" / "00.png", tmp_path / "blur" / "01.tif")
+    with pytest.raises(UserError, match=r"blur/01\.tif and blur/01\.png have one name"):
+        preprocess("folder", str(tmp_path), str(tmp_path / "out"))
+
+
+def test_a_destination_that_leads_nowhere_is_one_line(tmp_path: Path) -> None:
+    soft_pairs(tmp_path / "in", 1, (48, 56))
+    (tmp_path / "out").symlink_to(tmp_path / "gone" / "away")
+    with pytest.raises(UserError, match=r"out: "):
+        preprocess("folder", str(tmp_path / "in"), str(tmp_path / "out"))
 
 
 def test_bit_depths_are_those_of_the_files(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import S3Server
@@ -103,6 +105,12 @@ def test_wrong_inputs(arguments: tuple, message: str, tmp_path: Path) -> None:
         synthesize(photos, str(tmp_path), pairs, 0, size)
 
 
+def test_a_seed_that_its_description_could_not_hold(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--seed 1000000000000000000000"):
+        synthesize("bundled", str(tmp_path / "out"), 3, seed=10**21)
+    assert not (tmp_path / "out").exists()
+
+
 def test_folder_of_photographs_must_hold_photographs(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with pytest.raises(UserError, match="no image in this folder"):
@@ -124,6 +132,24 @@ def test_folders_of_splits_are_kept_apart(tmp_path: Path) -> None:
     (tmp_path / "in" / "val" / "val.png").unlink()
     with pytest.raises(UserError, match="val: no "):
         load_photos(str(tmp_path / "in"), (48, 48))
+
+
+def test_few_photographs_are_kept_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.synthesize import photos
+
+    for number in range(6):
+        image = np.full((48, 48, 3), 40 * number, np.uint8)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "in" / f"{number}.png"), image)
+    kept = lru_cache(maxsize=1)(photos._light.__wrapped__)
+    monkeypatch.setattr(photos, "_light", kept)
+    found = load_photos(str(tmp_path / "in"), (48, 48))
+    every = [photo for split in found.values() for photo in split]
+    assert len({float(photo.light.mean()) for photo in every}) == 6
+    assert kept.cache_info().currsize == 1
+    assert all(photo.shape == (48, 48) for photo in every)
 
 
 def test_photographs_are_shrunk_until_they_are_sharp_but_not_below_the_pairs() -> None:

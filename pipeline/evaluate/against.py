@@ -48,7 +48,7 @@ def pictures_of(against: Sequence[str], split: Split) -> dict[str, list[str]]:
         if name in found:
             raise UserError(f"--against {name}: given twice")
         if not split.has_sharp:
-            raise UserError("--against needs sharp images; this split has none")
+            raise UserError("--against needs a sharp image for every image of the split")
         found[name] = _matched(storage.absolute(folder), split.keys)
     return found
 

@@ -29,7 +29,7 @@ def read_labels(data: str, count: int) -> dict[str, list[int]]:
     """
     found = {}
     for label in LABELS:
-        folders = (data, data.rpartition("/")[0])
+        folders = dict.fromkeys((data, storage.parent(data)))
         urls = [storage.join(folder, f"{label}_labels.npy") for folder in folders]
         url = next(filter(storage.exists, urls), None)
         if url is not None:

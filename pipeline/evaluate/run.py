@@ -24,7 +24,7 @@ from pipeline.evaluate.labels import read_labels
 from pipeline.evaluate.lpips import find_weights
 from pipeline.evaluate.published import published_rows
 from pipeline.evaluate.score import ScoreJob, score
-from pipeline.metrics import protocol_named
+from pipeline.metrics import protocol_named, require_scorable
 from pipeline.parallel_map import parallel_map
 from pipeline.progress import track
 from pipeline.report import Gallery, write_gallery
@@ -89,12 +89,13 @@ def evaluate(
     storage.check_writable(out)
     data = storage.absolute(data)
     split = open_split(data)
+    require_scorable(data, split.sizes)
     labels = read_labels(data, len(split))
     weights, reason = find_weights(lpips_weights)
     job = ScoreJob(resolve(checkpoint).url, data, 0, protocol, weights)
     rival = resolve(compare).url if compare else ""
     if compare and not split.has_sharp:
-        raise UserError("--compare needs sharp images; this split has none")
+        raise UserError("--compare needs a sharp image for every image of the split")
     pictures = pictures_of(against, split)
     rows = _score_all(job, range(len(split)))
     others = score_pictures(pictures, data, protocol, weights)
@@ -116,9 +117,10 @@ def evaluate(
             name: {**_means(found), **comparison(rows, found)} for name, found in others.items()
         }
         rows = [{**row, **columns(others, index)} for index, row in enumerate(rows)]
-    if reason and "psnr" in rows[0]:
-        rows = [{**row, "lpips": None} for row in rows]
-    told = [{**row, "lpips": reason} if reason and "lpips" in row else row for row in rows]
+    if reason:
+        rows = [{**row, "lpips": None} if "psnr" in row else row for row in rows]
+    told = _filled([{**row, "lpips": reason} if "lpips" in row and reason else row for row in rows])
+    rows = _filled(rows)
     storage.write_text(storage.join(out, "per_image.csv"), _csv(told))
     cases = _pictures(job, rows)
     gallery = Gallery(
@@ -135,14 +137,13 @@ def evaluate(
 def totals(rows: list[Row]) -> dict[str, Any]:
     """Means over the images, and 95 % percentile bootstrap intervals of the main ones.
 
-    A mean is None where no image has the value, or where one has an infinite PSNR (two pictures
-    with equal pixels); `psnr_note` then names that image.
+    Images without a value are left out. A mean is None where no image has it, or where one has an
+    infinite PSNR (two pictures with equal pixels); `psnr_note` then names that image.
     """
     means: dict[str, Any] = {name: _mean(rows, name) for name in MEANS}
-    if len(rows) > 1:
-        for name in INTERVALS:
-            if means[name] is not None:
-                means[f"{name}_interval"] = interval([row[name] for row in rows])
+    for name in INTERVALS:
+        if means[name] is not None and len(_known(rows, name)) > 1:
+            means[f"{name}_interval"] = interval(_known(rows, name))
     infinite = [r["name"] for r in rows if math.inf in (r.get("psnr"), r.get("psnr_blurred"))]
     if infinite:
         means["psnr_note"] = (
@@ -157,10 +158,19 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float | None]:
 
 
 def _mean(rows: list[Row], name: str) -> float | None:
-    if name not in rows[0]:
-        return None
-    mean = float(np.mean([row[name] for row in rows]))
+    values = _known(rows, name)
+    mean = float(np.mean(values)) if values else math.nan
     return mean if math.isfinite(mean) else None
+
+
+def _known(rows: list[Row], name: str) -> list[float]:
+    return [row[name] for row in rows if row.get(name) is not None]
+
+
+def _filled(rows: list[Row]) -> list[Row]:
+    """The rows with all columns that any of them has; None where a row lacks one."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return [{name: row.get(name) for name in names} for row in rows]
 
 
 def interval(values: list[float]) -> list[float]:
@@ -207,7 +217,7 @@ def _score_all(job: ScoreJob, indices: range) -> list[Row]:
 
 def _pictures(job: ScoreJob, rows: list[Row]) -> list[Case]:
     """Pictures of the best, the worst, the median and some other images."""
-    order = sorted(range(len(rows)), key=lambda index: -rows[index].get("gain", 0.0))
+    order = sorted(range(len(rows)), key=lambda index: -(rows[index].get("gain") or 0.0))
     places = np.linspace(0, len(order) - 1, min(PICTURES, len(order))).round().astype(int)
     chosen = sorted({order[place] for place in places})
     jobs = [replace(job, index=index, pictures=True) for index in chosen]
@@ -217,7 +227,7 @@ def _pictures(job: ScoreJob, rows: list[Row]) -> list[Case]:
 
 def by_label(labels: dict[str, list[int]], rows: list[Row]) -> dict[str, Any]:
     """Means over the images of each label; numbers count from 1. None without ground truth."""
-    if "psnr" not in rows[0]:
+    if not _known(rows, "psnr"):
         return {}
     found = {}
     for label, numbers in labels.items():

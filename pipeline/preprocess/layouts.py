@@ -36,18 +36,19 @@ class Layout:
     Attributes:
         splits: pairs by split.
         warnings: oddities that are no faults.
-        problems: (split, text) of whatever cannot be paired.
+        problems: (split, key, text) of whatever cannot be paired; the key is empty where a whole
+            split cannot.
         unpaired: files of such splits, which can be checked nevertheless.
     """
 
     splits: dict[str, list[Pair]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    problems: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[tuple[str, str, str]] = field(default_factory=list)
     unpaired: dict[str, list[str]] = field(default_factory=dict)
 
     def refuse(self, split: str, text: str, files: Iterable[str] = ()) -> None:
-        """Record a problem and the files that it leaves without a partner."""
-        self.problems.append((split, text))
+        """Record a split's problem and the files that it leaves without a partner."""
+        self.problems.append((split, "", text))
         self.unpaired.setdefault(split, []).extend(files)
 
 
@@ -69,7 +70,9 @@ def read_layout(dataset: str, source: str) -> Layout:
     layout = DATASETS[dataset](source)
     layout.splits = {split: pairs for split, pairs in layout.splits.items() if pairs}
     if not layout.splits and not layout.problems:
-        raise UserError(f"{source}: no image found in the layout of {dataset!r} (see README.md)")
+        raise UserError(
+            f"{source}: no image found in the layout of {dataset!r} (see docs/own-data.md)"
+        )
     return layout
 
 
@@ -117,6 +120,8 @@ def _lfdof(source: str) -> Layout:
         folder = f"{split}_data/input"
         pairs = found.splits[split] = []
         for scene in storage.list_names(storage.join(source, folder)):
+            if scene.startswith(".") or not storage.is_dir(storage.join(source, folder, scene)):
+                continue
             sharp = f"{split}_data/ground_truth/{scene}.png"
             blurred = [f"{folder}/{scene}/{name}" for name in _images(source, f"{folder}/{scene}")]
             if storage.exists(storage.join(source, sharp)):
@@ -147,9 +152,9 @@ def _folder(source: str) -> Layout:
     found = Layout()
     splits = [split for split in SPLITS if storage.is_dir(storage.join(source, f"{split}/blur"))]
     for split in splits:
-        _by_order(found, split, source, f"{split}/blur", f"{split}/sharp", f"{split}/radius")
+        _by_name(found, split, source, f"{split}/")
     if not splits:
-        _by_order(found, "train", source, "blur", "sharp", "radius")
+        _by_name(found, "train", source, "")
     return found
 
 
@@ -196,7 +201,44 @@ def _add_row(found: Layout, source: str, line: int, row: dict[str, str | None]) 
 
 def base_of(source: str) -> str:
     """The folder that a layout's relative names start from."""
-    return source.rpartition("/")[0] or "." if source.lower().endswith(".csv") else source
+    return storage.parent(source) if source.lower().endswith(".csv") else source
+
+
+def _by_name(found: Layout, split: str, source: str, folder: str) -> None:
+    """Pair ``blur``, ``sharp`` and ``radius`` below `folder` by their names without suffixes."""
+    blurred, sharps, radii = (
+        _by_stem(found, split, source, f"{folder}{kind}") for kind in ("blur", "sharp", "radius")
+    )
+    if blurred and not blurred.keys() & sharps.keys():
+        text = (
+            f"{storage.join(source, f'{folder}blur')}: no image has the name of one in "
+            f"{storage.join(source, f'{folder}sharp')}; pairs go by equal names, or by a CSV file"
+        )
+        found.refuse(split, text, [*blurred.values(), *sharps.values()])
+        return
+    for here, there, where in ((blurred, sharps, "sharp"), (sharps, blurred, "blur")):
+        found.problems += [
+            (split, _key(name), f"{name} has no partner of that name in {folder}{where}")
+            for stem, name in here.items()
+            if stem not in there
+        ]
+    found.splits[split] = [
+        Pair(_key(name), name, sharps[stem], radii.get(stem))
+        for stem, name in blurred.items()
+        if stem in sharps
+    ]
+
+
+def _by_stem(found: Layout, split: str, source: str, folder: str) -> dict[str, str]:
+    """The images of a folder by their names without suffixes; the first where two have one name."""
+    images: dict[str, str] = {}
+    for name in _images(source, folder):
+        stem = name.rpartition(".")[0]
+        if stem in images:
+            text = f"{folder}/{name} and {images[stem]} have one name"
+            found.problems.append((split, _key(name), text))
+        images.setdefault(stem, f"{folder}/{name}")
+    return images
 
 
 def _by_order(

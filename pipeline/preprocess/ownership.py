@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.border import BadInput
+from pipeline.border import BadInput, validated
 from pipeline.data.manifest import NAME, load_manifest, parse_shard
 from pipeline.errors import DamagedError, UserError
 from pipeline.preprocess.convert import PARTS, ShardJob
 from pipeline.preprocess.publish import CONTACT, SKIPPED
+from pipeline.storage.local import explained
 
 CLAIM = f"{PARTS}/claim.json"
 HOLDER = f"process {os.getpid()} on {platform.node()}, {secrets.token_hex(4)}"
@@ -44,8 +45,9 @@ def sole_writer(dest: str) -> Iterator[None]:
     import fcntl
 
     folder = storage.local_path(dest)
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,7 +87,8 @@ def require_claims(jobs: list[ShardJob]) -> None:
                 f"{folder}: another `era preprocess` has just finished this split; "
                 "run the command again to check it"
             )
-        holder = storage.read_json(url).get("holder") if storage.exists(url) else "another process"
+        claim = storage.read_json(url) if storage.exists(url) else None
+        holder = claim.get("holder") if isinstance(claim, dict) else "another process"
         if holder != HOLDER:
             raise UserError(
                 f"{folder}: {holder} has taken over; wait until it ends, or choose another --dest"
@@ -174,10 +177,12 @@ def finished(jobs: list[ShardJob]) -> dict[str, Any]:
     parts = {}
     for job in jobs:
         if job.part_url in there:
-            part = storage.read_json(job.part_url)
             try:
+                part = storage.read_json(job.part_url)
                 parse_shard(part["shard"], job.part_url)
                 size = part["shard"]["bytes"] if part["shard"]["samples"] else None
+                validated(list[dict[str, Any]], part["seen"], job.part_url)
+                validated(list[tuple[str, str]], part["problems"], job.part_url)
             except (KeyError, TypeError, BadInput):
                 continue  # damaged: the shard is converted again
             if there.get(storage.join(job.dest, job.name)) == size:

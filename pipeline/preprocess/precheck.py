@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.metrics import LEAST_SIDE
 from pipeline.parallel_map import parallel_map
 from pipeline.preprocess.layouts import Layout, Pair, base_of
 from pipeline.progress import track
@@ -66,7 +67,7 @@ def precheck(source: str, layout: Layout) -> Inspection:
     paired = {name for pairs in splits.values() for pair in pairs for name in pair.files}
     names = sorted(paired.union(*layout.unpaired.values()))
     jobs = [_Job(base_of(source), name) for name in names]
-    found = Inspection(problems=[Problem(split, "", text) for split, text in layout.problems])
+    found = Inspection(problems=[Problem(*problem) for problem in layout.problems])
     unreadable: dict[str, str] = {}
     for index, result in track(parallel_map(_look, jobs), len(jobs), "precheck"):
         if isinstance(result, Header):
@@ -145,6 +146,11 @@ def _wrong_with(
         return bad
     blur = headers[pair.blur]
     problems = []
+    if min(blur.width, blur.height) < LEAST_SIDE:
+        problems.append(
+            f"{pair.blur} has {blur.width}x{blur.height} pixels; at least {LEAST_SIDE} on each "
+            "side are needed"
+        )
     for name in pair.files:
         other = headers[name]
         if (other.width, other.height) != (blur.width, blur.height):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import StorageDown, UserError
 from pipeline.images.kinds import PHOTO_SUFFIXES, is_image_name
 
 MOST_NAME = 255  # bytes
@@ -23,25 +23,34 @@ def expand(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     files: dict[str, str] = {}
     problems = []
     for given in inputs:
-        url = _absolute(given)
-        missing = "no such photograph"
-        if storage.is_dir(url):
-            found, missing = _images_in(url, "*"), "no photographs in this folder"
-        elif any(mark in storage.name_of(url) for mark in "*?[") and not storage.exists(url):
-            folder, _, pattern = url.rpartition("/")
-            found = _images_in(folder, pattern)
-        elif storage.exists(url) and not is_regular(url):
-            problems.append(f"{given}: is no regular file (a pipe or a device)")
+        try:
+            found = _meant(given)
+        except StorageDown:
+            raise
+        except UserError as error:
+            problems.append(str(error))
             continue
-        else:
-            found = [url] if storage.exists(url) else []
-        if not found:
-            problems.append(f"{given}: {missing}")
         for one in found:
             files.setdefault(_identity(one), one)
     if not files:
         raise UserError(problems[0] if problems else "no input given")
     return list(files.values()), problems
+
+
+def _meant(given: str) -> list[str]:
+    url = _absolute(given)
+    missing = "no such photograph"
+    if storage.is_dir(url):
+        found, missing = _images_in(url, "*"), "no photographs in this folder"
+    elif any(mark in storage.name_of(url) for mark in "*?[") and not storage.exists(url):
+        found = _images_in(storage.parent(url), storage.name_of(url))
+    elif storage.exists(url) and not is_regular(url):
+        raise UserError(f"{given}: is no regular file (a pipe or a device)")
+    else:
+        found = [url] if storage.exists(url) else []
+    if not found:
+        raise UserError(f"{given}: {missing}")
+    return found
 
 
 def is_regular(url: str) -> bool:
@@ -63,10 +72,11 @@ def outputs_of(
     """
     outputs = [storage.join(out, name) for name in names]
     for file, output in zip(files, outputs, strict=True):
-        if _same(file, output):
+        if _real(file) == _real(output):
             raise UserError(f"--out {out}: is the folder of {file}; inputs are never overwritten")
         if storage.is_local(output) and storage.local_path(output).is_dir():
             raise UserError(f"{output}: is a folder; {file} would be written there")
+    inputs = {_real(file): file for file in files}
     sources: dict[str, str] = {}  # of each picture that is written
     for file, output in zip(files, outputs, strict=True):
         for url in [output, *(beside_url(output, ending) for ending in beside)]:
@@ -80,13 +90,19 @@ def outputs_of(
                     f"{name}: both {sources[url]} and {file} would be written there; "
                     "restore them into two folders"
                 )
+            if _real(url) in inputs:
+                raise UserError(
+                    f"--out {out}: {name} there is the input {inputs[_real(url)]}; inputs are "
+                    "never overwritten"
+                )
             sources[url] = file
     return outputs
 
 
 def beside_url(output: str, ending: str) -> str:
     """The URL of a further picture: ``NAME.ENDING.png``."""
-    return f"{output.rpartition('.')[0]}.{ending}.png"
+    name = storage.name_of(output)
+    return storage.join(storage.parent(output), f"{name.rpartition('.')[0] or name}.{ending}.png")
 
 
 def _absolute(given: str) -> str:
@@ -113,11 +129,7 @@ def _images_in(folder: str, pattern: str) -> list[str]:
     return [url for url in urls if is_regular(url)]
 
 
-def _same(file: str, output: str) -> bool:
-    """Whether two URLs are one file, links included."""
-    if storage.is_local(file) and storage.is_local(output):
-        # Not Path.resolve(), which raises RuntimeError where links lead back to themselves.
-        return os.path.realpath(storage.local_path(file)) == os.path.realpath(
-            storage.local_path(output)
-        )
-    return file == output
+def _real(url: str) -> str:
+    """The same for every URL of one file, links included."""
+    # Not Path.resolve(), which raises RuntimeError where links lead back to themselves.
+    return os.path.realpath(storage.local_path(url)) if storage.is_local(url) else url

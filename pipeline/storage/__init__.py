@@ -33,6 +33,7 @@ from pipeline.storage.url import (
     join,
     local_path,
     name_of,
+    parent,
     refuse_credentials,
 )
 
@@ -57,6 +58,7 @@ __all__ = [
     "modified",
     "move_in",
     "name_of",
+    "parent",
     "read_bytes",
     "read_json",
     "read_text",

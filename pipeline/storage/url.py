@@ -72,6 +72,19 @@ def name_of(url: str) -> str:
     return url.rstrip("/").rpartition("/")[2]
 
 
+def parent(url: str) -> str:
+    """The folder of a URL: ``parent("s3://b/a/c.png") == "s3://b/a"``; a root's is itself.
+
+    >>> parent("s3://bucket"), parent("/c.png"), parent("c.png")
+    ('s3://bucket', '/', '.')
+    """
+    scheme, mark, path = url.partition("://") if "://" in url else ("", "", url)
+    folder, slash, _ = path.rstrip("/").rpartition("/")
+    if mark and scheme != "file":
+        return f"{scheme}://{folder or path}"
+    return f"{scheme}{mark}{folder or slash or '.'}"
+
+
 def check_url(url: str) -> None:
     """Refuse a URL that names nothing, is of another scheme, or contains credentials.
 
@@ -93,7 +106,7 @@ def check_url(url: str) -> None:
     if scheme != "s3":
         _require_package(url, scheme)
     if not rest.partition("/")[0]:
-        raise UserError(f"{url}: names no bucket; give {scheme}://bucket/key")
+        raise UserError(f"{masked(url)}: names no bucket; give {scheme}://bucket/key")
     refuse_credentials(url)
 
 

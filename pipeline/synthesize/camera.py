@@ -76,7 +76,7 @@ class Camera:
         rng = self.draws("resize")
         if rng is None:
             return size
-        shapes = np.array([photo.light.shape[:2] for photo in photos])
+        shapes = np.array([photo.shape for photo in photos])
         factor = min(rng.uniform(1.0, 1.6), float((shapes / np.array(size)).min()))
         return int(size[0] * factor), int(size[1] * factor)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +26,33 @@ DISPARITY = ("motorcycle_left.png", "motorcycle_disp.npz")
 # Few photographs are sharp down to the pixel. Larger ones are reduced to a longer side of this many
 # pixels, as DPDD's are to a quarter, so that the pictures called sharp are sharp.
 LONGER_SIDE = 1800
+KEPT = 100  # photographs in memory, of up to 26 MB each; more are read again when they are needed
 
 
 @dataclass(frozen=True)
 class Photo:
-    """Linear light (H, W, 3), and the inverse depth (H, W) in [0, 1] where it is known."""
+    """A photograph, read when it is needed.
+
+    Attributes:
+        shape: (H, W).
+        load: returns the linear light (H, W, 3).
+        inverse_depth: (H, W) in [0, 1] where it is known.
+    """
 
     name: str
-    light: Image
+    shape: tuple[int, int]
+    load: Callable[[], Image]
     inverse_depth: Image | None = None
+
+    @classmethod
+    def of(cls, name: str, light: Image, inverse_depth: Image | None = None) -> Photo:
+        """A photograph whose linear light (H, W, 3) is in memory."""
+        return cls(name, (light.shape[0], light.shape[1]), lambda: light, inverse_depth)
+
+    @property
+    def light(self) -> Image:
+        """Linear light (H, W, 3)."""
+        return self.load()
 
 
 def load_photos(photos: str, size: tuple[int, int]) -> dict[str, list[Photo]]:
@@ -71,15 +91,21 @@ def _split_folder(url: str) -> dict[str, list[str]]:
 
 
 def _load(url: str, size: tuple[int, int], disparity: Path | None) -> Photo:
+    height, width = _light(url, size).shape[:2]
+    depth = None if disparity is None else _disparity(disparity)
+    name = printable(storage.name_of(url))
+    return Photo(name, (height, width), partial(_light, url, size), depth)
+
+
+@lru_cache(maxsize=KEPT)
+def _light(url: str, size: tuple[int, int]) -> Image:
     image = read_image(url)
     if image.shape[0] < size[0] or image.shape[1] < size[1]:
         raise UserError(
             f"{url}: {image.shape[1]}x{image.shape[0]} pixels, smaller than the pairs asked for "
             f"({size[1]}x{size[0]}); lower --size or remove it"
         )
-    light = shrunk(to_linear(to_float(image)), size)
-    depth = None if disparity is None else _disparity(disparity)
-    return Photo(printable(storage.name_of(url)), light, depth)
+    return shrunk(to_linear(to_float(image)), size)
 
 
 def shrunk(light: Image, size: tuple[int, int]) -> Image:

@@ -120,12 +120,9 @@ def _crop(rng: np.random.Generator, photo: Photo, size: tuple[int, int]) -> _Cro
     import cv2
 
     height, width = size
-    least = max(height / photo.light.shape[0], width / photo.light.shape[1])
+    least = max(height / photo.shape[0], width / photo.shape[1])
     zoom = rng.uniform(least, 1.0)
-    shape = (
-        max(width, round(photo.light.shape[1] * zoom)),
-        max(height, round(photo.light.shape[0] * zoom)),
-    )
+    shape = max(width, round(photo.shape[1] * zoom)), max(height, round(photo.shape[0] * zoom))
     light = cv2.resize(photo.light, shape, interpolation=cv2.INTER_AREA)
     top = rng.integers(light.shape[0] - height + 1)
     left = rng.integers(light.shape[1] - width + 1)

@@ -19,6 +19,7 @@ from pipeline.synthesize.scene import draw_scene
 
 DESCRIPTION = "synthesis.json"
 MOST_PAIRS = 1_000_000
+MOST_SEED = 2**63 - 1
 
 
 def synthesize(
@@ -46,7 +47,7 @@ def synthesize(
         UserError: for effects that do not exist, photographs that cannot be used, or a destination
             that holds anything else.
     """
-    _check(pairs, size, radius_max)
+    _check(pairs, size, radius_max, seed)
     effects = parse_effects(camera)
     height, width = size[1], size[0]
     by_split = load_photos(photos, (height, width))
@@ -103,11 +104,13 @@ def split_counts(pairs: int) -> dict[str, int]:
     return {"train": pairs - test - val, "val": val, "test": test}
 
 
-def _check(pairs: int, size: tuple[int, int], radius_max: float) -> None:
+def _check(pairs: int, size: tuple[int, int], radius_max: float, seed: int) -> None:
     if pairs < 3:
         raise UserError(f"--pairs {pairs}: at least 3 are needed, one for each split")
     if pairs > MOST_PAIRS:
         raise UserError(f"--pairs {str(pairs)[:40]}: at most {MOST_PAIRS} are made")
+    if abs(seed) > MOST_SEED:
+        raise UserError(f"--seed {str(seed)[:40]}: expected a number of at most {MOST_SEED}")
     if min(size) < 32:
         raise UserError(f"--size {size[0]}x{size[1]}: at least 32x32 pixels are needed")
     if not 0 < radius_max <= 64:

@@ -11,6 +11,7 @@ from pipeline.config import Deterministic, TrainConfig
 from pipeline.data.order import OrderPlan
 from pipeline.data.split import Split, open_split
 from pipeline.errors import UserError
+from pipeline.metrics import require_scorable
 
 
 def prepare_torch(config: TrainConfig) -> torch.device:
@@ -55,6 +56,8 @@ def open_splits(config: TrainConfig) -> tuple[Split, Split | None]:
     for url, split in ((config.data.train, train), (config.data.val, val)):
         if split is not None and not split.has_sharp:
             raise UserError(f"{url}: has no sharp images; training needs pairs")
+    if val is not None:
+        require_scorable(config.data.val, val.sizes)
     return train, val
 
 
