@@ -11,6 +11,7 @@ X_FORMS = ("wiener", "majorised", "pcg", "paper")
 P_FORMS = ("derived", "paper")
 PRIORS = ("resunet", "unet")
 # Beyond any network that fits a machine; a mistyped number fails here instead of in its memory.
+MAX_BANK = 1 << 24  # values of all kernels of the bank
 MAX_COUNT, MAX_LEVELS, MAX_CHANNELS, MAX_KERNEL = 1000, 8, 65_536, 1023
 LEAST_SCALAR, GREATEST_SCALAR = 1e-9, 1e6  # of the lambdas: what float32 and softplus hold
 
@@ -107,6 +108,8 @@ def _problems(config: ErAConfig) -> list[str]:
         problems.append(
             f"kernel_size must be odd and from 1 to {MAX_KERNEL}, got {config.kernel_size}"
         )
+    if config.kernels * config.kernel_size**2 > MAX_BANK:
+        problems.append(f"kernels x kernel_size^2 must be at most {MAX_BANK}")
     if not 0 < config.radius_max <= (config.kernel_size - 1) / 2:
         problems.append(
             f"radius_max {config.radius_max} must be positive and fit kernel_size "

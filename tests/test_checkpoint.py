@@ -411,6 +411,28 @@ def test_a_network_of_another_version_is_one_clear_line(tmp_path: Path) -> None:
         load_model(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"stages": 1000, "share_priors": False}, "too few for its stages"),
+        ({"prior": "resunet", "prior_blocks": 1000}, "too few for its stages"),
+        ({"prior_channels": [65536] * 4}, "has the shape|is missing"),
+        ({"kernels": 1000, "kernel_size": 1023}, "must be at most"),
+        ({"kernels": 3}, "has the shape"),
+    ],
+)
+def test_a_strangers_network_takes_no_memory_before_it_is_compared(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    save(
+        CheckpointStore(str(tmp_path)),
+        1,
+        meta={"step": 1, "model": {**CONFIG.to_dict(), **changes}},
+    )
+    with pytest.raises(UserError, match=f"not one that this version knows .*({said})"):
+        load_model(str(tmp_path))
+
+
 def test_ranking_knows_which_way_is_better_and_ignores_what_is_no_number() -> None:
     values = [{"val/mae": v, "val/psnr": v} for v in (2.0, float("nan"), 1.0, 3.0, float("inf"))]
     assert ranked(range(5), "val/mae", values.__getitem__) == [2, 0, 3]

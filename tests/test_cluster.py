@@ -237,6 +237,9 @@ def test_a_dead_address_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> N
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(UserError, match="the port is open, but no Ray head speaks there"):
             joining.require_answer(address, "x")
+    for odd in ("ray..head:6379", f"{'h' * 70}:6379", "host:\u00b2"):
+        with pytest.raises(UserError, match="x: no Ray cluster answers there"):
+            joining.require_answer(odd, "x")
     with pytest.raises(UserError, match="only HOST:PORT of a cluster can be joined"):
         joining.require_answer("http://127.0.0.1:8265", "x")
 

@@ -26,7 +26,7 @@ from pipeline.config import (
     to_plain,
 )
 from pipeline.errors import UserError
-from pipeline.runfolder import freeze, frozen_hash
+from pipeline.runfolder import freeze, frozen, frozen_hash
 
 DOCS = Path(__file__).parents[1] / "docs" / "configuration.md"
 TINY_HASH = "90d2f124a83ccb63f3abd5fbc942c57d3a0ca86506c7065fa0664f1cce60510a"
@@ -267,6 +267,33 @@ def test_frozen_keys_are_frozen_and_free_ones_free(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=override.partition("=")[0]):
             freeze(str(tmp_path), load_train_config("tiny", [override]))
     assert frozen_hash(config) == frozen_hash(load_train_config("tiny", ["cache.max_gb=1"]))
+
+
+def test_of_two_first_starts_at_once_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other command writes its configuration after this one has looked for one."""
+    real, other = frozen.has_begun, load_train_config("tiny", ["train.seed=1"])
+
+    def look(url: str, config: TrainConfig) -> bool:
+        begun = real(url, config)
+        if config is not other and not begun:
+            monkeypatch.setattr(frozen, "has_begun", real)
+            freeze(url, other)
+        return begun
+
+    monkeypatch.setattr(frozen, "has_begun", look)
+    with pytest.raises(UserError, match=r"train\.seed: 1 -> 0"):
+        freeze(str(tmp_path), load_train_config("tiny"))
+    freeze(str(tmp_path), other)
+
+
+@pytest.mark.parametrize("key", ["checkpoint.every", "tracking.log_every", "debug.stop_at"])
+def test_numbers_that_a_run_could_not_keep_are_refused(key: str) -> None:
+    with pytest.raises(UserError, match=f"{key} must be from"):
+        load_train_config("tiny", [f"{key}=100000000000000000000"])
+    with pytest.raises(UserError, match=r"cache\.max_gb must be positive and at most"):
+        load_train_config("tiny", ["cache.max_gb=1e300"])
 
 
 def test_folder_with_something_else_is_no_run(tmp_path: Path) -> None:

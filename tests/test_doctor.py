@@ -18,10 +18,12 @@ from era import cost, named_config
 from pipeline import storage
 from pipeline.doctor import diagnose
 from pipeline.doctor.cluster import check_cluster, gpu_of_a_node
+from pipeline.doctor.dashboard import check_dashboard
 from pipeline.doctor.finding import Finding
 from pipeline.doctor.machine import _unusable, wandb
 from pipeline.doctor.run import guarded
 from pipeline.doctor.store import check_bucket, check_data
+from pipeline.errors import UserError
 
 DEAD = "127.0.0.1:9"  # a port without a listener
 
@@ -155,6 +157,14 @@ def test_a_driver_that_torch_cannot_use(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("place", ["bucket", "data"])
+def test_no_credential_is_sent_to_a_dashboard(place: str) -> None:
+    urls = {"bucket": "", "data": "", place: "s3://key:hidden-word@bucket/x"}
+    with pytest.raises(UserError, match="with credentials") as refused:
+        list(check_dashboard("http://127.0.0.1:9", urls["bucket"], urls["data"], 0))
+    assert "hidden-word" not in str(refused.value)
+
+
 def test_through_a_dashboard(ray_cluster: str, s3_server: S3Server, tiny_data: Path) -> None:
     """From outside the cluster, a job runs the checks there."""
     from ray.dashboard.utils import ray_address_to_api_server_url

@@ -26,7 +26,7 @@ from PIL import ImageCms, ImageOps, TiffImagePlugin
 from era import ErA, named_config
 from pipeline import freed_memory
 from pipeline.errors import UserError
-from pipeline.images import codecs, decode_any, ifd
+from pipeline.images import codecs, decode_any, encode_png, ifd
 from pipeline.images.colour import encode_srgb, tone_of
 from pipeline.images.png import chunk, profile_chunk, with_chunks
 from pipeline.images.raster import Size
@@ -928,6 +928,48 @@ def test_a_process_takes_no_more_memory_than_was_promised(tmp_path: Path) -> Non
     )
     # The program, the network's two thirds, and little for a small photograph.
     assert int(done.stdout.split()[-1]) * 1024 < (0.65 + 0.5 * 2 / 3 + 0.01) * 1e9
+
+
+def test_markers_without_a_length_hide_no_size() -> None:
+    """libjpeg passes over them; what a length would be there leads past the true header."""
+    plain = coded("JPEG")
+    for marker in (b"\xff\x01", b"\xff\xd0", b"\xff\xd7"):
+        data = plain[:2] + marker + plain[2:]
+        assert codecs.size(data, "a.jpg") == codecs.size(plain, "a.jpg")
+        assert np.array_equal(codecs.decode(data, "a.jpg").pixels, picture_of(plain))
+    for marker in (b"\xff\x00", b"\xff\xd8", b"\xff\xd9"):
+        with pytest.raises(UserError, match="no picture follows"):
+            codecs.size(plain[:2] + marker + plain[2:], "a.jpg")
+
+
+def picture_of(data: bytes) -> np.ndarray:
+    return codecs.decode(data, "a.jpg").pixels
+
+
+def test_tiles_that_unpack_to_gigabytes_are_refused() -> None:
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.zeros((16, 16, 3), np.uint8), tile=(4096, 4096), compression="zlib")
+    with pytest.raises(UserError, match="tiles are larger than its picture"):
+        codecs.size(stream.getvalue(), "a.tif")
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, picture(), tile=(256, 256), compression="zlib")
+    assert codecs.size(stream.getvalue(), "a.tif").height == len(picture())
+
+
+def test_a_tile_with_a_larger_picture_is_refused() -> None:
+    stream = io.BytesIO()
+    large = np.zeros((512, 512, 3), np.uint8)
+    tifffile.imwrite(stream, large, tile=(512, 512), compression="jpeg", photometric="rgb")
+    with tifffile.TiffFile(stream) as file:
+        for name in ("ImageWidth", "ImageLength", "TileWidth", "TileLength"):
+            file.pages[0].tags[name].overwrite(16)
+    with pytest.raises(UserError, match="a tile holds a larger picture"):
+        codecs.size(stream.getvalue(), "a.tif")
+
+
+def test_pictures_too_wide_for_a_png_are_one_line() -> None:
+    with pytest.raises(UserError, match="cannot be written as PNG"):
+        encode_png(np.zeros((1, 1_000_001), np.uint8))
 
 
 def test_a_bomb_is_refused_by_its_header() -> None:

@@ -226,6 +226,26 @@ def test_contradictions_are_refused_with_the_reason(
         job(overlay, *overrides, **options)
 
 
+def test_memory_of_the_verbs_own_is_not_a_pods() -> None:
+    with pytest.raises(UserError, match=r"--memory 8: of a worker's pod, .* goes behind --"):
+        job("base", memory="8")
+
+
+def test_what_jobs_need_of_a_namespace_can_be_applied_alone() -> None:
+    made = subprocess.run(
+        [BIN / "kubectl", "kustomize", ROOT / "k8s" / "namespace"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    objects = list(yaml.safe_load_all(made))
+    kinds = sorted(one["kind"] for one in objects)
+    assert kinds == ["Namespace", "NetworkPolicy", "ServiceAccount", "ServiceAccount"]
+    accounts = {one["metadata"]["name"] for one in objects if one["kind"] == "ServiceAccount"}
+    for overlay in OVERLAYS:
+        assert {pod["serviceAccountName"] for pod in pods(job(overlay))} <= accounts
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_job_may_be_suspended(overlay: str) -> None:
     settings = job(overlay)["spec"]
@@ -407,6 +427,18 @@ def test_a_queued_or_suspended_rayjob_is_waited_for(
     with caplog.at_level("INFO", "era"):
         assert run(wanted)[0].exit_code == 0
     assert ("continues after `kubectl -n era patch rayjob" in caplog.text) is (overlay == "base")
+
+
+def test_a_rayjob_that_no_operator_takes_up_is_given_up(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watch, "UNSEEN_SECONDS", 0.5)
+    with caplog.at_level("INFO", "era"):
+        outcome = submit_to_kubernetes(job("base"), print, poll=0.2, patience=3)
+    assert (outcome.state, outcome.exit_code) == ("LOST", 1)
+    assert "kubectl -n era delete rayjob era-tiny" in outcome.message
+    assert "does it watch namespace era?" in caplog.text
+    assert "RayJob era-tiny: new" in caplog.text
 
 
 def test_a_head_whose_node_is_gone_is_given_up(

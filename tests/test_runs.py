@@ -17,12 +17,14 @@ from faulty_proxy import faulty_proxy
 
 from era import ErA, named_config
 from pipeline import storage
-from pipeline.checkpoint import CheckpointStore, load_model
+from pipeline.checkpoint import CheckpointStore, load_model, open_checkpoint
 from pipeline.config import load_train_config
+from pipeline.data.manifest import load_manifest
 from pipeline.errors import StorageDown, UserError
 from pipeline.restore import restore
 from pipeline.runfolder import freeze, frozen_hash, outcome
 from pipeline.runs import best_run, compare_runs, list_runs, pull, show_run
+from pipeline.runs.card import model_card
 
 SMALL = (
     "model.overrides={stages: 1, kernels: 2, kernel_size: 5, radius_max: 2.0,"
@@ -113,6 +115,26 @@ def test_pulled_bundle_restores_a_photograph(root: str, tmp_path: Path) -> None:
     assert load_model(str(bundle)).meta["step"] == 20
     cv2.imwrite(str(tmp_path / "a.png"), np.full((20, 24, 3), 90, np.uint8))
     assert restore([str(tmp_path / "a.png")], str(tmp_path / "out"), str(bundle))["restored"] == 1
+
+
+def test_a_card_describes_the_runs_own_data_alone(tiny_data: Path, tmp_path: Path) -> None:
+    """Whatever lies where a stranger's configuration says."""
+    url = str(tiny_data / "train")
+    digest = load_manifest(url)[1]
+    model = ErA(named_config("tiny", **load_train_config("tiny", [SMALL]).model.overrides))
+    store = CheckpointStore(str(tmp_path))
+    config = {"data": {"train": url, "val": "/etc/`x\n# Heading"}}
+    for step, known in enumerate(("f" * 64, digest), start=1):
+        meta = {"step": step, "model": model.config.to_dict(), "data_manifest_sha256": known}
+        state = model.state_dict()
+        store.save(step=step, model=state, training={}, meta=meta, files={}, metrics={})
+    store.wait()
+    cards = [model_card(open_checkpoint(store.url_of(step)), config, "a") for step in (1, 2)]
+    assert f"`{url}` (other data were there" in cards[0]
+    assert "dpdd" not in cards[0]
+    assert "dpdd, split train: " in cards[1]
+    assert "- val: `/etc/'x # Heading`" in cards[1]
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in cards[1]
 
 
 def test_an_interrupted_pull_is_completed_by_the_same_command(

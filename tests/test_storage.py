@@ -349,6 +349,12 @@ def test_environment_is_read_each_time(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", os.environ["AWS_ACCESS_KEY_ID"])
 
 
+def test_a_file_that_leads_nowhere_is_not_listed(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    (tmp_path / "b").symlink_to("gone")  # like one that is removed while the folder is read
+    assert [entry.relative for entry in storage.find(str(tmp_path))] == ["a"]
+
+
 # What looks like a file or a URL, and is not
 
 

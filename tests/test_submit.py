@@ -26,7 +26,7 @@ from pipeline.errors import UserError
 from pipeline.submit import RayOptions, submit_to_ray, training_command, urls_command
 from pipeline.submit.command import refuse_places
 from pipeline.submit.follow import exit_code
-from pipeline.submit.jobs import connect
+from pipeline.submit.jobs import _running, connect
 from pipeline.submit.package import pack
 from pipeline.tune.config import load_sweep
 
@@ -107,6 +107,27 @@ def test_a_sweep_file_travels_whole(tmp_path: Path) -> None:
     sent = load_sweep(command[3], [])
     assert sent.training() == wanted.training()
     assert (sent.space, sent.trials) == (wanted.space, 3)
+
+
+def test_a_sweep_from_a_file_restarts_what_failed(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(
+        "config: tiny\noverrides: [run.root=s3://b/r, data.train=s3://b/t, data.val=s3://b/v, "
+        "train.validate_every=4]\ntrials: 3\n"
+        "space: {train.learning_rate: {choice: [1.0e-3, 2.0e-3]}}\n"
+    )
+    whole = ("tune", "--config", str(tmp_path / "sweep.yaml"))
+    assert "--resume-failed" not in train_arguments(*whole)
+    assert train_arguments(*whole, "--resume-failed")[-1] == "--resume-failed"
+
+
+def test_a_list_of_jobs_that_cannot_be_read_is_one_line() -> None:
+    class Failing:
+        def list_jobs(self) -> list[Any]:
+            raise RuntimeError("Request failed with status code 500: Internal\nTraceback")
+
+    command = urls_command("preprocess", ["--x"], {"source": "s3://b/r", "dest": "s3://b/d"}, False)
+    with pytest.raises(UserError, match=r"http://h: its jobs cannot be listed \(Request failed"):
+        _running(Failing(), "http://h", command, "era preprocess --x")
 
 
 def train_arguments(verb: str, *arguments: str) -> list[str]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
@@ -29,7 +30,7 @@ from pipeline.errors import UserError
 from pipeline.report.parallel import parallel, scale
 from pipeline.runfolder import RunFolder
 from pipeline.runs import list_runs
-from pipeline.runs.search import find_runs
+from pipeline.runs.search import Run, find_runs
 from pipeline.tracking.mirror import run_id
 from pipeline.tracking.segments import history, offline_runs, records
 from pipeline.train import train
@@ -38,9 +39,10 @@ from pipeline.tune.begin import begin
 from pipeline.tune.config import SweepConfig, load_sweep
 from pipeline.tune.ledger import Ledger
 from pipeline.tune.owner import Owner
-from pipeline.tune.page import _cost
+from pipeline.tune.page import _cost, _curve
 from pipeline.tune.plan import Plan, Planner
 from pipeline.tune.record import TrialRecord, read_record, record_name, write_record
+from pipeline.tune.run import _fit
 from pipeline.tune.search import importance
 from pipeline.tune.space import grid, random_points, value_at
 from pipeline.tune.trial import trial_config, trial_count
@@ -261,6 +263,81 @@ def test_failures_survive_a_restart(tmp_path: Path) -> None:
     assert trial.max_failures == 1
     assert begun(again.url, again.sweep, retry_failed=True).unfinished() == [0, 1, 2]
     assert ledger_of(tmp_path).failed() == {}
+
+
+def test_a_trial_that_comes_further_has_its_retries_again(tmp_path: Path) -> None:
+    from pipeline.tune.reporter import Reporter
+
+    ledger = ledger_of(tmp_path, retries=1)
+    ledger.fail(0, 1, False, "killed")  # by an earlier command
+    reporter, trial = Reporter(ledger), a_trial(0)
+    decisions_of(ledger).on_trial_add(None, trial)
+    assert trial.max_failures == 0
+    reporter.on_trial_start(0, [], trial)
+    reporter.on_trial_result(0, [], trial, {"step": 4, "val/psnr": 20.0})
+    assert (trial.max_failures, ledger.records[0].failures) == (1, 0)
+    trial.run_metadata.num_failures = 1
+    reporter.on_trial_recover(0, [], trial)
+    assert ledger.records[0].failures == 1
+    reporter.on_trial_result(0, [], trial, {"step": 4, "val/psnr": 20.0})  # no further
+    assert (trial.max_failures, ledger.records[0].failures) == (1, 1)
+    reporter.on_trial_result(0, [], trial, {"step": 8, "val/psnr": 21.0})
+    assert (trial.max_failures, ledger.records[0].failures) == (2, 0)
+    trial.run_metadata.num_failures = 2
+    reporter.on_trial_error(0, [], trial)
+    assert begun(ledger.url, ledger.sweep).records[0].failures == 1
+
+
+def test_what_a_handler_raises_outlives_tune(tmp_path: Path) -> None:
+    from ray.tune import TuneError
+
+    ledger = ledger_of(tmp_path, scheduler="asha", reduction=2)
+    decisions = decisions_of(ledger)
+    Owner(ledger.url, 3)  # another command has taken the sweep over
+
+    class Tuner:
+        def fit(self) -> None:
+            try:
+                decisions.on_trial_result(None, a_trial(0), {"step": 4, "val/psnr": 20.0})
+            except UserError:  # as Tune's controller does
+                raise TuneError(traceback.format_exc()) from None
+
+    with pytest.raises(UserError, match="has taken it over since"):
+        _fit(Tuner(), ledger)
+    ledger.error = None
+
+    class Broken:
+        def fit(self) -> None:
+            raise TuneError("of its own")
+
+    with pytest.raises(TuneError, match="of its own"):
+        _fit(Broken(), ledger)
+
+
+@pytest.mark.parametrize("place", ["configuration", "space"])
+def test_no_credential_reaches_a_sweeps_folder(place: str, tiny_data: Path, tmp_path: Path) -> None:
+    url = "s3://key:hidden-word@bucket/train"
+    changes = {"space": {"data.train": {"choice": [url]}}, "search": "random"}
+    path = sweep_file(
+        tmp_path, str(tiny_data), str(tmp_path), **(changes if place == "space" else {})
+    )
+    with pytest.raises(UserError, match="with credentials") as refused:
+        tune(path, [f"data.train={url}"] if place == "configuration" else [])
+    assert "hidden-word" not in str(refused.value)
+    assert not (tmp_path / "sweep" / "sweep.yaml").exists()
+
+
+def test_a_sweep_without_its_data_does_not_begin(tiny_data: Path, tmp_path: Path) -> None:
+    path = sweep_file(tmp_path, str(tiny_data), str(tmp_path))
+    with pytest.raises(UserError, match=r"no manifest\.json there"):
+        tune(path, ["data.val=/nowhere"])
+    assert not (tmp_path / "sweep" / "sweep.yaml").exists()
+
+
+def test_lines_without_a_step_are_no_points_of_a_curve(tmp_path: Path) -> None:
+    rows = [{"val/psnr": 1.0}, {"step": 4, "val/psnr": 2.0}, {"step": 8, "val/psnr": "x"}]
+    storage.write_text(f"{tmp_path}/metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+    assert _curve(Run(str(tmp_path)), "val/psnr") == [(4, 2.0)]
 
 
 def test_the_newest_command_owns_a_sweep(tmp_path: Path) -> None:

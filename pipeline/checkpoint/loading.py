@@ -14,6 +14,8 @@ from pipeline.runfolder import BEST_BY, Checkpoint, RunFolder, open_checkpoint
 from pipeline.runfolder.names import COMMIT, MODEL
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from era import ErA, ErAConfig
 
 log = logging.getLogger("era")
@@ -92,6 +94,7 @@ def _load(checkpoint: Checkpoint) -> LoadedModel:
     state = checkpoint.load_model_state()
     try:
         config = ErAConfig.from_dict(checkpoint.meta["model"])
+        _require_fitting(config, state)
         model = ErA(config)
         model.load_state_dict(state)
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
@@ -103,6 +106,34 @@ def _load(checkpoint: Checkpoint) -> LoadedModel:
     # Convolutions take a third less time on a CPU when a pixel's channels are adjacent in memory.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return LoadedModel(model.eval(), config, checkpoint.meta, checkpoint.url)
+
+
+def _require_fitting(config: ErAConfig, state: dict[str, Tensor]) -> None:
+    """Compare names and shapes before memory is taken: a stranger's configuration could ask for
+    terabytes.
+
+    Raises:
+        ValueError: naming the first tensor that differs.
+    """
+    import torch
+
+    from era import ErA
+
+    blocks = config.prior_blocks if config.prior == "resunet" else 1
+    least = blocks * len(config.prior_channels)
+    if config.error_term and config.stages > 1:
+        least += config.error_blocks * len(config.error_channels)
+    if least * (1 if config.share_priors else config.stages) > len(state):
+        raise ValueError(f"{len(state)} tensors are too few for its stages")
+    with torch.device("meta"):
+        wanted = {name: tensor.shape for name, tensor in ErA(config).state_dict().items()}
+    for name in sorted(wanted.keys() | state.keys()):
+        if name not in wanted or name not in state:
+            raise ValueError(f"{name} is {'unknown' if name in state else 'missing'}")
+        if wanted[name] != state[name].shape:
+            raise ValueError(
+                f"{name} has the shape {tuple(state[name].shape)}, not {tuple(wanted[name])}"
+            )
 
 
 def shipped_models() -> list[str]:

@@ -133,7 +133,10 @@ def _check_place(address: str, kubernetes: bool, dry_run: bool, given: list[str]
     if bool(address) == kubernetes:
         raise UserError("give one of --address http://... (a Ray cluster) and --kubernetes")
     if address and (dry_run or given):
-        raise UserError(f"{', '.join(given) or '--dry-run'}: goes with --kubernetes only")
+        raise UserError(
+            f"{', '.join(given) or '--dry-run'}: goes with --kubernetes only (options of the "
+            "verb's own that have such a name go behind --)"
+        )
 
 
 def _command(verb: str, arguments: list[str], values: dict[str, Any], shared: bool) -> Command:
@@ -154,6 +157,7 @@ def _command(verb: str, arguments: list[str], values: dict[str, Any], shared: bo
         if _is_file(values["config"]) or _is_file(sweep.config):
             sent = replace(sweep, config=inline_config(sweep.training()), overrides=[])
             arguments = ["--config", json.dumps(asdict(sent))]
+            arguments += ["--resume-failed"] if values.get("resume_failed") else []
         at_once = min(sweep.concurrent or sweep.trials, sweep.trials)
         return training_command(verb, arguments, sweep.training(), at_once, shared)
     return urls_command(verb, arguments, values, shared)

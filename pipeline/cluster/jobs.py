@@ -16,6 +16,10 @@ CONNECT_SECONDS, ANSWER_SECONDS = 10, 60  # of one request
 TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 
 
+class TokenRefused(RuntimeError):
+    """A job server wants a token, or another one; Ray's own error is no RuntimeError."""
+
+
 def job_client(address: str) -> Any:
     """Connect to a job server; the result is Ray's `JobSubmissionClient` with `ray_version`.
 
@@ -39,7 +43,10 @@ def job_client(address: str) -> Any:
 
         def _do_request(self, method: str, endpoint: str, **rest: Any) -> Any:
             rest.setdefault("timeout", (CONNECT_SECONDS, ANSWER_SECONDS))
-            return super()._do_request(method, endpoint, **rest)
+            try:
+                return super()._do_request(method, endpoint, **rest)
+            except AuthenticationError:
+                raise TokenRefused("the cluster refuses the token") from None
 
         @property
         def ray_version(self) -> str:
@@ -49,7 +56,7 @@ def job_client(address: str) -> Any:
     try:
         with no_address():
             return Client(address)
-    except AuthenticationError:
+    except TokenRefused:
         wrong = "wants another token" if _has_token() else "requires a token"
         raise UserError(
             f"{address}: the cluster {wrong}; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file "

@@ -80,8 +80,8 @@ def require_answer(address: str, name: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
         if os.environ.get("RAY_USE_TLS", "0") in ("", "0"):
             _require_grpc(address)
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
+    except (OSError, ValueError) as error:  # ValueError: of a name or number that is none
+        reason = getattr(error, "strerror", "") or str(error) or type(error).__name__
         raise UserError(f"{name}: no Ray cluster answers there ({reason}); {CURE}") from None
 
 

@@ -100,7 +100,7 @@ class ScalingSection:
 class LoaderSection:
     """How samples are loaded. Does not change which samples are used."""
 
-    workers: int = 0  # loader processes per training process; 0: a background thread
+    workers: int = 0  # further loader threads per training process; 0: one in the background
     prefetch: int = 4  # batches prepared in advance
 
 

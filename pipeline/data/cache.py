@@ -105,7 +105,7 @@ class ShardCache:
 
     def touch(self, path: Path) -> None:
         """Mark a copy as in use: set the time of its last access, and keep that of its change."""
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # evicted, another user's, or on a volume that is only read
             os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
     def _sound_copy(self, shard: Shard) -> Image | None:

@@ -158,7 +158,8 @@ class Order:
             total = sharpness[b][d] - sharpness[a][d] - sharpness[b][c] + sharpness[a][c]
             means.append(total / ((b - a) * (d - c)))
         threshold = sorted(means)[int(self.plan.min_sharpness_quantile * len(means))]
-        return next(p for p, mean in zip(places, means, strict=True) if mean >= threshold)
+        sharp = (p for p, mean in zip(places, means, strict=True) if mean >= threshold)
+        return next(sharp, places[0])  # a map may hold what has no mean
 
     def _shard_order(self, epoch: int) -> np.ndarray[Any, Any]:
         shards = np.arange(len(self.shard_counts), dtype=np.uint64)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline import storage
 from pipeline.border import BadInput, parse_json, validated
 from pipeline.cluster import job_client, wait_for
 from pipeline.doctor.finding import FAILURE, Finding, judged
@@ -26,10 +27,12 @@ def check_dashboard(address: str, bucket: str, data: str, workers: int) -> Itera
     """Reach the job server, compare versions, and run `era doctor` there.
 
     Raises:
-        UserError: if it does not answer, or refuses the token.
+        UserError: if it does not answer, or refuses the token; for a URL with credentials.
     """
     import ray
 
+    for url in filter(None, (bucket, data)):
+        storage.check_url(url)  # a job's command can be read by everybody there
     client = job_client(address)
     there, here = client.ray_version, ray.__version__
     text = f"{address} answers, Ray {there} there and {here} here"

@@ -21,7 +21,8 @@ from pipeline.images.raster import Raster, Size
 QUALITY = 95
 ADOBE_RGB = 563 / 256
 APP0, APP1, APP2, APP14, APP15, COMMENT = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
-START_OF_SCAN, END = 0xDA, 0xD9
+START_OF_SCAN, START, END = 0xDA, 0xD8, 0xD9
+LONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length, which libjpeg passes over
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 PROGRESSIVE, LOSSLESS = {0xC2, 0xCA}, {0xC3, 0xCB}
 ICC, EXIF = b"ICC_PROFILE\0", b"Exif\0\0"
@@ -140,6 +141,11 @@ def _segments(data: bytes, name: str) -> tuple[list[tuple[int, bytes]], int]:
             continue
         if marker == START_OF_SCAN:
             return found, place
+        if marker in LONE:
+            place += 2
+            continue
+        if marker in (0, START, END):
+            break
         (size,) = struct.unpack_from(">H", data, place + 2)
         found.append((marker, data[place + 4 : place + 2 + size]))
         place += 2 + size

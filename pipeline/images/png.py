@@ -87,9 +87,13 @@ def encode_plain(pixels: Image) -> bytes:
         return bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels), level=3))
     orders = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
     bgr = cv2.cvtColor(pixels, orders[pixels.shape[2]]) if pixels.ndim == 3 else pixels
-    done, data = cv2.imencode(".png", bgr)
+    try:
+        done, data = cv2.imencode(".png", bgr)
+    except cv2.error:
+        done = False
     if not done:
-        raise ValueError(f"cannot encode an image of shape {pixels.shape}, {pixels.dtype}")
+        shape = "x".join(map(str, pixels.shape))
+        raise UserError(f"an image of {shape} values of {pixels.dtype} cannot be written as PNG")
     return bytes(data)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.arrays import Image
 from pipeline.errors import UserError
-from pipeline.images import ifd
+from pipeline.images import ifd, jpeg
 from pipeline.images.raster import Raster, Size, full_scale
 
 # Tags of how pixels are stored: the new file's count, and the old one's are left out.
@@ -31,6 +31,7 @@ COMPRESSIONS |= {34925: "lzma", 50000: "zstd"}
 PREDICTOR, PHOTOMETRIC, SUB_IFDS = 317, 262, 330
 LUMA, LUMA_TOLERANCE = (0.299, 0.587, 0.114), 0.05
 FULL_RANGE = np.array([[0, 128, 128], [255, 255, 255]], np.float32)  # of Y, Cb, Cr
+LARGEST_TILE = 1 << 22  # pixels; larger ones are refused where the picture is smaller than half
 LEAST_RANGE = 64  # of ReferenceBlackWhite; less is damaged
 
 
@@ -40,6 +41,7 @@ def size(data: bytes, name: str) -> Size:
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = _photograph(list(file.pages))
+        _require_bounded_parts(page, data, name)
         deep = 2 if np.max(page.bitspersample) > 8 else 1
         return Size(page.imagelength, page.imagewidth, page.samplesperpixel, deep)
 
@@ -191,6 +193,19 @@ def _pixels(page: Any, name: str) -> tuple[Image, list[str]]:
             pixels = _rgb_of_ycbcr(pixels, page, name)
         notes.append("its colours are YCbCr; it is written as RGB")
     return pixels, notes
+
+
+def _require_bounded_parts(page: Any, data: bytes, name: str) -> None:
+    """A strip or tile is unpacked as a whole, however little of it the picture shows."""
+    area, tile = page.imagelength * page.imagewidth, page.tilelength * page.tilewidth
+    if page.imagedepth != 1 or tile * max(1, page.tiledepth) > max(LARGEST_TILE, 2 * area):
+        raise UserError(f"{name}: its tiles are larger than its picture, or it is a volume")
+    if int(page.compression) != JPEG:
+        return
+    for place, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+        inner = jpeg.size(data[place : place + count], name) if count else None
+        if inner and inner.height * inner.width > 2 * max(area, tile):
+            raise UserError(f"{name}: damaged: a tile holds a larger picture than the file says")
 
 
 def _require_all_parts(page: Any, name: str) -> None:

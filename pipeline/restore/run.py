@@ -175,6 +175,8 @@ def _check_one(job: RestoreJob) -> _Done:
 
 
 def _restore_one(job: RestoreJob) -> _Done:
+    import cv2
+
     if job.memory_gb >= KEEPS_FROM_GB:
         freed_memory.keep()
     else:
@@ -188,8 +190,8 @@ def _restore_one(job: RestoreJob) -> _Done:
             storage.write_bytes(beside_url(job.output, ending), encode_png(image))
     except (UserError, MemoryError) as error:
         return _Done(problem=_problem(job, error))
-    except RuntimeError as error:  # how torch says that there is no memory
-        if "allocate" not in str(error):
+    except (RuntimeError, cv2.error) as error:  # how torch and OpenCV say that there is no memory
+        if "allocate" not in str(error) and "Insufficient memory" not in str(error):
             raise
         return _Done(problem=_problem(job, MemoryError()))
     return _Done(warnings=[warning] if warning else [])

@@ -62,7 +62,12 @@ def read_commit(url: str) -> Commit:
     place = storage.join(url, COMMIT)
     if not storage.exists(place):
         raise DamagedError(f"{url}: not a checkpoint, or an unfinished one (it has no COMMIT)")
-    return _checked(place, read_object(place))
+    try:
+        return _checked(place, read_object(place))
+    except UserError:
+        if storage.exists(place):
+            raise
+        raise DamagedError(f"{url}: has just been removed") from None
 
 
 def read_object(url: str) -> dict[str, Any]:

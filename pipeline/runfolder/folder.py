@@ -229,7 +229,15 @@ def _read_commit(url: str, step: int) -> Commit:
 def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
     """Bytes of those of its files that are there."""
     urls = {name: storage.join(checkpoint.url, name) for name in checkpoint.files}
-    return {name: storage.size(url) for name, url in urls.items() if storage.exists(url)}
+    found = {}
+    for name, url in urls.items():
+        try:
+            if storage.exists(url):
+                found[name] = storage.size(url)
+        except UserError:
+            if storage.exists(url):
+                raise
+    return found
 
 
 def run_of_checkpoint(url: str) -> str:

@@ -40,7 +40,8 @@ def freeze(run_url: str, config: TrainConfig) -> None:
     """
     if not has_begun(run_url, config):
         text = yaml.safe_dump(to_plain(config), sort_keys=False)
-        storage.write_text(storage.join(run_url, CONFIG), text)
+        storage.create(storage.join(run_url, CONFIG), text.encode())
+        has_begun(run_url, config)  # another command may have begun it just now
 
 
 def has_begun(run_url: str, config: TrainConfig) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from era import ErAConfig
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.manifest import load_manifest
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 
 PROTOCOL = (
     "Means over the images of the validation split, whole images, protocol `standard`: RGB in "
@@ -32,7 +32,7 @@ def model_card(checkpoint: Checkpoint, config: dict[str, Any], name: str) -> str
         ) from None
     parts = [
         _head(name),
-        _section("Model", _model(model, config)),
+        _section("Model", _model(checkpoint, model, config)),
         _section("Training data", _data(checkpoint, config)),
         _section("Training", _training(checkpoint, config)),
         _section("Scores", _scores(checkpoint)),
@@ -55,11 +55,9 @@ def _section(title: str, lines: list[str]) -> str:
     return f"## {title}\n\n" + "\n".join(lines) + "\n"
 
 
-def _model(model: ErAConfig, config: dict[str, Any]) -> list[str]:
-    from era import ErA, parameter_count  # these import torch
-
+def _model(checkpoint: Checkpoint, model: ErAConfig, config: dict[str, Any]) -> list[str]:
     size = _table(config, "model").get("size", "unknown")
-    count = parameter_count(ErA(model))
+    count = sum(tensor.numel() for tensor in checkpoint.load_model_state().values())
     return [
         f"- size `{size}`, {count:,} parameters: {model.stages} stages, {model.kernels} kernels of "
         f"{model.kernel_size} x {model.kernel_size} pixels, radius to {model.radius_max:g} pixels",
@@ -68,24 +66,33 @@ def _model(model: ErAConfig, config: dict[str, Any]) -> list[str]:
 
 
 def _data(checkpoint: Checkpoint, config: dict[str, Any]) -> list[str]:
-    lines = []
     known = checkpoint.meta.get("data_manifest_sha256", "unknown")
-    for use in ("train", "val"):
-        url = _table(config, "data").get(use, "")
-        if url and isinstance(url, str):
-            lines.append(f"- {use}: {_described(url)}")
-    return [*lines, f"- sha256 of the training split's manifest: `{known}`"]
+    data = _table(config, "data")
+    train, val = (url if isinstance(url := data.get(use), str) else "" for use in ("train", "val"))
+    return [
+        *([f"- train: {_described(train, known)}"] if train else []),
+        *([f"- val: `{_quoted(val)}`"] if val else []),
+        f"- sha256 of the training split's manifest: `{known}`",
+    ]
 
 
-def _described(url: str) -> str:
+def _quoted(url: str) -> str:
+    """For a line of Markdown, whatever a stranger's configuration holds."""
+    return one_line(url).replace("`", "'")
+
+
+def _described(url: str, digest: object) -> str:
+    """What the manifest there says, if it is the one that the run learned from."""
     try:
-        manifest, _ = load_manifest(url)
+        manifest, found = load_manifest(url)
     except UserError:
-        return f"`{url}` (out of reach when this card was written)"
+        return f"`{_quoted(url)}` (out of reach when this card was written)"
+    if found != digest:
+        return f"`{_quoted(url)}` (other data were there when this card was written)"
     truth = "with true blur radii" if manifest.radius else "without blur radii"
     return (
         f"{manifest.dataset}, split {manifest.split}: {manifest.samples} images, "
-        f"{manifest.bit_depth} bits, {truth} (`{url}`)"
+        f"{manifest.bit_depth} bits, {truth} (`{_quoted(url)}`)"
     )
 
 

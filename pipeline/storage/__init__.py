@@ -42,6 +42,7 @@ __all__ = [
     "Version",
     "absolute",
     "begin_download",
+    "check_url",
     "check_writable",
     "checked_before_retries",
     "create",

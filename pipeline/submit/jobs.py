@@ -66,7 +66,7 @@ def submit_to_ray(command: Command, options: RayOptions, write: Callable[[str], 
     variables = _values_of(options.env)
     client = connect(options.address)
     entrypoint = command.entrypoint(options.as_json)
-    found = _running(client, command, entrypoint)
+    found = _running(client, options.address, command, entrypoint)
     job = found or _send(client, command, options, entrypoint, variables)
     try:  # from here on, an interruption says what happens to the job
         if found:
@@ -133,9 +133,14 @@ def _send(
     raise AssertionError("unreachable")
 
 
-def _running(client: Any, command: Command, entrypoint: str) -> str:
+def _running(client: Any, address: str, command: Command, entrypoint: str) -> str:
     """The running job with the same target; empty if there is none."""
-    for job in client.list_jobs():
+    try:
+        jobs = client.list_jobs()
+    except (RuntimeError, OSError) as error:
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise UserError(f"{address}: its jobs cannot be listed ({reason}); try again") from None
+    for job in jobs:
         if job.status.is_terminal() or (job.metadata or {}).get(TARGET) != _key(command):
             continue
         if same_work(job.entrypoint, entrypoint):

@@ -67,6 +67,11 @@ def render(command: Command, options: KubernetesOptions) -> dict[str, Any]:
     for option, amount in (("--cpu", options.cpu), ("--memory", options.memory)):
         if amount and not AMOUNT.fullmatch(amount):
             raise UserError(f"{option} {amount}: expected an amount such as 8, 500m or 48Gi")
+    if options.memory and not options.memory.endswith(("G", "Gi", "M", "Mi", "T", "Ti")):
+        raise UserError(
+            f"--memory {options.memory}: of a worker's pod, with a unit, such as 48Gi; an "
+            f"option of the verb's own goes behind --: era submit {command.verb} ... -- --memory GB"
+        )
     if options.image and not IMAGE.fullmatch(options.image):
         raise UserError("--image: expected an image such as registry/era:TAG, without credentials")
     try:

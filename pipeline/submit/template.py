@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -57,7 +58,8 @@ def _is_own(overlay: str) -> bool:
         return True
     raise UserError(
         f"--overlay {overlay}: expected one of {', '.join(overlays())}, or a folder with a "
-        f"kustomization.yaml, whose resources may name {_folder() / 'overlays'}"
+        f"kustomization.yaml, whose resources may name one of "
+        f"{os.path.relpath(_folder() / 'overlays', Path(overlay).resolve())}"
     )
 
 

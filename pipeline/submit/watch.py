@@ -23,6 +23,7 @@ OVER = ("Complete", "Failed")
 INVALID = "ValidationFailed"
 GONE = "its head does not answer"  # our reason for a head that was lost
 SILENT_SECONDS = 30.0  # without an answer of the head, after which it is said
+UNSEEN_SECONDS = 60.0  # without a state, after which it is said that no operator has taken it up
 GONE_SECONDS = 60.0  # without one, after which a head that Kubernetes deletes counts as lost
 QUEUE = "kueue.x-k8s.io/queue-name"
 
@@ -31,7 +32,8 @@ def follow_rayjob(
     job: RayJob, write: Callable[[str], None], poll: float, patience: float
 ) -> Outcome:
     """Pass on the job's log until it has ended, is gone, or counts as lost; return how."""
-    state, heard = "", time.monotonic()
+    state, heard = None, time.monotonic()
+    unseen = _Unseen(job, patience)
     troubles, tail = Troubles(job.kubectl, job.name), _Tail(job, write)
     while True:
         try:
@@ -51,6 +53,8 @@ def follow_rayjob(
             log.info("RayJob %s: %s", job.name, _described(job, found) or "new")
         if state == INVALID:
             return _invalid(job, status)
+        if not state and not found.metadata.labels.get(QUEUE) and (why := unseen.look()):
+            return Outcome(job.name, "LOST", 1, why, tail.kept)
         if state not in OVER:
             troubles.look(found)
         if state in ("Running", *OVER):
@@ -60,6 +64,27 @@ def follow_rayjob(
         if state in OVER:
             return _ended(job.name, status, tail.kept)
         time.sleep(poll)
+
+
+class _Unseen:
+    """How long no operator has taken a job up: it says so, again and again, and gives up."""
+
+    def __init__(self, job: RayJob, patience: float) -> None:
+        self.job, self.patience = job, patience
+        self.begun = self.said = time.monotonic()
+
+    def look(self) -> str:
+        """Returns why the job counts as lost, if it does."""
+        seconds = time.monotonic() - self.begun
+        cause = "is KubeRay's operator running, and does it watch namespace"
+        text = f"no operator has taken it up for {seconds:.0f} s; {cause} {self.job.namespace}?"
+        if seconds > self.patience:
+            delete = f"kubectl -n {self.job.namespace} delete rayjob {self.job.name}"
+            return f"{text} It may still start; `{delete}` prevents that"
+        if seconds > UNSEEN_SECONDS < time.monotonic() - self.said:
+            self.said = time.monotonic()
+            log.warning("RayJob %s: %s", self.job.name, text)
+        return ""
 
 
 class _Tail:

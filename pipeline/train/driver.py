@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -74,7 +74,7 @@ def prepared(config: TrainConfig) -> tuple[TrainConfig, str]:
     Raises:
         UserError: if there is no data to train on.
     """
-    _require_data(config)
+    require_data(config)
     revision = config.run.revision or git_revision()
     config = replace(config, run=replace(config.run, revision=revision))
     return config, storage.absolute(storage.join(config.run.root, config.run.name))
@@ -92,10 +92,16 @@ def git_revision(folder: Path = Path(__file__).parent) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _require_data(config: TrainConfig) -> None:
-    if not config.data.train:
+def require_data(config: TrainConfig, searched: Collection[str] = ()) -> None:
+    """Refuse data that are not there; `searched` are the keys that a sweep chooses.
+
+    Raises:
+        UserError: also for a URL with credentials.
+    """
+    if not config.data.train and "data.train" not in searched:
         raise UserError("data.train is empty: give the URL of a preprocessed split")
-    for url in filter(None, (config.data.train, config.data.val)):
+    urls = {"data.train": config.data.train, "data.val": config.data.val}
+    for url in (url for key, url in urls.items() if url and key not in searched):
         if not storage.exists(storage.join(url, "manifest.json")):
             raise UserError(f"{url}: no manifest.json there; make it with `era preprocess`")
 

@@ -91,4 +91,5 @@ class Lineage:
 def _flat(meta: dict[str, Any]) -> dict[str, Any]:
     names = {"threads": "scaling.threads", "machine": "machine", "git": "revision"}
     flat = {shown: meta.get(name) for name, shown in names.items()}
-    return {**flat, **(meta.get("versions") or {})}
+    versions = meta.get("versions")
+    return {**flat, **(versions if isinstance(versions, dict) else {})}

@@ -115,8 +115,17 @@ class TrainState:
         """Restore the state from a checkpoint's content.
 
         Raises:
-            UserError: if its network is not the one that this version builds.
+            UserError: if its network is not the one that this version builds, or a part is missing.
         """
+        try:
+            self._restore(weights, training)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                "the run's checkpoint holds no training state that this version knows "
+                f"({type(error).__name__}: {error}); choose another run.name"
+            ) from None
+
+    def _restore(self, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
         try:
             self.ema.load_state_dict(weights)
             self.model.load_state_dict(training["model"])

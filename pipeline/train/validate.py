@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +19,20 @@ from pipeline.metrics import psnr, ssim
 
 
 def validate(
-    model: ErA, split: Split, rank: int, world_size: int, device: str, images: int
+    model: ErA,
+    split: Split,
+    rank: int,
+    world_size: int,
+    device: str,
+    images: int,
+    alive: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, float], list[Case]]:
     """Score the model on every image of a split.
 
     Args:
         images: panels wanted, of the split's first images whatever the number of ranks: rank 0
             restores those again that belong to others.
+        alive: called after each image.
 
     Returns:
         The means on every rank, and the panels on rank 0.
@@ -45,6 +53,7 @@ def validate(
             scores.append((index, *values))
         if index in drawn:
             panels.append(replace(result, key=sample.key, blur=blur, sharp=sharp))
+        alive()
     return _means(_gathered(scores, world_size)), panels
 
 

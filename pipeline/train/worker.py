@@ -210,6 +210,7 @@ class Worker:
             self.world_size,
             str(self.device),
             self.config.tracking.images,
+            self.channel.should_stop if self.rank == 0 else lambda: None,  # the driver waits
         )
         if self.tracker is not None:
             self.tracker.images(self.state.step, panels)

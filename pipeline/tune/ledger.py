@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import wraps
+from typing import Any, TypeVar
 
 from pipeline import storage
 from pipeline.checkpoint import CheckpointStore, higher_is_better
-from pipeline.errors import masked
+from pipeline.errors import Stopped, UserError, masked
 from pipeline.runs.search import CONFIG, Run
 from pipeline.tune.config import SweepConfig
 from pipeline.tune.owner import Owner
@@ -15,6 +17,22 @@ from pipeline.tune.record import TrialRecord, read_record, write_record
 from pipeline.tune.search import suggest_point
 from pipeline.tune.space import Point, in_space, value_at
 from pipeline.tune.trial import points_of, results_of, trial_count, trial_name
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+
+def noted(handler: Handler) -> Handler:
+    """Keep what a handler raises: Tune makes a traceback of it, in an error of its own."""
+
+    @wraps(handler)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return handler(self, *args, **kwargs)
+        except (UserError, Stopped) as error:
+            self.ledger.error = error
+            raise
+
+    return called  # type: ignore[return-value]
 
 
 class Ledger:
@@ -31,6 +49,7 @@ class Ledger:
         self, url: str, sweep: SweepConfig, owner: Owner, retry_failed: bool = False
     ) -> None:
         self.url, self.sweep, self.owner, self.retry_failed = url, sweep, owner, retry_failed
+        self.error: UserError | Stopped | None = None  # what ended Tune
         self.names: dict[int, str] = {}  # of the runs of trials that have taken over another's
         self.until = 0  # the step at which trials end for now; 0: at their last
         self.maximise = higher_is_better(sweep.metric)

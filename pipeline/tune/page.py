@@ -119,4 +119,6 @@ def _results(rows: list[dict[str, Any]], sweep: SweepConfig) -> list[tuple[Point
 
 
 def _curve(run: Run, metric: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[metric]) for row in run.metrics if row.get(metric) is not None]
+    rows = ((row.get("step"), row.get(metric)) for row in run.metrics)
+    numbers = (int, float)
+    return [(s, v) for s, v in rows if isinstance(s, numbers) and isinstance(v, numbers)]

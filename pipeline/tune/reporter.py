@@ -10,7 +10,7 @@ from typing import Any
 from ray.tune import Callback
 
 from pipeline.cluster import release_orphans
-from pipeline.tune.ledger import Ledger
+from pipeline.tune.ledger import Ledger, noted
 from pipeline.tune.trial import FAILED, INDEX, LINE, trial_name
 
 log = logging.getLogger("era")
@@ -28,12 +28,14 @@ class Reporter(Callback):
         self.heard: set[int] = set()  # the trials whose workers have started
         self.cleaned = self.said = time.monotonic()
 
+    @noted
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A driver was placed."""
         index = trial.config[INDEX]
         self.before.setdefault(index, self.ledger.start(index).failures)
         log.info("%s starts or resumes", trial_name(index))
 
+    @noted
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
@@ -46,10 +48,10 @@ class Reporter(Callback):
             step, value = result["step"], result[metric]
             self.shown[index] = step
             self.ledger.add_result(index, step, value)
-            log.info(
-                "%s step %d  %s %.4f", trial_name(index), result["step"], metric, result[metric]
-            )
+            log.info("%s step %d  %s %.4f", trial_name(index), step, metric, value)
+            self._forgive(trial)
 
+    @noted
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Every few seconds free what killed trials still hold; say what is waited for.
 
@@ -72,6 +74,7 @@ class Reporter(Callback):
             if names:
                 log.info("waiting for %s of %s", what, ", ".join(names))
 
+    @noted
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has finished, or was stopped early."""
         index = trial.config[INDEX]
@@ -79,13 +82,23 @@ class Reporter(Callback):
         left = len(self.ledger.unfinished())
         log.info("%s ends; %d of %d trials are left", trial_name(index), left, len(self.ledger))
 
+    @noted
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed and is tried again."""
         self._record(trial, failed=False)
 
+    @noted
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed, its retries included."""
         self._record(trial, failed=True)
+
+    def _forgive(self, trial: Any) -> None:
+        """A trial that comes further has its retries again, as a run's workers have."""
+        index = trial.config[INDEX]
+        if self.before.get(index, 0) + trial.num_failures > 0:
+            self.before[index] = -trial.num_failures
+            trial.max_failures = trial.num_failures + self.ledger.sweep.retries
+            self.ledger.fail(index, 0, False, "")
 
     def _record(self, trial: Any, failed: bool) -> None:
         index = trial.config[INDEX]

@@ -16,6 +16,7 @@ from pipeline.errors import Stopped, UserError
 from pipeline.runfolder import KeptLog, write_result
 from pipeline.runs import best_run
 from pipeline.runs.search import find_runs
+from pipeline.train.driver import require_data
 from pipeline.train.driver_channel import start_channel
 from pipeline.tune.begin import FILE, begin
 from pipeline.tune.config import SweepConfig, load_sweep
@@ -59,6 +60,7 @@ def tune(name: str, overrides: list[str], resume_failed: bool = False) -> dict[s
     training = sweep.training()
     url = storage.absolute(storage.join(training.run.root, training.run.name))
     storage.check_writable(url)
+    _check_data(sweep)
     begin(url, sweep, resumed=_has_state(url))
     with KeptLog() as kept:
         owner = Owner(url, trial_count(sweep))
@@ -68,6 +70,16 @@ def tune(name: str, overrides: list[str], resume_failed: bool = False) -> dict[s
         if population.advance():
             _run(sweep, ledger, population)
     return _summary(sweep, ledger, population)
+
+
+def _check_data(sweep: SweepConfig) -> None:
+    """Refuse data that are not there, and URLs with credentials, which `sweep.yaml` would keep."""
+    for key, kinds in sweep.space.items():
+        for choice in kinds.get("choice", []) if key.startswith("data.") else []:
+            if isinstance(choice, str) and choice:
+                storage.check_url(choice)
+    searched = {key for key in sweep.space if key.startswith("data.")}
+    require_data(sweep.training(), searched)
 
 
 def _has_state(url: str) -> bool:
@@ -94,12 +106,24 @@ def _run(sweep: SweepConfig, ledger: Ledger, population: Population) -> None:
             log.info("%s", planner.plan())
             if done := len(ledger) - planner.trials:
                 log.info("resuming the sweep %s: %d trials are done", ledger.url, done)
-            _tuner(sweep, ledger, planner, scratch, interrupts).fit()
+            _fit(_tuner(sweep, ledger, planner, scratch, interrupts), ledger)
             if not interrupts.received:
                 _require_ends(ledger)
                 if not population.advance():
                     return
         raise Stopped(interrupts.name)
+
+
+def _fit(tuner: Any, ledger: Ledger) -> None:
+    """Run Tune; what a handler of ours raised, Tune turns into a traceback within an error."""
+    from ray.tune import TuneError
+
+    try:
+        tuner.fit()
+    except TuneError:
+        if ledger.error is not None:
+            raise ledger.error from None
+        raise
 
 
 def _require_ends(ledger: Ledger) -> None:

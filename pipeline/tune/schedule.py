@@ -21,7 +21,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from pipeline.tune.config import SweepConfig
-from pipeline.tune.ledger import Ledger
+from pipeline.tune.ledger import Ledger, noted
 from pipeline.tune.trial import INDEX, RUN, UNTIL, trial_name
 
 log = logging.getLogger("era")
@@ -47,6 +47,7 @@ class Unfinished(Searcher):
         """Accept Tune's metric and mode: the ledger has them from the sweep."""
         return True
 
+    @noted
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial's number, its point recorded in its folder; None: not yet."""
         if not self.waiting or self.ending():
@@ -96,12 +97,14 @@ class Decisions(FIFOScheduler):
                 self._feed(index, step, value)
         return True
 
+    @noted
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Grant the retries that earlier failures have left."""
         super().on_trial_add(tune_controller, trial)
         failures = self.ledger.start(trial.config[INDEX]).failures
         trial.max_failures = max(0, self.ledger.sweep.retries - failures)
 
+    @noted
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Decide about a result that has not been decided about, and record the decision."""
         ledger, index, step = self.ledger, trial.config[INDEX], result["step"]
