@@ -11,15 +11,12 @@ OVERSAMPLING = 8  # sub-pixels per pixel and axis when a disk is drawn
 
 def bank_radii(count: int, radius_max: float) -> Tensor:
     """Radii (K,) of the bank in pixels, from 0 (no blur) to `radius_max`, evenly spaced."""
-    if count == 1:
-        return torch.tensor([radius_max], device="cpu")
-    return torch.linspace(0.0, radius_max, count, device="cpu")
+    return torch.linspace(0.0, radius_max, count) if count > 1 else torch.tensor([radius_max])
 
 
 def disk(radius: float, size: int) -> Tensor:
     """A disk (size, size) of `radius` pixels that sums to 1, its edge anti-aliased."""
-    steps = torch.arange(size * OVERSAMPLING, dtype=torch.float64, device="cpu")
-    offsets = (steps + 0.5) / OVERSAMPLING
+    offsets = (torch.arange(size * OVERSAMPLING, dtype=torch.float64) + 0.5) / OVERSAMPLING
     offsets = offsets - size / 2
     inside = (offsets[:, None].square() + offsets[None, :].square()) <= max(radius, 0.5) ** 2
     kernel = inside.to(torch.float64).reshape(size, OVERSAMPLING, size, OVERSAMPLING).sum((1, 3))
@@ -35,14 +32,12 @@ class PsfBank:
     A corrected kernel is (1 - s) disk exp(a t + b t cos 2v + c t sin 2v) + s gaussian, normalised
     to sum 1: s softens the edge towards a Gaussian of standard deviation radius/2, a brightens
     (> 0) or dims the rim, b and c stretch it; t = (rho / radius)^2, v is the angle. This takes four
-    numbers per kernel instead of k*k, and every kernel is non-negative. All on the CPU, also where
-    torch.device("meta") rules.
+    numbers per kernel instead of k*k, and every kernel is non-negative.
     """
 
     def __init__(self, count: int, size: int, radius_max: float) -> None:
         self.radii = bank_radii(count, radius_max)
-        line = torch.arange(size, device="cpu") - size // 2
-        y, x = torch.meshgrid(line, line, indexing="ij")
+        y, x = torch.meshgrid(*[torch.arange(size) - size // 2] * 2, indexing="ij")
         square = (x.square() + y.square()).float()
         t = square / self.radii.clamp_min(0.5).square()[:, None, None]
         angle = 2 * torch.atan2(y.float(), x.float())

@@ -414,11 +414,10 @@ def test_a_network_of_another_version_is_one_clear_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"stages": 1000, "share_priors": False}, "too few for its stages"),
-        ({"prior": "resunet", "prior_blocks": 1000}, "too few for its stages"),
-        ({"prior_channels": [65536] * 4}, "has the shape|is missing"),
+        ({"stages": 1000, "share_priors": False}, "its configuration has more"),
+        ({"prior": "resunet", "prior_blocks": 1000}, "its configuration has more"),
+        ({"prior_channels": [65536] * 4}, "its configuration has more"),
         ({"kernels": 1000, "kernel_size": 1023}, "must be at most"),
-        ({"kernels": 3}, "has the shape"),
     ],
 )
 def test_a_strangers_network_takes_no_memory_before_it_is_compared(

@@ -1,7 +1,7 @@
 """The attempts of a run or sweep: one object for each, `attempts/NNNN-ID.json`; the newest owns it.
 
-`attempts.jsonl` is a view of these objects, rewritten when an attempt begins. Nothing depends on
-it, so that two writers at a time, or a read that fails, cannot lose an attempt.
+`attempts.jsonl` is a view of these objects, rewritten when an attempt begins. It decides nothing,
+so that two writers at a time cannot lose an attempt.
 """
 
 from __future__ import annotations
