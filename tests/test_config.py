@@ -290,9 +290,9 @@ def test_of_two_first_starts_at_once_one_is_refused(
 
 @pytest.mark.parametrize("key", ["checkpoint.every", "tracking.log_every", "debug.stop_at"])
 def test_numbers_that_a_run_could_not_keep_are_refused(key: str) -> None:
-    with pytest.raises(UserError, match=f"{key} must be from"):
+    with pytest.raises(UserError, match=f"{key} must be at most"):
         load_train_config("tiny", [f"{key}=100000000000000000000"])
-    with pytest.raises(UserError, match=r"cache\.max_gb must be positive and at most"):
+    with pytest.raises(UserError, match=r"cache\.max_gb must be at most"):
         load_train_config("tiny", ["cache.max_gb=1e300"])
 
 

@@ -956,15 +956,16 @@ def test_tiles_that_unpack_to_gigabytes_are_refused() -> None:
     assert codecs.size(stream.getvalue(), "a.tif").height == len(picture())
 
 
-def test_a_tile_with_a_larger_picture_is_refused() -> None:
-    stream = io.BytesIO()
+def test_a_tile_with_a_larger_picture_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
     large = np.zeros((512, 512, 3), np.uint8)
-    tifffile.imwrite(stream, large, tile=(512, 512), compression="jpeg", photometric="rgb")
-    with tifffile.TiffFile(stream) as file:
+    tifffile.imwrite(path, large, tile=(512, 512), compression="jpeg", photometric="rgb")
+    assert codecs.size(path.read_bytes(), "a.tif").width == 512
+    with tifffile.TiffFile(path, mode="r+") as file:
         for name in ("ImageWidth", "ImageLength", "TileWidth", "TileLength"):
             file.pages[0].tags[name].overwrite(16)
     with pytest.raises(UserError, match="a tile holds a larger picture"):
-        codecs.size(stream.getvalue(), "a.tif")
+        codecs.size(path.read_bytes(), "a.tif")
 
 
 def test_pictures_too_wide_for_a_png_are_one_line() -> None:

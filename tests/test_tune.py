@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -271,6 +272,7 @@ def test_a_trial_that_comes_further_has_its_retries_again(tmp_path: Path) -> Non
     ledger = ledger_of(tmp_path, retries=1)
     ledger.fail(0, 1, False, "killed")  # by an earlier command
     reporter, trial = Reporter(ledger), a_trial(0)
+    trial.storage = SimpleNamespace(trial_driver_staging_path="")
     decisions_of(ledger).on_trial_add(None, trial)
     assert trial.max_failures == 0
     reporter.on_trial_start(0, [], trial)

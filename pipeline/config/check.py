@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -98,15 +99,19 @@ def _rest(config: TrainConfig) -> Iterable[str]:
     yield from _at_least("tracking.images", config.tracking.images, 0)
     yield from _at_least("debug.stop_at", config.debug.stop_at, 0)
     yield from _at_least("chaos.kill_every", config.chaos.kill_every, 0)
-    if not 0 < config.cache.max_gb <= MOST:
-        yield f"cache.max_gb must be positive and at most {MOST}, got {config.cache.max_gb}"
+    if not 0 < config.cache.max_gb < math.inf:
+        yield f"cache.max_gb must be positive, got {config.cache.max_gb}"
+    elif config.cache.max_gb > MOST:
+        yield f"cache.max_gb must be at most {MOST}, got {config.cache.max_gb}"
     if config.tracking.wandb not in ("auto", "online", "offline", "disabled"):
         yield f"tracking.wandb must be auto, online, offline or disabled: {config.tracking.wandb!r}"
 
 
 def _at_least(key: str, value: float, least: float) -> Iterable[str]:
-    if not least <= value <= MOST:
-        yield f"{key} must be from {least} to {MOST}, got {str(value)[:40]}"
+    if not least <= value < math.inf:
+        yield f"{key} must be at least {least} and finite, got {value}"
+    elif value > MOST:
+        yield f"{key} must be at most {MOST}, got {str(value)[:40]}"
 
 
 def _within(key: str, value: float, low: float, high: float) -> Iterable[str]:

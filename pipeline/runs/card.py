@@ -18,21 +18,30 @@ TRAIN_KEYS = (
 )  # fmt: skip
 
 
-def model_card(checkpoint: Checkpoint, config: dict[str, Any], name: str) -> str:
+def network_of(checkpoint: Checkpoint) -> ErAConfig:
+    """The configuration of a checkpoint's network.
+
+    Raises:
+        UserError: if it is not one that this version knows.
+    """
+    try:
+        return ErAConfig.from_dict(checkpoint.meta["model"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{checkpoint.url}: its network is not one that this version knows ({error})"
+        ) from None
+
+
+def model_card(checkpoint: Checkpoint, config: dict[str, Any], name: str, parameters: int) -> str:
     """Return README.md: the model, its training data, scores and limits.
 
     Raises:
         UserError: if its network is not one that this version knows.
     """
-    try:
-        model = ErAConfig.from_dict(checkpoint.meta["model"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{checkpoint.url}: its network is not one that this version knows ({error})"
-        ) from None
+    model = network_of(checkpoint)
     parts = [
         _head(name),
-        _section("Model", _model(checkpoint, model, config)),
+        _section("Model", _model(parameters, model, config)),
         _section("Training data", _data(checkpoint, config)),
         _section("Training", _training(checkpoint, config)),
         _section("Scores", _scores(checkpoint)),
@@ -55,12 +64,12 @@ def _section(title: str, lines: list[str]) -> str:
     return f"## {title}\n\n" + "\n".join(lines) + "\n"
 
 
-def _model(checkpoint: Checkpoint, model: ErAConfig, config: dict[str, Any]) -> list[str]:
+def _model(parameters: int, model: ErAConfig, config: dict[str, Any]) -> list[str]:
     size = _table(config, "model").get("size", "unknown")
-    count = sum(tensor.numel() for tensor in checkpoint.load_model_state().values())
     return [
-        f"- size `{size}`, {count:,} parameters: {model.stages} stages, {model.kernels} kernels of "
-        f"{model.kernel_size} x {model.kernel_size} pixels, radius to {model.radius_max:g} pixels",
+        f"- size `{size}`, {parameters:,} parameters: {model.stages} stages, {model.kernels} "
+        f"kernels of {model.kernel_size} x {model.kernel_size} pixels, radius to "
+        f"{model.radius_max:g} pixels",
         f"- error term: {'on' if model.error_term else 'off'}; X update: {model.x_form}",
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.runfolder import (
 )
 from pipeline.runfolder.names import COMMIT, CONFIG, META, MODEL
 from pipeline.runs.browse import best_checkpoint
-from pipeline.runs.card import model_card
+from pipeline.runs.card import model_card, network_of
 from pipeline.runs.search import find_runs
 
 log = logging.getLogger("era")
@@ -54,8 +55,10 @@ def pull(url: str, to: str, metric: str = BEST_BY) -> dict[str, Any]:
         return {**summary, "metrics": checkpoint.metrics}
     storage.check_writable(str(target))
     config = _config_text(checkpoint)
-    card = model_card(checkpoint, _parsed(config, checkpoint.url), _name(checkpoint))
+    network_of(checkpoint)  # refused before anything is downloaded
     _download(checkpoint, MODEL, target)
+    parameters = _parameters(target / MODEL)
+    card = model_card(checkpoint, _parsed(config, checkpoint.url), _name(checkpoint), parameters)
     files = {META: checkpoint.read(META), CONFIG: config.encode(), CARD: card.encode()}
     for name, data in files.items():
         storage.write_bytes(str(target / name), data)
@@ -63,6 +66,17 @@ def pull(url: str, to: str, metric: str = BEST_BY) -> dict[str, Any]:
     prints[MODEL] = checkpoint.files[MODEL]
     write_commit(str(target), checkpoint.step, checkpoint.metrics, prints)
     return {**summary, "metrics": checkpoint.metrics}
+
+
+def _parameters(path: Path) -> int:
+    """How many numbers a safetensors file holds, by its header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except SafetensorError:
+        raise DamagedError(f"{path}: not a safetensors file") from None
 
 
 def _chosen(url: str, metric: str) -> Checkpoint:
