@@ -16,7 +16,7 @@ from benchmarks.table import markdown
 from pipeline.config import load_train_config
 from pipeline.train.sizing import GPU_TFLOPS, LINK_GBIT, need
 
-PREPROCESS_S = 0.262  # CPU s of a pair of 1680x1120 pixels, measured (benchmarks/RESULTS.md)
+PREPROCESS_S = 0.278  # CPU s of a pair of 1680x1120 pixels, measured (benchmarks/RESULTS.md)
 BYTES_PER_PIXEL = 12  # of a pair: two uint16 RGB images; a radius map adds 2
 BUCKET_MB = 200.0  # MB/s of one node from and to the bucket, assumed: `era doctor` measures yours
 
