@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
 import re
 from typing import Any
+
+# Faults of the environment that no verb handles where they occur; not bugs of this program.
+ENVIRONMENT = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EIO, errno.EFBIG,
+}  # fmt: skip
 
 
 class UserError(Exception):

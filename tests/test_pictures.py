@@ -211,6 +211,8 @@ def test_a_split_where_few_pictures_have_the_truth(
     assert [bool(row["radius_error"]) for row in rows] == [False, True, False]
     assert found["psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in rows[1:]]))
     assert found["radius_error"] == pytest.approx(float(rows[1]["radius_error"]))
+    assert found["truth_note"].startswith("2 of 3 images have a sharp one")
+    assert found["truth_note"] in (tmp_path / "out" / "gallery.html").read_text()
     with pytest.raises(UserError, match="a sharp image for every image"):
         evaluate(run, str(tmp_path / "data" / "test"), str(tmp_path / "out"), compare=run)
 

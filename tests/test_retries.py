@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -18,8 +19,9 @@ from pipeline.config import load_train_config
 from pipeline.errors import Stopped, StorageDown, UserError
 from pipeline.runfolder import KeptLog, RunFolder
 from pipeline.train import attempt, driver
+from pipeline.train.driver import _given_up
 from pipeline.train.driver_channel import Report
-from pipeline.train.failures import find_user_error, root_cause
+from pipeline.train.failures import fault_of_environment, find_user_error, root_cause
 
 
 class Fits:
@@ -210,3 +212,13 @@ def test_want_of_memory_is_the_users_to_mend(
     ):
         assert "scaling.micro_batch" in root_cause(RuntimeError(text))
     assert "memory" not in root_cause(lost())
+
+
+def test_a_full_disk_of_a_worker_is_no_bug() -> None:
+    full = RuntimeError("a worker failed")
+    full.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert fault_of_environment(full)
+    assert isinstance(_given_up("run", 3, full), UserError)
+    for other in (RuntimeError("x"), OSError(errno.ENOENT, "No such file")):
+        assert not fault_of_environment(other)
+        assert not isinstance(_given_up("run", 3, other), UserError)

@@ -21,15 +21,10 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from pipeline import __version__
-from pipeline.errors import Stopped, UserError, masked, one_line, printable
+from pipeline.errors import ENVIRONMENT, Stopped, UserError, masked, one_line, printable
 
 EXIT_INTERNAL, EXIT_USER = 1, 2
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 130, 141, 143
-# Faults of the environment that no verb handles where they occur; not bugs of this program.
-ENVIRONMENT = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE,
-    errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EIO, errno.EFBIG,
-}  # fmt: skip
 LONGEST_REASON = 300  # characters of an unexpected error's message
 
 

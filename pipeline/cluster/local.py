@@ -66,17 +66,25 @@ def local_cluster(processors: int, resources: dict[str, float] | None = None) ->
             **_token(Path(private)),
         }
         with own_signal_handlers(), _loopback_only(), environment(**variables):
-            ray.init(
-                address="local",
-                num_cpus=processors,
-                resources=resources,
-                include_dashboard=False,
-                dashboard_host="127.0.0.1",
-                dashboard_port=dashboard,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=_short_folder(),
-            )
+            folder = _short_folder()
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=processors,
+                    resources=resources,
+                    include_dashboard=False,
+                    dashboard_host="127.0.0.1",
+                    dashboard_port=dashboard,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=folder,
+                )
+            except (OSError, RuntimeError, ValueError) as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise UserError(
+                    f"no Ray cluster can be started on this machine ({reason}); try again, or see "
+                    f"the logs below {folder or '/tmp/ray'}"
+                ) from None
         try:
             yield
         finally:

@@ -108,6 +108,9 @@ def evaluate(
     }
     if reason:
         summary["lpips_note"] = reason
+    scored = len(_known(rows, "psnr"))
+    if 0 < scored < len(rows):
+        summary["truth_note"] = f"{scored} of {len(rows)} images have a sharp one: means of these"
     summary |= by_label(labels, rows)
     if compare:
         other = _score_all(replace(job, checkpoint=rival), range(len(split)))

@@ -20,7 +20,12 @@ from pipeline.errors import DamagedError, Stopped, StorageDown, UserError
 from pipeline.runfolder import KeptLog, write_result
 from pipeline.runfolder.names import CHAOS
 from pipeline.train.attempt import run_attempt
-from pipeline.train.failures import out_of_memory, root_cause, was_preempted
+from pipeline.train.failures import (
+    fault_of_environment,
+    out_of_memory,
+    root_cause,
+    was_preempted,
+)
 from pipeline.train.show import Ask, OnEvent, never
 
 log = logging.getLogger("era")
@@ -148,7 +153,8 @@ def _given_up(run_url: str, failures: int, error: Exception) -> Exception:
     if isinstance(error, StorageDown):
         return error
     reason = f"{failures} failures without a new checkpoint; last: {root_cause(error)}"
-    kind = UserError if out_of_memory(error) else RuntimeError
+    known = out_of_memory(error) or fault_of_environment(error)
+    kind = UserError if known else RuntimeError
     return kind(f"run {run_url}: {reason}")
 
 

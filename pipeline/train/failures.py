@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pipeline.errors import UserError
+from pipeline.errors import ENVIRONMENT, UserError
 
 # In the words of Ray's memory monitor, of torch (CUDA's allocator, the processor's) and of NumPy.
 NO_MEMORY = re.compile("running low on memory|out of memory|allocate memory|Unable to allocate")
@@ -31,6 +31,11 @@ def out_of_memory(error: BaseException) -> str:
     where = f" on its node ({used[1]})" if used else ""
     cure = "a smaller scaling.micro_batch or train.patch, or more memory for each worker"
     return f"out of memory{where}; what helps: {cure}"
+
+
+def fault_of_environment(error: BaseException) -> bool:
+    """Whether a full disk, missing rights or the like ended a worker: no bug of this program."""
+    return any(isinstance(e, OSError) and e.errno in ENVIRONMENT for e in _inside(error))
 
 
 def root_cause(error: BaseException) -> str:
