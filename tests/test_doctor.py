@@ -156,7 +156,6 @@ def test_a_driver_that_torch_cannot_use(tmp_path: Path) -> None:
         assert reason in _unusable(cuda, told)
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("place", ["bucket", "data"])
 def test_no_credential_is_sent_to_a_dashboard(place: str) -> None:
     urls = {"bucket": "", "data": "", place: "s3://key:hidden-word@bucket/x"}
@@ -165,6 +164,7 @@ def test_no_credential_is_sent_to_a_dashboard(place: str) -> None:
     assert "hidden-word" not in str(refused.value)
 
 
+@pytest.mark.full
 def test_through_a_dashboard(ray_cluster: str, s3_server: S3Server, tiny_data: Path) -> None:
     """From outside the cluster, a job runs the checks there."""
     from ray.dashboard.utils import ray_address_to_api_server_url

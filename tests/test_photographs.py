@@ -948,7 +948,7 @@ def picture_of(data: bytes) -> np.ndarray:
 
 def test_tiles_that_unpack_to_gigabytes_are_refused() -> None:
     stream = io.BytesIO()
-    tifffile.imwrite(stream, np.zeros((16, 16, 3), np.uint8), tile=(4096, 4096), compression="zlib")
+    tifffile.imwrite(stream, np.zeros((16, 16, 3), np.uint8), tile=(8192, 4096), compression="zlib")
     with pytest.raises(UserError, match="tiles are larger than its picture"):
         codecs.size(stream.getvalue(), "a.tif")
     stream = io.BytesIO()

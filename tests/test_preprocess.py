@@ -505,8 +505,15 @@ def test_pairs_of_a_folder_go_by_their_names(tmp_path: Path) -> None:
     done = preprocess("folder", str(tmp_path / "in"), str(tmp_path / "out"), skip_bad=True)
     assert (done["samples"], done["skipped"]) == (2, 2)
     assert open_split(str(tmp_path / "out" / "train")).keys == ["00", "03"]
+    (tmp_path / "in" / "radius").mkdir()
+    shutil.copy(tmp_path / "in" / "blur" / "00.png", tmp_path / "in" / "radius" / "00_r.png")
+    with pytest.raises(UserError, match=r"radius/00_r\.png has no partner of that name in blur"):
+        preprocess("folder", str(tmp_path / "in"), str(tmp_path / "out2"))
     for path in (tmp_path / "in" / "sharp").iterdir():
         path.rename(path.with_name(f"sharp{path.name}"))
+    with pytest.raises(UserError, match="no image has the name of one in"):
+        preprocess("folder", str(tmp_path / "in"), str(tmp_path / "other"), skip_bad=True)
+    (tmp_path / "in" / "blur").rename(tmp_path / "in" / "blurred")
     with pytest.raises(UserError, match="no image has the name of one in"):
         preprocess("folder", str(tmp_path / "in"), str(tmp_path / "other"), skip_bad=True)
 

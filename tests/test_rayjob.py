@@ -417,16 +417,22 @@ def test_a_refused_rayjob_ends(api: Api) -> None:
 
 @pytest.mark.parametrize("overlay", ["kueue", "base"])
 def test_a_queued_or_suspended_rayjob_is_waited_for(
-    api: Api, overlay: str, caplog: pytest.LogCaptureFixture
+    api: Api,
+    overlay: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Through the lives of two drivers, each with a log of its own."""
     wanted = job(overlay)
     api.jobs["era-tiny"] = {**wanted, "status": {"jobDeploymentStatus": "Suspended"}}
-    states = {"jobDeploymentStatus": "Initializing"}, {**RUNNING, **DONE}
+    again = {"jobDeploymentStatus": ""}  # of a resumed one, for a moment
+    monkeypatch.setattr(watch, "UNSEEN_SECONDS", 0.0)
+    states = again, {"jobDeploymentStatus": "Initializing"}, {**RUNNING, **DONE}
     Operator(api, *states, new=False, after=lambda: "Suspended" in caplog.text)
     with caplog.at_level("INFO", "era"):
         assert run(wanted)[0].exit_code == 0
     assert ("continues after `kubectl -n era patch rayjob" in caplog.text) is (overlay == "base")
+    assert "no operator" not in caplog.text
 
 
 def test_a_rayjob_that_no_operator_takes_up_is_given_up(
@@ -434,7 +440,7 @@ def test_a_rayjob_that_no_operator_takes_up_is_given_up(
 ) -> None:
     monkeypatch.setattr(watch, "UNSEEN_SECONDS", 0.5)
     with caplog.at_level("INFO", "era"):
-        outcome = submit_to_kubernetes(job("base"), print, poll=0.2, patience=3)
+        outcome = submit_to_kubernetes(job("base"), print, poll=0.2, patience=10)
     assert (outcome.state, outcome.exit_code) == ("LOST", 1)
     assert "kubectl -n era delete rayjob era-tiny" in outcome.message
     assert "does it watch namespace era?" in caplog.text

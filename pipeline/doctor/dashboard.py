@@ -31,8 +31,8 @@ def check_dashboard(address: str, bucket: str, data: str, workers: int) -> Itera
     """
     import ray
 
-    for url in filter(None, (bucket, data)):
-        storage.check_url(url)  # a job's command can be read by everybody there
+    for url in (url for url in (bucket, data) if "://" in url):
+        storage.refuse_credentials(url)  # a job's command can be read by everybody there
     client = job_client(address)
     there, here = client.ray_version, ray.__version__
     text = f"{address} answers, Ray {there} there and {here} here"

@@ -89,7 +89,13 @@ def evaluate(
     storage.check_writable(out)
     data = storage.absolute(data)
     split = open_split(data)
-    require_scorable(data, split.sizes)
+    scored = (
+        (entry.height, entry.width)
+        for shard in split.manifest.shards
+        for entry in shard.samples
+        if "sharp.npy" in entry.members
+    )
+    require_scorable(data, scored)
     labels = read_labels(data, len(split))
     weights, reason = find_weights(lpips_weights)
     job = ScoreJob(resolve(checkpoint).url, data, 0, protocol, weights)
@@ -108,9 +114,9 @@ def evaluate(
     }
     if reason:
         summary["lpips_note"] = reason
-    scored = len(_known(rows, "psnr"))
-    if 0 < scored < len(rows):
-        summary["truth_note"] = f"{scored} of {len(rows)} images have a sharp one: means of these"
+    known = len(_known(rows, "psnr"))
+    if 0 < known < len(rows):
+        summary["truth_note"] = f"{known} of {len(rows)} images have a sharp one: means of these"
     summary |= by_label(labels, rows)
     if compare:
         other = _score_all(replace(job, checkpoint=rival), range(len(split)))

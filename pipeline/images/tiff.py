@@ -31,7 +31,7 @@ COMPRESSIONS |= {34925: "lzma", 50000: "zstd"}
 PREDICTOR, PHOTOMETRIC, SUB_IFDS = 317, 262, 330
 LUMA, LUMA_TOLERANCE = (0.299, 0.587, 0.114), 0.05
 FULL_RANGE = np.array([[0, 128, 128], [255, 255, 255]], np.float32)  # of Y, Cb, Cr
-LARGEST_TILE = 1 << 22  # pixels; larger ones are refused where the picture is smaller than half
+LARGEST_TILE = 1 << 24  # pixels; a larger one may be twice as large as the picture at most
 LEAST_RANGE = 64  # of ReferenceBlackWhite; less is damaged
 
 

@@ -209,14 +209,15 @@ def _by_name(found: Layout, split: str, source: str, folder: str) -> None:
     blurred, sharps, radii = (
         _by_stem(found, split, source, f"{folder}{kind}") for kind in ("blur", "sharp", "radius")
     )
-    if blurred and not blurred.keys() & sharps.keys():
+    if (blurred or sharps) and not blurred.keys() & sharps.keys():
         text = (
             f"{storage.join(source, f'{folder}blur')}: no image has the name of one in "
             f"{storage.join(source, f'{folder}sharp')}; pairs go by equal names, or by a CSV file"
         )
         found.refuse(split, text, [*blurred.values(), *sharps.values()])
         return
-    for here, there, where in ((blurred, sharps, "sharp"), (sharps, blurred, "blur")):
+    partners = ((blurred, sharps, "sharp"), (sharps, blurred, "blur"), (radii, blurred, "blur"))
+    for here, there, where in partners:
         found.problems += [
             (split, _key(name), f"{name} has no partner of that name in {folder}{where}")
             for stem, name in here.items()

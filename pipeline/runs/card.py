@@ -75,13 +75,13 @@ def _model(parameters: int, model: ErAConfig, config: dict[str, Any]) -> list[st
 
 
 def _data(checkpoint: Checkpoint, config: dict[str, Any]) -> list[str]:
-    known = checkpoint.meta.get("data_manifest_sha256", "unknown")
+    known = checkpoint.meta.get("data_manifest_sha256", "")
     data = _table(config, "data")
     train, val = (url if isinstance(url := data.get(use), str) else "" for use in ("train", "val"))
     return [
         *([f"- train: {_described(train, known)}"] if train else []),
         *([f"- val: `{_quoted(val)}`"] if val else []),
-        f"- sha256 of the training split's manifest: `{known}`",
+        f"- sha256 of the training split's manifest: `{known or 'unknown'}`",
     ]
 
 
@@ -97,6 +97,8 @@ def _described(url: str, digest: object) -> str:
     except UserError:
         return f"`{_quoted(url)}` (out of reach when this card was written)"
     if found != digest:
+        if not digest:
+            return f"`{_quoted(url)}` (it is not recorded which data were there)"
         return f"`{_quoted(url)}` (other data were there when this card was written)"
     truth = "with true blur radii" if manifest.radius else "without blur radii"
     return (

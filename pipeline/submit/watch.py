@@ -33,7 +33,7 @@ def follow_rayjob(
 ) -> Outcome:
     """Pass on the job's log until it has ended, is gone, or counts as lost; return how."""
     state, heard = None, time.monotonic()
-    unseen = _Unseen(job, patience)
+    unseen: _Unseen | None = _Unseen(job, patience)  # until the job has its first state
     troubles, tail = Troubles(job.kubectl, job.name), _Tail(job, write)
     while True:
         try:
@@ -53,7 +53,9 @@ def follow_rayjob(
             log.info("RayJob %s: %s", job.name, _described(job, found) or "new")
         if state == INVALID:
             return _invalid(job, status)
-        if not state and not found.metadata.labels.get(QUEUE) and (why := unseen.look()):
+        if state or found.metadata.labels.get(QUEUE):
+            unseen = None
+        if unseen and (why := unseen.look()):
             return Outcome(job.name, "LOST", 1, why, tail.kept)
         if state not in OVER:
             troubles.look(found)

@@ -26,7 +26,7 @@ DISPARITY = ("motorcycle_left.png", "motorcycle_disp.npz")
 # Few photographs are sharp down to the pixel. Larger ones are reduced to a longer side of this many
 # pixels, as DPDD's are to a quarter, so that the pictures called sharp are sharp.
 LONGER_SIDE = 1800
-KEPT = 100  # photographs in memory, of up to 26 MB each; more are read again when they are needed
+KEPT = 100  # photographs in memory, of 26 to 39 MB each; others are read again when they are drawn
 
 
 @dataclass(frozen=True)

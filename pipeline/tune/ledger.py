@@ -27,7 +27,9 @@ def noted(handler: Handler) -> Handler:
     @wraps(handler)
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return handler(self, *args, **kwargs)
+            done = handler(self, *args, **kwargs)
+            self.ledger.error = None  # Tune went on after an earlier one
+            return done
         except (UserError, Stopped) as error:
             self.ledger.error = error
             raise
