@@ -10,7 +10,7 @@ from era.config import named_config
 from pipeline.config.schema import TrainConfig
 from pipeline.errors import UserError
 
-MOST = 10**15  # of any number without a bound of its own: runs keep numbers of at most 19 digits
+MOST = 10**15  # of whole numbers without a bound of their own: runs keep 19 digits
 
 
 def check_train_config(config: TrainConfig) -> None:
@@ -110,7 +110,7 @@ def _rest(config: TrainConfig) -> Iterable[str]:
 def _at_least(key: str, value: float, least: float) -> Iterable[str]:
     if not least <= value < math.inf:
         yield f"{key} must be at least {least} and finite, got {value}"
-    elif value > MOST:
+    elif isinstance(value, int) and value > MOST:
         yield f"{key} must be at most {MOST}, got {str(value)[:40]}"
 
 
