@@ -7,14 +7,16 @@ DPDNet, IFAN and Restormer report. `nrknet`: rounded to 8 bits, SSIM with an 11x
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.arrays import Image
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.data.split import Split
 
 LEAST_SIDE = 32  # pixels; less has no LPIPS, and SSIM's window does not fit
 
@@ -45,17 +47,17 @@ def protocol_named(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def require_scorable(url: str, sizes: Iterable[tuple[int, int]]) -> None:
-    """Check the (height, width) of a split's images.
+def require_scorable(split: Split) -> None:
+    """Check the images of a split that have a sharp one.
 
     Raises:
-        UserError: for an image with a side of less than `LEAST_SIDE`.
+        UserError: for one with a side of less than `LEAST_SIDE`.
     """
-    for index, (height, width) in enumerate(sizes):
-        if min(height, width) < LEAST_SIDE:
+    for entry in (entry for shard in split.manifest.shards for entry in shard.samples):
+        if "sharp.npy" in entry.members and min(entry.height, entry.width) < LEAST_SIDE:
             raise UserError(
-                f"{url}: image {index + 1} has {width}x{height} pixels; at least {LEAST_SIDE} on "
-                "each side are needed for scores"
+                f"{split.url}: {entry.key} has {entry.width}x{entry.height} pixels; at least "
+                f"{LEAST_SIDE} on each side are needed for scores"
             )
 
 

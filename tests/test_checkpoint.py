@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import pickle
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -399,6 +400,23 @@ def test_load_model_takes_a_run_a_checkpoint_and_says_what_is_missing(run_url: s
         load_model(storage.join(run_url, "nowhere"))
     with pytest.raises(UserError, match="no finished checkpoint there"):
         load_model(storage.join(run_url, "checkpoints"))
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process prunes it between two looks."""
+    store = CheckpointStore(str(tmp_path))
+    save(store, 1), save(store, 2)
+    real = storage.size
+
+    def removed(url: str) -> int:
+        if url == f"{store.url_of(2)}/COMMIT":
+            shutil.rmtree(store.url_of(2))
+        return real(url)
+
+    monkeypatch.setattr(storage, "size", removed)
+    assert load_model(str(tmp_path)).meta["step"] == 1
 
 
 def test_a_network_of_another_version_is_one_clear_line(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pipeline.train.objective import JOINT as JOINT_PHASE
 from pipeline.train.objective import PRIOR, Objective
 from pipeline.train.setup import imitated, order_plan
 from pipeline.train.state import TrainState
+from pipeline.train.validate import validate
 
 JOINT = "train.estimator_share=0", "train.prior_share=0"
 
@@ -97,8 +98,24 @@ def test_a_resume_under_other_conditions_is_said(tiny_data: Path) -> None:
     line = lineage.changes(older)
     assert "scaling.threads 4 -> 1, revision def -> abc, torch 2.0 -> " in line
     assert "results may differ in the last digits" in line
+    assert not lineage.changes({**meta, "versions": "a stranger's"})
     with pytest.raises(UserError, match=r"not what run x began with"):
         lineage.refuse_other_data({**meta, "data_manifest_sha256": "other"}, "x")
+
+
+@pytest.mark.parametrize("part", ["optimizer", "averages", "step", "torch_rng"])
+def test_a_checkpoint_without_a_part_is_one_line(part: str, tiny_data: Path) -> None:
+    state = loop_of(tiny_data, steps=1).state
+    training = {name: value for name, value in state.training().items() if name != part}
+    with pytest.raises(UserError, match="no training state that this version knows"):
+        state.restore(state.weights(), training)
+
+
+def test_a_long_validation_shows_that_it_is_alive(tiny_data: Path) -> None:
+    split, calls = open_split(str(tiny_data / "val"), "", 1.0), []
+    model = loop_of(tiny_data, steps=1).state.ema.eval()
+    validate(model, split, 0, 1, "cpu", 0, lambda: calls.append(1))
+    assert len(calls) == len(split)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tiny_data: Path) -> None:

@@ -120,6 +120,15 @@ def test_sharp_places_are_preferred() -> None:
     assert np.mean(lefts) > np.mean(blind)
 
 
+def test_a_map_that_has_no_means_gives_a_place() -> None:
+    """Its sums pass what a float holds, and their differences are no numbers."""
+    order = Order(replace(PLAN, patch=(16,)), [1], [(64, 64)])
+    with np.errstate(all="ignore"):
+        table = summed_area_table([[1e308] * 4] * 4)
+        crops = [order.crop(p, table) for p in range(20)]
+    assert all(0 <= crop.left <= 48 for crop in crops)
+
+
 @given(st.integers(1, 100), st.integers(1, 12))
 def test_evaluation_covers_every_image_once(count: int, world: int) -> None:
     parts = [evaluation_indices(count, rank, world) for rank in range(world)]

@@ -31,7 +31,7 @@ from pipeline.images.colour import encode_srgb, tone_of
 from pipeline.images.png import chunk, profile_chunk, with_chunks
 from pipeline.images.raster import Size
 from pipeline.inference import restore_array
-from pipeline.restore import memory, restore
+from pipeline.restore import memory, restore, run
 from pipeline.restore.inputs import expand
 from pipeline.restore.memory import plan
 from pipeline.restore.photo import decode_photo, encode_photo, output_name, upright
@@ -1039,6 +1039,25 @@ def test_two_names_that_become_one_are_refused_in_time(trained: str, tmp_path: P
     with pytest.raises(UserError, match=r"a\.png: both .*jpg and .*png would be written"):
         restore([str(tmp_path)], str(tmp_path / "out"), trained)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_opencv_cannot_allocate_is_one_photographs_fault(
+    trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "in" / name).write_bytes(coded("PNG"))
+    real = run._restored
+
+    def restored(job: Any, *rest: Any) -> Any:
+        if job.input.endswith("a.png"):
+            raise cv2.error("OpenCV: error: (-4:Insufficient memory) Failed to allocate 9 bytes")
+        return real(job, *rest)
+
+    monkeypatch.setattr("pipeline.parallel_map.has_cluster", lambda: False)
+    monkeypatch.setattr(run, "_restored", restored)
+    done = restore([str(tmp_path / "in")], str(tmp_path / "out"), trained)
+    assert (done["restored"], done["failed"]) == (1, 1)
 
 
 def test_names_without_a_suffix_have_pictures_of_their_own_beside_them(

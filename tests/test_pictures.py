@@ -226,7 +226,7 @@ def test_pictures_too_small_for_scores_are_refused(run: str, tmp_path: Path) -> 
     writer.add(Sample("k", image, image, None, {"sharpness": [[1.0]]}))
     manifest = Manifest("folder", "val", 16, True, False, [writer.close()])
     storage.write_text(str(tmp_path / "manifest.json"), manifest.to_json())
-    with pytest.raises(UserError, match="image 1 has 8x40 pixels; at least 32 on each side"):
+    with pytest.raises(UserError, match="k has 8x40 pixels; at least 32 on each side"):
         evaluate(run, str(tmp_path), str(tmp_path / "out"))
 
 

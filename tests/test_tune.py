@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
@@ -43,7 +42,6 @@ from pipeline.tune.owner import Owner
 from pipeline.tune.page import _cost, _curve
 from pipeline.tune.plan import Plan, Planner
 from pipeline.tune.record import TrialRecord, read_record, record_name, write_record
-from pipeline.tune.run import _fit
 from pipeline.tune.search import importance
 from pipeline.tune.space import grid, random_points, value_at
 from pipeline.tune.trial import trial_config, trial_count
@@ -288,32 +286,6 @@ def test_a_trial_that_comes_further_has_its_retries_again(tmp_path: Path) -> Non
     trial.run_metadata.num_failures = 2
     reporter.on_trial_error(0, [], trial)
     assert begun(ledger.url, ledger.sweep).records[0].failures == 1
-
-
-def test_what_a_handler_raises_outlives_tune(tmp_path: Path) -> None:
-    from ray.tune import TuneError
-
-    ledger = ledger_of(tmp_path, scheduler="asha", reduction=2)
-    decisions = decisions_of(ledger)
-    Owner(ledger.url, 3)  # another command has taken the sweep over
-
-    class Tuner:
-        def fit(self) -> None:
-            try:
-                decisions.on_trial_result(None, a_trial(0), {"step": 4, "val/psnr": 20.0})
-            except UserError:  # as Tune's controller does
-                raise TuneError(traceback.format_exc()) from None
-
-    with pytest.raises(UserError, match="has taken it over since"):
-        _fit(Tuner(), ledger)
-    ledger.error = None
-
-    class Broken:
-        def fit(self) -> None:
-            raise TuneError("of its own")
-
-    with pytest.raises(TuneError, match="of its own"):
-        _fit(Broken(), ledger)
 
 
 @pytest.mark.parametrize("place", ["configuration", "space"])
@@ -699,6 +671,21 @@ def test_sigterm_ends_a_sweep_in_order_and_no_secret_is_shown(
     assert not secrets_in(log.encode())
     assert [p.name for p in hostile.iterdir()] == ["tuner.pkl"]
     shutil.rmtree(folder)
+
+
+@pytest.mark.full
+def test_a_full_disk_within_tune_is_one_line(
+    ray_cluster: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune makes a traceback of what a handler raises."""
+
+    def judge(*_: object) -> None:
+        raise UserError("trial-000: the disk is full")
+
+    monkeypatch.setattr(Ledger, "judge", judge)
+    path = sweep_file(tmp_path, str(tiny_data), str(tmp_path), scheduler="asha", reduction=2)
+    with pytest.raises(UserError, match=r"^trial-000: the disk is full$"):
+        tune(path, [])
 
 
 @pytest.mark.full

@@ -112,8 +112,8 @@ def _load(checkpoint: Checkpoint) -> LoadedModel:
 def _require_fitting(config: ErAConfig, state: dict[str, Tensor]) -> None:
     """Compare sizes before memory is taken: a stranger's configuration could ask for terabytes.
 
-    Every level of every network has two convolutions of 3x3 that keep the channels, and all of a
-    network has at most six times the parameters of these.
+    Every level of every network has two convolutions of 3x3 that keep the channels; all others
+    together are a small multiple of these.
 
     Raises:
         ValueError: if the weights are too few.

@@ -89,13 +89,7 @@ def evaluate(
     storage.check_writable(out)
     data = storage.absolute(data)
     split = open_split(data)
-    scored = (
-        (entry.height, entry.width)
-        for shard in split.manifest.shards
-        for entry in shard.samples
-        if "sharp.npy" in entry.members
-    )
-    require_scorable(data, scored)
+    require_scorable(split)
     labels = read_labels(data, len(split))
     weights, reason = find_weights(lpips_weights)
     job = ScoreJob(resolve(checkpoint).url, data, 0, protocol, weights)

@@ -121,9 +121,9 @@ class LocalFiles:
                 below[:] = [name for name in below if not name.endswith(UNFINISHED)]
                 for name in names:
                     path = Path(folder, name)
+                    if name.endswith(UNFINISHED):
+                        continue
                     with suppress(FileNotFoundError):  # removed just now
-                        if name.endswith(UNFINISHED):
-                            continue
                         relative = path.relative_to(root).as_posix()
                         found.append(Entry(str(path), relative, path.stat().st_size))
         return sorted(found, key=lambda entry: entry.relative)

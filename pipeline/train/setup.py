@@ -57,7 +57,7 @@ def open_splits(config: TrainConfig) -> tuple[Split, Split | None]:
         if split is not None and not split.has_sharp:
             raise UserError(f"{url}: has no sharp images; training needs pairs")
     if val is not None:
-        require_scorable(config.data.val, val.sizes)
+        require_scorable(val)
     return train, val
 
 
