@@ -6,9 +6,12 @@ every core.
 
 from __future__ import annotations
 
+import itertools
 import os
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -21,6 +24,9 @@ AHEAD = 2  # tasks per processor that a cluster holds at once
 ENDING_SECONDS = 60.0  # for tasks that the cluster holds when another one has failed
 GRACE_SECONDS = 5.0  # for items that are being worked on when the user interrupts
 LONGEST_SECONDS = 3600.0  # without one item done, after which the cluster counts as stuck
+SPARE = 1  # threads beside those of the processors, since some wait for the disk
+
+_here = threading.local()  # of a thread of `parallel_map`: `idle` counts what it has to spare
 
 
 def parallel_map(
@@ -45,8 +51,18 @@ def _in_threads(
         for index, item in enumerate(items):
             yield index, work(item)
         return
-    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
+    count = workers or os.cpu_count() or 1
+    idle = threading.Semaphore(SPARE + max(0, count - len(items)))
+    done = itertools.count(1)
+
+    def ended(_: Future[R]) -> None:
+        if next(done) > len(items) - count:  # fewer items than threads are left
+            idle.release()
+
+    pool = ThreadPoolExecutor(count, initializer=lambda: setattr(_here, "idle", idle))
     futures = {pool.submit(work, item): index for index, item in enumerate(items)}
+    for future in futures:
+        future.add_done_callback(ended)
     try:
         for future in as_completed(futures):
             yield futures[future], future.result()
@@ -58,6 +74,30 @@ def _in_threads(
         wait([future for future in futures if future.running()], GRACE_SECONDS)
         raise
     pool.shutdown()
+
+
+def in_order(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """Apply `work` to every item, in order; one at a time, and ahead of time with threads that the
+    `parallel_map` around it has to spare.
+
+    Args:
+        work: a function of one item; what it raises ends the iteration.
+    """
+    idle = getattr(_here, "idle", threading.Semaphore(0))
+    ahead, more = deque[Future[R]](), 0
+    with ThreadPoolExecutor(max(1, len(items))) as pool:  # a thread begins when there is work
+        try:
+            for item in items:
+                ahead.append(pool.submit(work, item))
+                while idle.acquire(blocking=False):
+                    more += 1
+                if len(ahead) > more:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            if more:
+                idle.release(more)
 
 
 def _on_ray(work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:

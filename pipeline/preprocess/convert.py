@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from pipeline.arrays import Image
 from pipeline.data.shards import Sample, ShardWriter
 from pipeline.errors import UserError
 from pipeline.images import decode_any, decode_image
+from pipeline.parallel_map import in_order
 from pipeline.preprocess.layouts import Pair
 
 PARTS = ".parts"  # a folder that exists only until its split is published
@@ -23,6 +25,8 @@ SAME_SCENE = 0.5  # least correlation of a pair's reduced pictures
 MOST_SHIFT = 0.02  # of the longest side
 FLAT = 0.002  # least standard deviation, of the full range
 CLIPPED = 0.5  # share of pixels at either end
+
+Loaded = tuple[Sample, dict[str, Any]]  # and what the manifest and the contact sheet say of it
 
 
 @dataclass(frozen=True)
@@ -51,22 +55,19 @@ class ShardJob:
 def convert(job: ShardJob) -> dict[str, Any]:
     """Write one shard, then its description; returns the description.
 
-    The same job gives the same bytes. At most one pair is in memory at a time.
+    The same job gives the same bytes. One pair is in memory at a time, more where processors would
+    be idle.
     """
     described: list[dict[str, Any]] = []
     problems: list[list[str]] = []
     with storage.folder_beside(job.dest) as scratch:
         path = scratch / job.name
         writer = ShardWriter(path)
-        for pair in job.pairs:
-            try:
-                sample, seen = _load(job, pair)
-            except UserError as error:
-                problems.append([pair.key, str(error)])
+        for key, loaded in in_order(partial(_try, job), job.pairs):
+            if isinstance(loaded, str):
+                problems.append([key, loaded])
                 continue
-            except MemoryError:
-                problems.append([pair.key, f"{pair.blur}: not enough memory to convert it"])
-                continue
+            sample, seen = loaded
             writer.add(sample)
             described.append(seen)
         shard = writer.close()
@@ -77,7 +78,17 @@ def convert(job: ShardJob) -> dict[str, Any]:
     return part
 
 
-def _load(job: ShardJob, pair: Pair) -> tuple[Sample, dict[str, Any]]:
+def _try(job: ShardJob, pair: Pair) -> tuple[str, Loaded | str]:
+    """The pair's key with what it is, or with what is wrong with it."""
+    try:
+        return pair.key, _load(job, pair)
+    except UserError as error:
+        return pair.key, str(error)
+    except MemoryError:
+        return pair.key, f"{pair.blur}: not enough memory to convert it"
+
+
+def _load(job: ShardJob, pair: Pair) -> Loaded:
     blur = _read(job.base, pair.blur)
     sharp = _read(job.base, pair.sharp) if pair.sharp else None
     radius = _read_radius(job.base, pair.radius) if pair.radius else None

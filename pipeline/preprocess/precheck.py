@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.images import png
 from pipeline.metrics import LEAST_SIDE
 from pipeline.parallel_map import parallel_map
 from pipeline.preprocess.layouts import Layout, Pair, base_of
@@ -110,8 +111,10 @@ def _look(job: _Job) -> Header | str:
             if image.format in ("JPEG", "MPO"):
                 image.draft(None, (-(-width // 8), -(-height // 8)))  # all data, at an eighth
                 image.load()
+            elif image.format == "PNG":
+                png.check(data, url)
             else:
-                image.verify()  # of a PNG: the checksum of every chunk
+                image.verify()
     except Exception as error:  # Pillow raises many kinds for a broken file
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         return f"{url}: not an image that can be read, or a damaged one{reason}"
