@@ -1,13 +1,14 @@
 """Pairs in memory, training by the clock, scoring: the same for every contestant.
 
 Pairs are those of `era synthesize` from photos.txt, or like a camera's (`benchmarks.camera_pairs`)
-from a folder of sharp photographs, of which every eighth is for the test. Time is this thread's CPU
-time, and nothing but training counts: neither the making of the pairs nor the looks at the test
-pictures for the curve.
+from a folder of sharp photographs, of which every eighth of those listed is for the test. Time is
+this thread's CPU time, and nothing but training counts: neither the making of the pairs nor the
+looks at the test pictures for the curve.
 """
 
 from __future__ import annotations
 
+import csv
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.camera_pairs import Batch, CameraPairs
+from benchmarks.photograph_list import LIST
 from benchmarks.photograph_network import load
 from benchmarks.photos import extract
 from pipeline.images import to_float
@@ -32,7 +34,7 @@ SIDE, RADIUS_MAX = 288, 7.0  # pixels
 PAIRS = {"train": 1000, "test": 80}
 INPUT_DB = (20.0, 36.0)  # test pictures blurred less or more are left out, as DPDD has few
 CROP, BATCH = 128, 4
-TEST_EVERY = 8  # photographs, where a folder of them is given
+TEST_EVERY = 8  # of the photographs in photographs.tsv
 SHARPEST = 0.7  # share of the places that is learned from, by detail
 CLIP_NORM, EMA, WARMUP = 0.2, 0.995, 0.03
 LOOKS, LOOKED_AT = 6, 15  # points of the curve, and test pictures for each
@@ -73,13 +75,20 @@ def camera_pairs(work: Path, split: str, photos: Path) -> Pairs:
     """The pairs of a split, made once like a camera's from a folder of sharp photographs."""
 
     def make() -> list[Pairs]:
-        every = load(photos, "cpu")
-        test = every[::TEST_EVERY]
-        own = test if split == "test" else [p for i, p in enumerate(every) if i % TEST_EVERY]
+        tests = photographs_for_tests()
+        own = load(photos, "cpu", lambda name: (name in tests) == (split == "test"))
         source = CameraPairs(own, RADIUS_MAX, seed=list(PAIRS).index(split))
         return [_stored(source.batch(index, 1, SIDE)) for index in range(PAIRS[split])]
 
     return _kept(work / f"{split}-camera.npz", split, make)
+
+
+def photographs_for_tests() -> set[str]:
+    """Names of the photographs that camera-like test pairs are cut from, of those listed."""
+    with LIST.open() as stream:
+        return set(
+            sorted(row["file"] for row in csv.DictReader(stream, delimiter="\t"))[::TEST_EVERY]
+        )
 
 
 def _stored(made: Batch) -> Pairs:

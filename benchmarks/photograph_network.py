@@ -21,6 +21,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,9 +96,10 @@ def main() -> None:
     train(asked, LEARN_ON if asked.begin else BEGIN, load(asked.photos, asked.device))
 
 
-def load(folder: Path, device: str) -> list[Tensor]:
+def load(folder: Path, device: str, wanted: Callable[[str], bool] = lambda _: True) -> list[Tensor]:
     """The photographs as (3, H, W) uint8 on the device, in order of their names."""
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".jpg", ".png"))
+    pictures = (file for file in folder.iterdir() if file.suffix in (".jpg", ".png"))
+    files = sorted(file for file in pictures if wanted(file.name))
     pixels = (np.array(Image.open(file).convert("RGB")) for file in files)
     return [torch.from_numpy(p).permute(2, 0, 1).contiguous().to(device) for p in pixels]
 

@@ -92,8 +92,10 @@ def score(work: Path) -> None:
     verdict = "met" if means["gain"] >= GOAL and not worse else "missed"
     prediction = means["prediction"]
     text = [
-        f"{len(gains)} pictures of {TEST_SIZE[1]} x {TEST_SIZE[0]} pixels from photographs that it "
-        f"has not seen (photos.txt, `test`), radii up to {RADIUS_MAX:g} pixels, disk, Gaussian and "
+        f"{len(gains)} pictures of {TEST_SIZE[1]} x {TEST_SIZE[0]} pixels (of {PAIRS['test']} "
+        f"made, those that the blur leaves at {INPUT_DB[0]:g} to {INPUT_DB[1]:g} dB) from four "
+        "photographs that it has not seen (photos.txt, `test`), radii up to "
+        f"{RADIUS_MAX:g} pixels, disk, Gaussian and "
         f"Butterworth PSFs, {means['psnr_blurred']:.2f} dB blurred. "
         "`python -m benchmarks.pretrained WORK`.",
         "",

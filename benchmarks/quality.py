@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from benchmarks.contest import (
     BATCH,
     CROP,
+    INPUT_DB,
+    PAIRS,
     SIDE,
     Pairs,
     Recipe,
@@ -36,6 +38,7 @@ from benchmarks.contest import (
     image,
     milliseconds,
     pairs,
+    photographs_for_tests,
     score,
     train,
 )
@@ -177,12 +180,14 @@ def tell(seconds: float, camera: bool = False) -> None:
     machines = "; ".join(sorted({row["machine"] for row in found}))
     text = [
         f"{machines}, one thread for each network. {len(found[0]['psnr'])} test pictures of {SIDE} "
-        "px from photographs that none has seen, blurred "
+        f"px from {photographs(camera)} photographs that none has seen (of {PAIRS['test']} made, "
+        f"those that the blur leaves at {INPUT_DB[0]:g} to {INPUT_DB[1]:g} dB), blurred "
         f"{np.mean(found[0]['psnr_blurred']):.2f} dB, SSIM {np.mean(found[0]['ssim_blurred']):.3f};"
         f" crops of {CROP} px in batches of {BATCH}; "
         "float32, since not every processor has bf16. Means over pictures and seeds, in brackets "
-        "the 95 % bootstrap interval over the pictures (their mean over the seeds). "
-        f"`python -m benchmarks.quality WORK --seconds {seconds:g}{' --camera PHOTOS' * camera}`.",
+        "the 95 % bootstrap interval over the pictures (their mean over the seeds), which does not "
+        f"cover the choice of photographs. `{command(seconds, camera, present)}`, after "
+        f"{ROWS.name} was moved away: what it holds is not measured again.",
         "",
         markdown(COLUMNS, [line(name, runs, cost[name]) for name, runs in present.items()]),
     ]
@@ -204,6 +209,25 @@ def tell(seconds: float, camera: bool = False) -> None:
     (PICTURES / picture).write_text(on_white)
     kind = " on pairs like a camera's" * camera
     record(f"Quality{kind} after {seconds / 60:g} CPU minutes", "\n".join(text))
+
+
+def photographs(camera: bool) -> int:
+    """How many photographs the test pictures are cut from."""
+    here = Path(__file__).parent
+    if camera:
+        return len(photographs_for_tests())
+    lines = (here / "photos.txt").read_text().splitlines()
+    return sum(line.startswith("test\t") for line in lines)
+
+
+def command(seconds: float, camera: bool, present: dict[str, list[dict[str, Any]]]) -> str:
+    """What measures the table's rows."""
+    seeds = sorted({run["seed"] for runs in present.values() for run in runs})
+    only = "" if len(present) == len(NETWORKS) else f" --only {' '.join(present)}"
+    return (
+        f"python -m benchmarks.quality WORK --seconds {seconds:g} --seeds "
+        f"{' '.join(map(str, seeds))}{only}{' --camera PHOTOS' * camera}"
+    )
 
 
 def costs(names: list[str]) -> dict[str, float]:
@@ -250,8 +274,8 @@ def verdict(present: dict[str, list[dict[str, Any]]]) -> str:
     if rivals:
         ahead, words = lead(beside, max(rivals, key=rivals.__getitem__))
         word = "met" if ahead >= GOAL else "missed"
-        told += [f"{words} No plain network here is better than that one."]
-        told += [f"The goal of +{GOAL} dB over the best plain network is **{word}**."]
+        told += [words + " No plain network here is better than that one." * (len(rivals) > 1)]
+        told += [f"The goal of +{GOAL} dB over a plain network is **{word}**."]
     if beside.get("no-e"):
         told += [lead(beside, "no-e")[1]]
     return "\n\n".join(told)

@@ -1,6 +1,6 @@
 """A MODEL, not a measurement: what a cluster needs, from a few measured constants and assumptions.
 
-    python -m benchmarks.sizing [--gpu-tflops 100] [--link-gbit 25] [--workers 8]
+    python -m benchmarks.sizing [--gpu-tflops 44] [--link-gbit 25] [--workers 8]
 
 Prints the tables of docs/operations.md; a test holds them equal for the defaults. Put in what
 `era doctor` and a GPU of yours show, and read the tables again.
@@ -16,7 +16,7 @@ from benchmarks.table import markdown
 from pipeline.config import load_train_config
 from pipeline.train.sizing import GPU_TFLOPS, LINK_GBIT, need
 
-PREPROCESS_S = 0.278  # CPU s of a pair of 1680x1120 pixels, measured (benchmarks/RESULTS.md)
+PREPROCESS_S = 0.328  # CPU s of a pair of 1680x1120 pixels, measured (benchmarks/RESULTS.md)
 BYTES_PER_PIXEL = 12  # of a pair: two uint16 RGB images; a radius map adds 2
 BUCKET_MB = 200.0  # MB/s of one node from and to the bucket, assumed: `era doctor` measures yours
 

@@ -36,7 +36,7 @@ class Penalties(NamedTuple):
 def update_u(HX: Tensor, Gamma: Scalar, Y: Tensor, E: Scalar, M: Tensor, lam: Penalties) -> Tensor:
     """U = (lambda_1 H X + Gamma + M (Y - E)) / (M + lambda_1): eq. (5), with M.
 
-    Outside the photograph (M = 0) U equals H X: nothing is known there.
+    Outside the photograph (M = 0) U equals H X + Gamma / lambda_1: nothing is known there.
 
     >>> one, lam = torch.ones(1, 1, 2, 2), Penalties(0.5, 0.1, 0.1, 0.1)
     >>> U = update_u(HX=0.2 * one, Gamma=0.0, Y=0.8 * one, E=0.0, M=one, lam=lam)

@@ -35,7 +35,7 @@ GRID = 16  # pixels; the strides of every size of network divide it
 BAND_BYTES = 20  # per pixel of a row of tiles, which are blended in place; 28 with maps
 ROWS = 128  # rows rounded at a time
 MOST_GB = 1e6
-OVERLAP = 128  # pixels, blended; more than the priors look around
+OVERLAP = 128  # pixels, blended; more than the prior of a single stage looks around
 FRAME = 32  # pixels around a large photograph, at least
 FRAMED_FROM = 512 * 512  # pixels; on smaller ones the frame would cost more than the photograph
 

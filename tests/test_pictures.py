@@ -158,6 +158,15 @@ def test_intervals_hold_the_mean() -> None:
     low, high = interval([1.0, 2.0, 3.0, 4.0])
     assert low < 2.5 < high
     assert interval([1.0, 2.0, 3.0, 4.0]) == [low, high]
+    assert interval([5.0, 5.0]) == [5.0, 5.0]
+
+
+@pytest.mark.parametrize("count", [4, 40])
+def test_intervals_hold_the_mean_as_often_as_they_say(count: int) -> None:
+    """The bootstrap's interval of four values holds it in 80 % of all cases."""
+    values = np.random.default_rng(7).normal(size=(600, count))
+    held = sum(low <= 0.0 <= high for low, high in map(interval, map(list, values)))
+    assert 0.92 < held / len(values) < 0.98
 
 
 # Evaluate

@@ -77,7 +77,8 @@ class TrainSection:
 
 @dataclass(frozen=True)
 class LossSection:
-    """omega |X - X_gt|_1 + (1 - omega) |H X - Y|_1 + radius |r - r_gt| (poster, Loss)."""
+    """omega |X - X_gt|_1 + (1 - omega) |H X - Y|_1 (poster, Loss), and ours: radius times the
+    cross-entropy of the weight map."""
 
     omega: float = 0.5  # weight of the first term, 0 to 1
     radius: float = 0.0  # weight of the blur-radius term; needs pairs with a known radius

@@ -10,7 +10,8 @@ from pipeline.data.manifest import load_manifest
 from pipeline.errors import UserError, one_line
 
 PROTOCOL = (
-    "Means over the images of the validation split, whole images, protocol `standard`: RGB in "
+    "Means over the images of the validation split, whole images (above two megapixels in "
+    "overlapping tiles), protocol `standard`: RGB in "
     "[0, 1], clamped, not requantised; SSIM with a 7x7 uniform window."
 )
 TRAIN_KEYS = (
@@ -102,7 +103,7 @@ def _described(url: str, digest: object) -> str:
         return f"`{_quoted(url)}` (other data were there when this card was written)"
     truth = "with true blur radii" if manifest.radius else "without blur radii"
     return (
-        f"{manifest.dataset}, split {manifest.split}: {manifest.samples} images, "
+        f"{manifest.dataset} layout, split {manifest.split}: {manifest.samples} images, "
         f"{manifest.bit_depth} bits, {truth} (`{_quoted(url)}`)"
     )
 
