@@ -90,8 +90,11 @@ async def browser(profile: Path) -> AsyncIterator[Page]:
     try:
         port = _port(profile / "DevToolsActivePort")
         async with aiohttp.ClientSession() as session:
-            async with session.get(f"http://127.0.0.1:{port}/json") as answer:
-                pages = [page for page in await answer.json() if page["type"] == "page"]
+            pages: list[dict[str, str]] = []
+            while not pages:  # the first page may be registered after the port is open
+                async with session.get(f"http://127.0.0.1:{port}/json") as answer:
+                    pages = [page for page in await answer.json() if page["type"] == "page"]
+                assert process.poll() is None, "chromium has ended"
             address = pages[0]["webSocketDebuggerUrl"]
             async with session.ws_connect(address, max_msg_size=0) as socket:
                 page = Page(socket)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 # Where a shell runs the tests in the background it ignores Ctrl-C, and so would all they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for name in ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TERMINAL_WIDTH"):
+    os.environ.pop(name, None)  # colours in a pipe, and other line lengths
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 hypothesis.settings.register_profile("era", deadline=None)  # no test asserts on time
 hypothesis.settings.load_profile("era")
 
@@ -55,6 +58,12 @@ class S3Server:
             "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
             "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
         }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_caches_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for name in ("TORCH_HOME", "ERA_CACHE_DIR"):
+        os.environ[name] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

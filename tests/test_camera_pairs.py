@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -60,6 +62,8 @@ def test_training_writes_weights_that_load(tmp_path: Path, monkeypatch: pytest.M
     small = {"kernels": 3, "kernel_size": 7, "radius_max": 3.0, "prior_channels": (8, 8)}
     monkeypatch.setattr(photograph_network, "CONFIG", {**small, "prior_sees_blur": True})
     monkeypatch.setattr(photograph_network, "RADIUS_MAX", 3.0)
+    ticks = itertools.count(0.0, 0.1)  # the same few steps on every machine
+    monkeypatch.setattr(photograph_network, "time", SimpleNamespace(monotonic=ticks.__next__))
     recipe = photograph_network.Recipe(((0.0, 2, 32),), 0.05, 1e-3, 0.999, 0, 1.0)
     asked = argparse.Namespace(
         out=tmp_path, seconds=1.0, seed=0, device="cpu", begin=None, perceptual=None

@@ -101,6 +101,32 @@ def test_a_resume_under_other_conditions_is_said(tiny_data: Path) -> None:
     assert not lineage.changes({**meta, "versions": "a stranger's"})
     with pytest.raises(UserError, match=r"not what run x began with"):
         lineage.refuse_other_data({**meta, "data_manifest_sha256": "other"}, "x")
+    other = {**meta, "micro_batch": 2, "device": "NVIDIA H100"}
+    assert "scaling.micro_batch 2 -> 0, device NVIDIA H100 -> CPU" in lineage.changes(other)
+
+
+def test_ranks_that_see_other_data_do_not_train(tiny_data: Path) -> None:
+    config = config_of(tiny_data, Path("unused"), "lineage")
+    train, val = (open_split(str(tiny_data / name), "", 1.0) for name in ("train", "val"))
+    rank_0 = Lineage(config, named_config("tiny"), (train, val), world_size=2).meta(0)
+    Lineage(config, named_config("tiny"), (train, val), world_size=2).refuse_unequal_data(rank_0)
+    with pytest.raises(UserError, match=r"other data on .* than on rank 0's node"):
+        Lineage(config, named_config("tiny"), (val, val), 2).refuse_unequal_data(rank_0)
+
+
+def test_strict_gradients_lie_as_their_parameters_do(tiny_data: Path) -> None:
+    """CUDA's fused optimiser refuses others."""
+    loop = loop_of(tiny_data, "train.deterministic=strict", "train.channels_last=true", steps=1)
+    strides: list[tuple[Any, Any]] = []
+
+    def note(*_: Any) -> None:
+        parameters = loop.state.model.parameters()
+        strides.extend((p.grad.stride(), p.stride()) for p in parameters if p.grad is not None)
+
+    loop.state.optimizer.register_step_pre_hook(note)
+    losses(loop)
+    assert any(len(found) == 4 and found[1] == 1 for _, found in strides)  # channels last
+    assert all(found == wanted for found, wanted in strides)
 
 
 @pytest.mark.parametrize("part", ["optimizer", "averages", "step", "torch_rng"])

@@ -43,9 +43,9 @@ def test_a_failure_does_not_take_the_process_along(ray_cluster: str) -> None:
     assert done.stdout.endswith("survived\n"), done.stderr[-2000:]
 
 
-def most_at_once(shards: int, threads: int) -> int:
-    """How many pairs of all shards are loaded at the same time."""
-    lock = threading.Lock()
+def most_at_once(shards: int, threads: int, expected: int) -> int:
+    """How many pairs of all shards are loaded at the same time; waits for as many as expected."""
+    lock, reached = threading.Lock(), threading.Event()
     now, most = 0, 0
 
     def load(pair: int) -> int:
@@ -53,7 +53,10 @@ def most_at_once(shards: int, threads: int) -> int:
         with lock:
             now += 1
             most = max(most, now)
-        time.sleep(0.05)
+            if now >= expected:
+                reached.set()
+        reached.wait(10)
+        time.sleep(0.02)  # for one too many
         with lock:
             now -= 1
         return pair
@@ -68,9 +71,10 @@ def most_at_once(shards: int, threads: int) -> int:
 
 def test_threads_without_a_shard_help_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.parallel_map.has_cluster", lambda: False)
-    assert most_at_once(shards=1, threads=4) == 4 + SPARE
-    assert most_at_once(shards=9, threads=4) == 4 + SPARE  # and never more, since pairs are large
-    assert most_at_once(shards=2, threads=1) == 1
+    most = 4 + SPARE  # and never more, since pairs are large
+    assert most_at_once(shards=1, threads=4, expected=most) == most
+    assert most_at_once(shards=9, threads=4, expected=most) == most
+    assert most_at_once(shards=2, threads=1, expected=1) == 1
 
 
 def test_what_fails_ahead_of_time_fails_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:

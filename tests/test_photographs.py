@@ -916,6 +916,7 @@ def test_a_process_takes_no_more_memory_than_was_promised(tmp_path: Path) -> Non
     command = [sys.executable, "-m", "pipeline", "restore", "a.jpg", "--out", "out"]
     command += ["--checkpoint", "photographs", "--memory", "0.5"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment.pop("RAY_ADDRESS", None)  # else a cluster would do the work
     # A small process between: the peak of a new process begins with its parent's memory.
     peak = "import resource as r, subprocess as s, sys; s.run(sys.argv[1:], check=True); "
     peak += "print(r.getrusage(r.RUSAGE_CHILDREN).ru_maxrss)"
@@ -926,8 +927,8 @@ def test_a_process_takes_no_more_memory_than_was_promised(tmp_path: Path) -> Non
         stdout=subprocess.PIPE,
         check=True,
     )
-    # The program, the network's two thirds, and little for a small photograph.
-    assert int(done.stdout.split()[-1]) * 1024 < (0.65 + 0.5 * 2 / 3 + 0.01) * 1e9
+    # The program with its libraries' pages, the network's two thirds, little for the photograph.
+    assert int(done.stdout.split()[-1]) * 1024 < (0.65 + 0.5 * 2 / 3 + 0.1) * 1e9
 
 
 def test_markers_without_a_length_hide_no_size() -> None:

@@ -100,7 +100,8 @@ def test_killed_process_goes_on_and_leaves_nothing(
     size = 2 * 300 * 400 * 12
     undisturbed = preprocess("folder", str(tmp_path / "in"), str(tmp_path / "a"), shard_bytes=size)
     program = (
-        "import sys; from pipeline.preprocess import preprocess\n"
+        "import os, sys; from pipeline.preprocess import preprocess\n"
+        "os.cpu_count = lambda: 2  # not all shards at once\n"
         f"preprocess('folder', sys.argv[1], sys.argv[2], shard_bytes={size})"
     )
     split = tmp_path / "b" / "train"

@@ -148,6 +148,15 @@ def test_each_group_of_workers_has_an_attempt_until_another_command_begins(tmp_p
         folder.begin_group(config, 1, command, first=False)
 
 
+def test_a_worker_that_sees_another_folder_does_not_begin(tmp_path: Path) -> None:
+    """As with `run.root` on the disk of the driver's node: it would start from step 0 for ever."""
+    config = load_train_config("tiny")
+    command = RunFolder(str(tmp_path / "driver")).begin_attempt(config, None)
+    with pytest.raises(UserError, match=r"give a run\.root that all nodes share"):
+        RunFolder(str(tmp_path / "worker")).begin_group(config, None, command, first=True)
+    assert not (tmp_path / "worker").exists()
+
+
 def run(monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., None], contacts: int) -> None:
     """One attempt whose trainer, workers and cluster are replaced."""
     report = Report([], contacts)

@@ -207,6 +207,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
     program = (
         "import resource, sys\n"
         "from pipeline import storage\n"
+        "import pipeline.storage.local  # now, or its compiled form would be cut short\n"
         "from pipeline.errors import StorageDown, UserError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "for size in 100_000, 1001:\n"  # what is small is buffered: closing it fails, too

@@ -270,7 +270,7 @@ def test_a_dropped_log_loses_and_repeats_nothing(
             [*command, *arguments, "--json"], stdout=subprocess.PIPE, stderr=stderr, text=True
         )
     while process.poll() is None:
-        time.sleep(2.5)
+        time.sleep(1.0)
         if "sent to" in log.read_text():
             wire.cut()
     assert process.stdout is not None

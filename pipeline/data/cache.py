@@ -82,7 +82,7 @@ class ShardCache:
             with self.locks.of_shard(shard.sha256) as owned:
                 mapped = self._sound_copy(shard)  # another process may have brought it
                 if mapped is None:
-                    mapped = self._download(url, shard, owned)
+                    mapped = self._brought(url, shard, owned)
         self.touch(self.path(shard))
         return mapped
 
@@ -122,6 +122,13 @@ class ShardCache:
     def path(self, shard: Shard) -> Path:
         """Where the copy of a shard is, or will be."""
         return self.folder / f"{shard.sha256}.tar"
+
+    def _brought(self, url: str, shard: Shard, owned: bool) -> Image:
+        try:
+            return self._download(url, shard, owned)
+        except DamagedError as error:  # the object, or only its way here
+            log.warning("%s; once more", error)
+            return self._download(url, shard, owned)
 
     def _download(self, url: str, shard: Shard, owned: bool) -> Image:
         path = self.path(shard)

@@ -6,6 +6,7 @@ so that two writers at a time cannot lose an attempt.
 
 from __future__ import annotations
 
+import platform
 import re
 import secrets
 from datetime import UTC, datetime
@@ -78,8 +79,13 @@ def begin_group(
         attempt: the command's. first: whether the group is the first, as far as is known.
 
     Raises:
-        UserError: if another command has taken the run over.
+        UserError: if another command has taken the run over, or wrote to another place.
     """
+    if not storage.exists(_url(run_url, attempt_key(attempt))):
+        raise UserError(
+            f"run {run_url}: the command's own attempt is not there on {platform.node()}; give a "
+            "run.root that all nodes share: an object store, or a file system mounted on each"
+        )
     if not require_command(run_url, attempt) and first:
         return attempt
     return begin_attempt(run_url, config, resumed_from, attempt)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,11 @@ from pipeline.storage.bucket import BucketFiles, environment
 from pipeline.storage.faults import ShortBody
 
 _PASSING_STATUS = {408, 429}
+_PASSING_KINDS = {  # of azure-core, requests and google-auth, by name: none of them need be there
+    "ServiceRequestError", "ServiceResponseError", "ConnectTimeout", "ReadTimeout",
+    "ConnectionError", "Timeout", "TransportError",
+}  # fmt: skip
+CONNECT_SECONDS, READ_SECONDS = 5.0, 30.0
 _SETTINGS = ("GOOGLE_", "STORAGE_EMULATOR_HOST", "GCSFS_", "AZURE_", "FSSPEC_", "HF_")
 _SERVICES = {  # by package: the service's name, and what to check when it refuses
     "gcsfs": ("Google Cloud Storage", "check GOOGLE_APPLICATION_CREDENTIALS, and its rights"),
@@ -36,15 +42,29 @@ def cloud_files(scheme: str) -> CloudFiles:
 @lru_cache(maxsize=4)
 def _cloud_files(pid: int, scheme: str, settings: tuple[tuple[str, str], ...]) -> CloudFiles:
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
-    if scheme in ("gs", "gcs") and os.environ.get("STORAGE_EMULATOR_HOST"):
-        options["token"] = "anon"  # else it would look for an account first
     try:
+        if scheme in ("gs", "gcs"):
+            options |= _of_gcs()
         return CloudFiles(scheme, _client(scheme)(**options))
     except Exception as error:  # each client has its own for a missing account
         name, cure = _service(scheme)
         raise UserError(
             f"{scheme}://: no usable credentials for {name} ({type(error).__name__}); {cure}"
         ) from None
+
+
+def _of_gcs() -> dict[str, Any]:
+    import aiohttp
+
+    # It has none of its own: a connection that has gone silent would be waited for for ever.
+    options: dict[str, Any] = {
+        "requests_timeout": aiohttp.ClientTimeout(
+            sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS
+        )
+    }
+    if os.environ.get("STORAGE_EMULATOR_HOST"):
+        options["token"] = "anon"  # else it would look for an account first
+    return options
 
 
 def _client(scheme: str) -> Any:
@@ -113,7 +133,8 @@ class CloudFiles(BucketFiles):
         super().check_writable(url)
 
     def _remove(self, url: str, key: str) -> None:
-        self._required(url, self.fs.rm_file, key)
+        with suppress(FileNotFoundError):  # the answer to the request before was lost
+            self._try(url, self.fs.rm_file, key)
 
     def _find_bucket(self, bucket: str) -> None:
         self.fs.ls(bucket, detail=False)
@@ -157,9 +178,11 @@ def _status(error: BaseException) -> int:
 def _is_network(error: BaseException) -> bool:
     import aiohttp
 
-    clients = ("ServiceRequestError", "ServiceResponseError", "ConnectTimeout", "ReadTimeout")
     known = (aiohttp.ClientError, ConnectionError, TimeoutError)
-    return isinstance(error, known) or type(error).__name__ in clients
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, known) or _PASSING_KINDS & kinds:
+        return True
+    return getattr(error, "retryable", False) is True  # google-auth's, of a token not refreshed
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

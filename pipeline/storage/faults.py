@@ -41,14 +41,21 @@ def is_transient(error: BaseException) -> bool:
     code, status = _code_and_status(error)
     if code or status:
         return code in _PASSING_CODES or status in _PASSING_STATUS or status >= 500
-    from botocore.exceptions import BotoCoreError, HTTPClientError
+    from botocore.exceptions import (
+        BotoCoreError,
+        CredentialRetrievalError,
+        HTTPClientError,
+        MetadataRetrievalError,
+    )
     from botocore.exceptions import ConnectionError as BotoConnectionError
     from botocore.parsers import ResponseParserError
 
     if isinstance(error, (FileNotFoundError, PermissionError, FileExistsError)):
         return False
     if isinstance(error, BotoCoreError):
-        return isinstance(error, (HTTPClientError, BotoConnectionError))
+        # The last two: the service that hands out a pod's credentials does not answer.
+        passing = (CredentialRetrievalError, MetadataRetrievalError)
+        return isinstance(error, (HTTPClientError, BotoConnectionError, *passing))
     return isinstance(error, (OSError, TimeoutError, ResponseParserError)) or _is_aiohttp(error)
 
 

@@ -47,6 +47,12 @@ def explained(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: does not fit into memory") from None
 
 
+def _unless_gone(error: OSError) -> None:
+    """A folder that cannot be listed is not an empty one."""
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
+
+
 @contextmanager
 def written_beside(path: Path) -> Iterator[IO[bytes]]:
     """Open a file next to `path`; on success sync and rename it to `path`, else remove it."""
@@ -117,7 +123,7 @@ class LocalFiles:
         root = local_path(url)
         found = []
         with explained(root):
-            for folder, below, names in os.walk(root):
+            for folder, below, names in os.walk(root, onerror=_unless_gone):
                 below[:] = [name for name in below if not name.endswith(UNFINISHED)]
                 for name in names:
                     path = Path(folder, name)

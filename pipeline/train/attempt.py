@@ -15,6 +15,7 @@ from pipeline.cluster import Growth, Wait, on_loopback, release_orphans
 from pipeline.config import TrainConfig
 from pipeline.errors import Stopped, UserError
 from pipeline.train.driver_channel import POLL_SECONDS, Report, start_channel
+from pipeline.train.failures import root_cause
 from pipeline.train.payload import Payload
 from pipeline.train.show import Ask, Display, OnEvent, never
 from pipeline.train.trainer import Outcome, run_trainer
@@ -53,6 +54,9 @@ def run_attempt(
             except TimeoutError as error:
                 raise UserError(f"run {run_url}: {error}; the same command resumes it") from None
     if signals.received:
+        if outcome.error is not None:
+            reason = root_cause(outcome.error)
+            log.warning("failed while it stopped, after its last checkpoint: %s", reason)
         raise Stopped(signals.name)
     if outcome.error is not None:
         release_orphans()

@@ -138,8 +138,13 @@ class IntegerReduction:
         mean[self.count :].masked_fill_(total[-1] > 0, float("nan"))
         pieces = mean[: self.count].split([p.numel() for p in self.parameters])
         for parameter, piece, any_used in zip(self.parameters, pieces, used, strict=True):
-            parameter.grad = piece.to(parameter).view_as(parameter) if any_used else None
+            parameter.grad = _laid_out(piece, parameter) if any_used else None
         return mean[self.count :]
+
+
+def _laid_out(values: Tensor, parameter: Tensor) -> Tensor:
+    """A gradient with its parameter's strides, without which fused optimisers refuse it."""
+    return torch.empty_like(parameter).copy_(values.view(parameter.shape)).detach()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -46,7 +46,9 @@ class Lineage:
             **{name: split and split.manifest_sha256 for name, split in self.splits.items()},
             "world_size": self.world_size,
             "threads": self.config.scaling.threads,
+            "micro_batch": self.config.scaling.micro_batch,
             "machine": platform.machine(),
+            "device": _device(self.config),
             "git": self.config.run.revision or None,
             "versions": {
                 "era": __version__,
@@ -66,6 +68,19 @@ class Lineage:
                 raise UserError(
                     f"{split.url}: the data is not what run {run_url} began with "
                     "(its manifest changed); train under another run.name"
+                )
+
+    def refuse_unequal_data(self, meta: dict[str, Any]) -> None:
+        """Refuse to train where this rank sees other data than rank 0.
+
+        Raises:
+            UserError: naming the split and the node.
+        """
+        for name, split in self.splits.items():
+            if split is not None and meta.get(name) != split.manifest_sha256:
+                raise UserError(
+                    f"{split.url}: other data on {platform.node()} than on rank 0's node (their "
+                    "manifests differ); copy the same, or give a URL that all nodes share"
                 )
 
     def changes(self, meta: dict[str, Any]) -> str:
@@ -88,8 +103,16 @@ class Lineage:
         ]
 
 
+def _device(config: TrainConfig) -> str:
+    """What computes, as far as results depend on it."""
+    if config.scaling.gpu:
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def _flat(meta: dict[str, Any]) -> dict[str, Any]:
-    names = {"threads": "scaling.threads", "machine": "machine", "git": "revision"}
+    names = {"threads": "scaling.threads", "micro_batch": "scaling.micro_batch"}
+    names |= {"machine": "machine", "device": "device", "git": "revision"}
     flat = {shown: meta.get(name) for name, shown in names.items()}
     versions = meta.get("versions")
     return {**flat, **(versions if isinstance(versions, dict) else {})}

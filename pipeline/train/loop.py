@@ -27,6 +27,7 @@ from pipeline.train.state import TrainState
 Votes = Callable[
     [int], list[bool]
 ]  # this rank's, by the number of steps done after the current one
+MOST_SHAPES = 1024  # compiled: phases, patches, and sizes of micro-batches
 OnSkip = Callable[[int, list[str]], None]  # the step, and the samples of all ranks
 
 
@@ -73,7 +74,11 @@ class Loop:
         strict = config.train.deterministic is Deterministic.STRICT
         self.reduction = (IntegerReduction if strict else FloatReduction)(objective, device)
         if config.train.compile:
-            # Shapes are static: a size met again after a resume compiles to the same code.
+            # Shapes are static: a size met again after a resume compiles to the same code, if that
+            # of no other size has to go (by default the ninth would not be compiled any more).
+            from torch._dynamo import config as dynamo
+
+            dynamo.recompile_limit = dynamo.accumulated_recompile_limit = MOST_SHAPES
             self.reduction.module.compile(dynamic=False)
 
     def run(self, step_done: StepDone) -> None:

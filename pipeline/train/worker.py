@@ -6,6 +6,7 @@ import resource
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -90,7 +91,8 @@ class Worker:
         """Restore the newest sound checkpoint, which rank 0 reads for all; return its run files."""
         loaded = self.store.load_latest() if self.rank == 0 else None
         if self.world_size > 1:
-            loaded = self._from_rank_0(loaded)
+            loaded, meta = self._from_rank_0(loaded)
+            self.lineage.refuse_unequal_data(meta)
         if loaded is None:
             return {}
         meta = loaded.checkpoint.meta
@@ -101,14 +103,17 @@ class Worker:
             self.channel.tell(Event(self.state.step, line=changes, warning=True))
         return loaded.run_files
 
-    def _from_rank_0(self, loaded: LoadedCheckpoint | None) -> LoadedCheckpoint | None:
-        """The same checkpoint on all ranks; only rank 0 keeps the run's files."""
-        shared: list[LoadedCheckpoint | None] = [None]
+    def _from_rank_0(
+        self, loaded: LoadedCheckpoint | None
+    ) -> tuple[LoadedCheckpoint | None, dict[str, Any]]:
+        """The same checkpoint on all ranks, and the origin of what rank 0 would write; only rank 0
+        keeps the run's files."""
+        shared: list[Any] = [None, self.lineage.meta(0)]
         if loaded is not None:
             assert loaded.checkpoint.meta  # read here, and sent with it
-            shared = [replace(loaded, run_files={})]
+            shared[0] = replace(loaded, run_files={})
         dist.broadcast_object_list(shared)
-        return loaded or shared[0]
+        return loaded or shared[0], shared[1]
 
     def _tracker(self, earlier: dict[str, bytes]) -> Tracker:
         return Tracker(
