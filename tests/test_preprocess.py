@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tarfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,8 +24,9 @@ from conftest import S3Server
 from pipeline import storage
 from pipeline.data.manifest import load_manifest
 from pipeline.data.split import open_split
-from pipeline.errors import UserError
+from pipeline.errors import StorageDown, UserError
 from pipeline.images import read_image
+from pipeline.preprocess import convert as convert_module
 from pipeline.preprocess import preprocess
 from pipeline.preprocess import run as preprocess_run
 from pipeline.synthesize.psf import psf
@@ -445,6 +448,75 @@ def test_bad_pairs_stop_or_are_set_aside(spoil, tiny_pairs: Path, tmp_path: Path
     listed = [json.loads(p.read_text()) for p in (tmp_path / "out").glob("*/skipped.json")]
     assert message.split(":")[-1].strip() in listed[0][0]["reason"]
     verify(str(tmp_path / "out"))
+    assert preprocess("dpdd", str(folder), str(tmp_path / "out"), skip_bad=True) == done
+
+
+def test_what_passes_is_no_fault_of_a_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a silent storage nor want of memory is remembered against a pair."""
+    monkeypatch.setattr("pipeline.parallel_map.has_cluster", lambda: False)
+    soft_pairs(tmp_path / "in", 3, (40, 48))
+    arguments = "folder", str(tmp_path / "in"), str(tmp_path / "out")
+
+    def failing(error: Exception) -> Callable[..., Any]:
+        def load(job: Any, pair: Any) -> Any:
+            if pair.key == "01":
+                raise error
+            return real(job, pair)
+
+        return load
+
+    real = convert_module._load
+    for error, kind in ((StorageDown("no answer"), StorageDown), (MemoryError(), UserError)):
+        with monkeypatch.context() as patch:
+            patch.setattr(convert_module, "_load", failing(error))
+            with pytest.raises(kind):
+                preprocess(*arguments, skip_bad=kind is StorageDown)
+    assert preprocess(*arguments)["samples"] == 3
+
+
+def test_bad_pairs_have_any_name(tmp_path: Path) -> None:
+    soft_pairs(tmp_path / "in", 2, (40, 48))
+    for kind in ("blur", "sharp"):
+        folder = tmp_path / "in" / kind
+        (folder / "00.png").rename(Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")))
+    flat = next(path for path in (tmp_path / "in" / "blur").iterdir() if "caf" in path.name)
+    cv2.imwrite(str(tmp_path / "flat.png"), np.full((40, 48, 3), 90, np.uint8))
+    (tmp_path / "flat.png").rename(flat)
+    done = preprocess("folder", str(tmp_path / "in"), str(tmp_path / "out"), skip_bad=True)
+    assert (done["samples"], done["skipped"]) == (1, 1)
+
+
+def test_of_equal_keys_one_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for folder in ("a", "b"):
+        soft_pairs(tmp_path / folder, 2 if folder == "a" else 1, (40, 48))
+    image = cv2.imread(str(tmp_path / "b" / "blur" / "00.png"), cv2.IMREAD_UNCHANGED)
+    assert image is not None
+    cv2.imwrite(str(tmp_path / "b" / "blur" / "00.png"), image[::-1])  # other pictures
+    cv2.imwrite(str(tmp_path / "b" / "sharp" / "00.png"), image)
+    pairs = [f"train,{folder}/blur/{n}.png,{folder}/sharp/{n}.png" for folder, n in
+             (("a", "00"), ("a", "01"), ("b", "00"))]  # fmt: skip
+    (tmp_path / "pairs.csv").write_text("split,blur,sharp\n" + "\n".join([*pairs, pairs[1]]))
+    arguments = "folder", str(tmp_path / "pairs.csv"), str(tmp_path / "out")
+    with caplog.at_level("WARNING", "era"):
+        done = preprocess(*arguments, skip_bad=True)
+    assert (done["samples"], done["skipped"]) == (2, 1)
+    assert "1 rows are there again" in caplog.text
+
+
+def test_pictures_corrected_after_a_conversion_say_what_to_remove(tmp_path: Path) -> None:
+    soft_pairs(tmp_path / "in", 2, (40, 48))
+    good = (tmp_path / "in" / "blur" / "01.png").read_bytes()
+    cv2.imwrite(str(tmp_path / "in" / "blur" / "01.png"), np.full((40, 48, 3), 90, np.uint16))
+    arguments = "folder", str(tmp_path / "in"), str(tmp_path / "out")
+    with pytest.raises(UserError, match="flat"):
+        preprocess(*arguments)
+    (tmp_path / "in" / "blur" / "01.png").write_bytes(good)
+    with pytest.raises(
+        UserError, match=r"out/train: an unfinished conversion .* remove the folder"
+    ):
+        preprocess(*arguments)
+    shutil.rmtree(tmp_path / "out" / "train")
+    assert preprocess(*arguments)["samples"] == 2
 
 
 def test_a_split_of_which_nothing_is_left_is_refused(tiny_pairs: Path, tmp_path: Path) -> None:

@@ -21,10 +21,12 @@ from pipeline.images.png import CICP_GAMMAS, HDR_CICP
 from pipeline.images.raster import Raster, Size, full_scale, open_with_pillow
 
 PLUGINS = {"HEIF": "pillow_heif", "JPEG XL": "pillow_jxl", "RAW": "rawpy"}
+HEAD_BYTES = 1 << 16  # in which AVIF's items are listed
 WRITTEN = "is read only; its restored form is a PNG"
 # Description, make, model, software, date, artist, copyright, EXIF, GPS.
 RAW_TAGS = (270, 271, 272, 305, 306, 315, 33432, 34665, 34853)
 TURNED = ("HEIF", "JPEG XL")  # their decoders turn the pixels upright, whatever EXIF says
+SRGB_CURVE = (2.4, 12.92)  # exponent and slope of the toe; LibRaw's own is BT.709's
 SRGB_CICP = (1, 2, 6, 13)  # transfer functions that photographs in sRGB are marked with
 
 
@@ -119,13 +121,18 @@ def _raster(
 def _raw(rawpy: Any, data: bytes) -> Raster:
     """Developed by LibRaw with the camera's white balance, sRGB of 16 bits, upright."""
     with rawpy.imread(io.BytesIO(data)) as raw:
-        pixels = raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=16)
+        pixels = raw.postprocess(
+            use_camera_wb=True, no_auto_bright=True, output_bps=16, gamma=SRGB_CURVE
+        )
     return Raster(pixels, notes=[f"RAW is developed with the camera's settings; it {WRITTEN}"])
 
 
 def _heif(plugin: Any, data: bytes) -> Raster:
     file = plugin.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
     icc, pixels = file.info.get("icc_profile") or b"", np.asarray(file)
+    if pixels.dtype == np.uint16:  # its bits are the upper ones
+        bits = int(file.info.get("bit_depth") or 16)
+        pixels = full_scale(pixels >> (16 - bits), bits)
     if file.mode.startswith("RGBa"):
         pixels = _divided_by_alpha(pixels)
     raster = _raster("HEIF", data, pixels, 1, icc, len(file))
@@ -152,6 +159,8 @@ def _jpeg_xl(data: bytes) -> Raster:
     if header.bits:
         pixels = full_scale(pixels, header.bits)
     raster = _raster("JPEG XL", data, pixels, 1, icc, 1)
+    if "jhgm" in jpeg_xl.boxes(data):
+        raster.notes.append("its gain map is dropped")
     if header.animated:
         raster.notes.append("only the first picture of its animation is restored")
     return raster
@@ -168,7 +177,10 @@ def _avif(data: bytes) -> Raster:
     if (depth := _avif_depth(data)) > 8:
         pixels = full_scale(imagecodecs.avif_decode(data, index=0), depth)
     turn = read_exif(info.get("exif") or b"").orientation
-    return _raster("AVIF", data, pixels, turn, info.get("icc_profile") or b"", count)
+    raster = _raster("AVIF", data, pixels, turn, info.get("icc_profile") or b"", count)
+    if re.search(rb"(?s)infe.{8}tmap", data[:HEAD_BYTES]):
+        raster.notes.append("its gain map is dropped")
+    return raster
 
 
 def _avif_depth(data: bytes) -> int:

@@ -82,8 +82,10 @@ def _explained(name: str, what: str = CANNOT_READ) -> Iterator[None]:
     """Whatever a damaged file makes of a codec is the file's fault, and one line."""
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:
+        if "Insufficient memory" in str(error):  # OpenCV's
+            raise MemoryError(str(error)) from None
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(f"{name}: {what} ({reason})") from None

@@ -22,6 +22,8 @@ GREY, RGB, PALETTE, GREY_ALPHA = 0, 2, 3, 4
 COPIED = (b"cHRM", b"gAMA", b"iCCP", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"bKGD", b"sBIT", b"tIME")
 OF_THE_PALETTE = (b"bKGD", b"sBIT")  # their meaning depends on the colour type
 SRGB_GAMMA, GAMMA_TOLERANCE = 45455, 0.05
+MOST_PIXELS, MOST_SIDE = 1 << 30, 1_000_000  # OpenCV's limit, libpng's limit
+MOST_CHUNKS = 1 << 20  # of 8 KB each, as OpenCV writes them, for the largest file that is read
 MOST_PROFILE = 1 << 25  # bytes of a profile that are unpacked
 HDR_CICP = {16: "PQ", 18: "HLG"}
 CICP_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
@@ -33,6 +35,11 @@ def size(data: bytes, name: str) -> Size:
     if len(data) < 33 or data[12:16] != b"IHDR":
         raise UserError(f"{name}: cut off or damaged: this PNG has no header")
     width, height, depth, colours = struct.unpack_from(">IIBB", data, 16)
+    if max(width, height) > MOST_SIDE or width * height > MOST_PIXELS:
+        raise UserError(
+            f"{name}: {width}x{height} pixels; at most {MOST_PIXELS:,} of a PNG can be read, and "
+            f"{MOST_SIDE:,} on a side"
+        )
     return Size(height, width, 2 if colours in (GREY, GREY_ALPHA) else 4, 2 if depth == 16 else 1)
 
 
@@ -124,6 +131,8 @@ def _walk(data: memoryview, name: str) -> tuple[list[tuple[bytes, memoryview]], 
     dropped: list[str] = []
     place = len(SIGNATURE)
     while place + 12 <= len(data):
+        if len(found) > MOST_CHUNKS:
+            raise UserError(f"{name}: more than {MOST_CHUNKS:,} chunks; no picture needs so many")
         size, kind = struct.unpack_from(">I4s", data, place)
         body = data[place + 8 : place + 8 + size]
         if place + 12 + size > len(data):

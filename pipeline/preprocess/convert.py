@@ -13,7 +13,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.arrays import Image
 from pipeline.data.shards import Sample, ShardWriter
-from pipeline.errors import UserError
+from pipeline.errors import StorageDown, UserError, printable
 from pipeline.images import decode_any, decode_image
 from pipeline.parallel_map import in_order
 from pipeline.preprocess.layouts import Pair
@@ -82,10 +82,12 @@ def _try(job: ShardJob, pair: Pair) -> tuple[str, Loaded | str]:
     """The pair's key with what it is, or with what is wrong with it."""
     try:
         return pair.key, _load(job, pair)
+    except StorageDown:
+        raise  # the pair's fault it is not
     except UserError as error:
-        return pair.key, str(error)
+        return pair.key, printable(str(error))
     except MemoryError:
-        return pair.key, f"{pair.blur}: not enough memory to convert it"
+        return pair.key, printable(f"{pair.blur}: not enough memory to convert it")
 
 
 def _load(job: ShardJob, pair: Pair) -> Loaded:

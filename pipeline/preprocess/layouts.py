@@ -178,6 +178,10 @@ def _csv(source: str) -> Layout:
             _add_row(found, source, rows.line_num, row)
     except csv.Error as error:
         raise UserError(f"{source}: not valid CSV after line {rows.line_num} ({error})") from None
+    for split, pairs in found.splits.items():
+        found.splits[split] = list(dict.fromkeys(pairs))
+        if twice := len(pairs) - len(found.splits[split]):
+            found.warnings.append(f"{source}, {split}: {twice} rows are there again; one counts")
     return found
 
 

@@ -159,7 +159,10 @@ def _require_claimed(
     if CLAIM in there:
         claim = storage.read_json(storage.join(folder, CLAIM))
         if not isinstance(claim, dict) or claim.get("fingerprint") != fingerprint:
-            raise _other(folder, PARTS)
+            raise UserError(
+                f"{folder}: an unfinished conversion of other pictures, or of these as they were "
+                "before; remove the folder to begin anew, or choose another --dest"
+            )
         ours = {CONTACT, SKIPPED, *(job.name for job in jobs)}
         ours |= {name for name in there if name.startswith(f"{PARTS}/")}
     for name in there:
@@ -168,7 +171,10 @@ def _require_claimed(
 
 
 def finished(jobs: list[ShardJob]) -> dict[str, Any]:
-    """The descriptions, by URL, of the shards that exist and have the right size."""
+    """The descriptions, by URL, of the shards that exist and have the right size.
+
+    Not of those with bad pairs: what was wrong (memory, a disk's fault) may be so no more.
+    """
     there = {
         storage.join(folder, entry.relative): entry.size
         for folder in dict.fromkeys(job.dest for job in jobs)
@@ -185,7 +191,7 @@ def finished(jobs: list[ShardJob]) -> dict[str, Any]:
                 validated(list[tuple[str, str]], part["problems"], job.part_url)
             except (KeyError, TypeError, BadInput):
                 continue  # damaged: the shard is converted again
-            if there.get(storage.join(job.dest, job.name)) == size:
+            if not part["problems"] and there.get(storage.join(job.dest, job.name)) == size:
                 parts[job.part_url] = part
     return parts
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import StorageDown, UserError
 from pipeline.images import png
 from pipeline.metrics import LEAST_SIDE
 from pipeline.parallel_map import parallel_map
@@ -41,11 +41,15 @@ class Header:
 
 @dataclass(frozen=True)
 class Problem:
-    """A fault of one pair of a split, or of the whole split if the key is empty."""
+    """A fault of one pair of a split, or of the whole split if the key is empty.
+
+    It is that of `pair` alone where that is given, else of all pairs with this key.
+    """
 
     split: str
     key: str
     text: str
+    pair: Pair | None = None
 
 
 @dataclass
@@ -101,6 +105,8 @@ def _look(job: _Job) -> Header | str:
     url = storage.join(job.base, job.name)
     try:
         data = storage.read_bytes(url)
+    except StorageDown:
+        raise
     except UserError as error:
         return str(error)
     try:
@@ -115,6 +121,8 @@ def _look(job: _Job) -> Header | str:
                 png.check(data, url)
             else:
                 image.verify()
+    except MemoryError:
+        return f"{url}: not enough memory to check it"
     except Exception as error:  # Pillow raises many kinds for a broken file
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         return f"{url}: not an image that can be read, or a damaged one{reason}"
@@ -182,8 +190,8 @@ def _equal_keys(split: str, pairs: list[Pair]) -> Iterable[Problem]:
     for pair in pairs:
         if pair.key in seen:
             text = f"{pair.blur} and {seen[pair.key]} would both be called {pair.key}"
-            yield Problem(split, pair.key, text)
-        seen[pair.key] = pair.blur
+            yield Problem(split, pair.key, text, pair)
+        seen.setdefault(pair.key, pair.blur)
 
 
 def _too_small(pairs: list[Pair], headers: dict[str, Header]) -> Iterable[Problem]:

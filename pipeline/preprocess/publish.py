@@ -9,8 +9,9 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.arrays import Image
+from pipeline.border import BadInput, validated
 from pipeline.data.manifest import NAME, Manifest, parse_shard
-from pipeline.errors import printable
+from pipeline.errors import DamagedError, printable
 from pipeline.preprocess.convert import PARTS
 
 CONTACT, SKIPPED = "contact.jpg", "skipped.json"
@@ -54,6 +55,23 @@ def publish(
     storage.write_text(storage.join(folder, NAME), manifest.to_json())
     storage.remove_unfinished(folder)
     storage.delete(storage.join(folder, PARTS))
+
+
+def skipped_of(folder: str) -> list[tuple[str, str]]:
+    """(key, reason) of the pairs that were left out of a published split.
+
+    Raises:
+        DamagedError: if its list is not what `publish` writes.
+    """
+    url = storage.join(folder, SKIPPED)
+    if not storage.exists(url):
+        return []
+    try:
+        listed = validated(list[dict[str, str]], storage.read_json(url), SKIPPED)
+        return [(one["key"], one["reason"]) for one in listed]
+    except (BadInput, KeyError):
+        text = f"{url}: damaged; remove the split's folder and preprocess again"
+        raise DamagedError(text) from None
 
 
 def _statistics(seen: list[dict[str, Any]]) -> dict[str, Any]:

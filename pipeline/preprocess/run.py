@@ -23,7 +23,7 @@ from pipeline.preprocess.ownership import (
     sole_writer,
 )
 from pipeline.preprocess.precheck import Header, Problem, precheck
-from pipeline.preprocess.publish import publish
+from pipeline.preprocess.publish import publish, skipped_of
 from pipeline.progress import track
 
 log = logging.getLogger("era")
@@ -65,7 +65,7 @@ def preprocess(
     }
     with sole_writer(dest):
         bad = _convert_and_publish(dataset, dest, plans, splits, bad, skip_bad)
-    return _summary(dest, list(splits), len({(p.split, p.key) for p in bad}))
+    return _summary(dest, list(splits), len({(p.split, p.pair or p.key) for p in bad}))
 
 
 def _convert_and_publish(
@@ -78,6 +78,10 @@ def _convert_and_publish(
 ) -> list[Problem]:
     """Write all shards that are missing, then all manifests; returns every problem found."""
     todo = {split: plan for split, plan in plans.items() if not published(*plan)}
+    for split in plans.keys() - todo.keys():  # what was found while it was converted
+        known = {problem.key for problem in bad if problem.split == split}
+        listed = skipped_of(storage.join(dest, split))
+        bad = bad + [Problem(split, key, text) for key, text in listed if key not in known]
     jobs_todo = [job for _, jobs in todo.values() for job in jobs]
     try:
         parts = _convert_all(jobs_todo)
@@ -114,8 +118,11 @@ def _stop_if(problems: list[Problem], skip_bad: bool) -> None:
 
 
 def _without(splits: dict[str, list[Pair]], problems: list[Problem]) -> dict[str, list[Pair]]:
-    bad = {(problem.split, problem.key) for problem in problems}
-    kept = {s: [p for p in pairs if (s, p.key) not in bad] for s, pairs in splits.items()}
+    bad = {(p.split, p.pair or p.key) for p in problems}
+    kept = {
+        split: [p for p in pairs if not {(split, p), (split, p.key)} & bad]
+        for split, pairs in splits.items()
+    }
     empty = [split for split, pairs in kept.items() if not pairs]
     if empty:
         raise UserError(f"split {', '.join(empty)}: no sound pair is left")
@@ -195,16 +202,18 @@ def _near(seen: list[tuple[str, Any]]) -> Iterable[tuple[tuple[str, Any], tuple[
     Such hashes have at least one of four quarters in common: only those are compared.
     """
     hashes = [int(one["hash"], 16) for _, one in seen]
-    alike: list[dict[int, list[int]]] = [defaultdict(list) for _ in range(NEAR_DUPLICATE + 1)]
+    # By quarter, its value and the split: positions in `seen`.
+    alike: list[dict[int, dict[str, list[int]]]]
+    alike = [defaultdict(lambda: defaultdict(list)) for _ in range(NEAR_DUPLICATE + 1)]
     for index, (split, _) in enumerate(seen):
         quarters = [hashes[index] >> 16 * n & 0xFFFF for n in range(len(alike))]
-        others = {o for found, part in zip(alike, quarters, strict=True) for o in found[part]}
-        for other in sorted(others):
-            apart = (hashes[index] ^ hashes[other]).bit_count()
-            if apart <= NEAR_DUPLICATE and seen[other][0] != split:
+        places = [found[part] for found, part in zip(alike, quarters, strict=True)]
+        near = {o for place in places for s, those in place.items() if s != split for o in those}
+        for other in sorted(near):
+            if (hashes[index] ^ hashes[other]).bit_count() <= NEAR_DUPLICATE:
                 yield seen[index], seen[other]
-        for found, part in zip(alike, quarters, strict=True):
-            found[part].append(index)
+        for place in places:
+            place[split].append(index)
 
 
 def _summary(dest: str, splits: list[str], skipped: int) -> dict[str, Any]:
