@@ -38,11 +38,12 @@ LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 
 def family(root: int) -> list[int]:
     """A process and all its descendants."""
-    shown = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
     children: dict[int, list[int]] = {}
-    for line in shown.stdout.splitlines():
-        pid, parent = map(int, line.split())
-        children.setdefault(parent, []).append(pid)
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            pid, _, rest = status.read_text(errors="replace").partition(" ")
+            parent = int(rest.rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(pid))
     found, left = [], [root]
     while left:
         found.append(left.pop())

@@ -480,7 +480,7 @@ def test_bad_pairs_have_any_name(tmp_path: Path) -> None:
         folder = tmp_path / "in" / kind
         (folder / "00.png").rename(Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")))
     flat = next(path for path in (tmp_path / "in" / "blur").iterdir() if "caf" in path.name)
-    cv2.imwrite(str(tmp_path / "flat.png"), np.full((40, 48, 3), 90, np.uint8))
+    cv2.imwrite(str(tmp_path / "flat.png"), np.full((40, 48, 3), 90, np.uint16))
     (tmp_path / "flat.png").rename(flat)
     done = preprocess("folder", str(tmp_path / "in"), str(tmp_path / "out"), skip_bad=True)
     assert (done["samples"], done["skipped"]) == (1, 1)
