@@ -470,7 +470,7 @@ def test_what_passes_is_no_fault_of_a_pair(tmp_path: Path, monkeypatch: pytest.M
         with monkeypatch.context() as patch:
             patch.setattr(convert_module, "_load", failing(error))
             with pytest.raises(kind):
-                preprocess(*arguments, skip_bad=kind is StorageDown)
+                preprocess(*arguments, skip_bad=True)
     assert preprocess(*arguments)["samples"] == 3
 
 
@@ -493,13 +493,18 @@ def test_of_equal_keys_one_stays(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert image is not None
     cv2.imwrite(str(tmp_path / "b" / "blur" / "00.png"), image[::-1])  # other pictures
     cv2.imwrite(str(tmp_path / "b" / "sharp" / "00.png"), image)
+    for kind in ("blur", "sharp"):  # a copy and a damaged one of the same name
+        (tmp_path / "c" / kind).mkdir(parents=True)
+        shutil.copy(tmp_path / "a" / kind / "01.png", tmp_path / "c" / kind / "01.png")
+        (tmp_path / "b" / kind / "01.png").write_text("no picture")
     pairs = [f"train,{folder}/blur/{n}.png,{folder}/sharp/{n}.png" for folder, n in
-             (("a", "00"), ("a", "01"), ("b", "00"))]  # fmt: skip
+             (("a", "00"), ("a", "01"), ("b", "00"), ("b", "01"), ("c", "01"))]  # fmt: skip
     (tmp_path / "pairs.csv").write_text("split,blur,sharp\n" + "\n".join([*pairs, pairs[1]]))
     arguments = "folder", str(tmp_path / "pairs.csv"), str(tmp_path / "out")
     with caplog.at_level("WARNING", "era"):
         done = preprocess(*arguments, skip_bad=True)
-    assert (done["samples"], done["skipped"]) == (2, 1)
+    assert (done["samples"], done["skipped"]) == (2, 3)
+    assert open_split(str(tmp_path / "out" / "train")).keys == ["00", "01"]
     assert "1 rows are there again" in caplog.text
 
 

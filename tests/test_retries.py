@@ -154,6 +154,8 @@ def test_a_worker_that_sees_another_folder_does_not_begin(tmp_path: Path) -> Non
     command = RunFolder(str(tmp_path / "driver")).begin_attempt(config, None)
     with pytest.raises(UserError, match=r"give a run\.root that all nodes share"):
         RunFolder(str(tmp_path / "worker")).begin_group(config, None, command, first=True)
+    with pytest.raises(UserError, match=r"give a run\.root that all nodes share"):
+        RunFolder(str(tmp_path / "worker")).require_visible(command)
     assert not (tmp_path / "worker").exists()
 
 

@@ -74,6 +74,8 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     found = dry_run(config_of(tiny_data, tmp_path, "new"))
     assert (found["action"], found["checkpoint"], found["differs"]) == ("start", "", [])
     assert "a model that assumes 0.03 TFLOP/s" in found["estimate"]
+    on_gpus = dry_run(config_of(tiny_data, run.parent, run.name, "scaling.gpu=true"))
+    assert on_gpus["differs"] == ["scaling.gpu: False -> True"]  # where there is none, too
     assert not list(tmp_path.iterdir())
 
 

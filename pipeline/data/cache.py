@@ -124,13 +124,18 @@ class ShardCache:
         return self.folder / f"{shard.sha256}.tar"
 
     def _brought(self, url: str, shard: Shard, owned: bool) -> Image:
-        try:
-            return self._download(url, shard, owned)
-        except DamagedError as error:  # the object, or only its way here
-            log.warning("%s; once more", error)
-            return self._download(url, shard, owned)
+        mapped = self._download(url, shard, owned)
+        if mapped is None:
+            log.warning("%s: arrived damaged; it is fetched once more", url)
+            mapped = self._download(url, shard, owned)
+        if mapped is None:
+            raise DamagedError(
+                f"{url}: damaged: its sha256 is not the manifest's; preprocess again"
+            )
+        return mapped
 
-    def _download(self, url: str, shard: Shard, owned: bool) -> Image:
+    def _download(self, url: str, shard: Shard, owned: bool) -> Image | None:
+        """None if what arrived has another sha256: the object's fault, or its way's."""
         path = self.path(shard)
         with self._beginning:
             _require_whole(url, shard)
@@ -139,9 +144,7 @@ class ShardCache:
         try:
             digest = finish()
             if digest != shard.sha256:
-                raise DamagedError(
-                    f"{url}: damaged: its sha256 is not the manifest's; preprocess again"
-                )
+                return None
             remember_sha256(part, path, digest)
             with suppress(FileNotFoundError):  # removed while this process was suspended
                 part.replace(path)

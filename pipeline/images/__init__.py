@@ -34,9 +34,13 @@ def read_image(url: str) -> Image:
     """Read an RGB image: uint8 or uint16, (H, W, 3).
 
     Raises:
-        UserError: for a file that is missing, damaged, not an image, grey or has alpha.
+        UserError: for a file that is missing, damaged, not an image, grey or has alpha, or that
+            does not fit into memory.
     """
-    return decode_image(storage.read_bytes(url), url)
+    try:
+        return decode_image(storage.read_bytes(url), url)
+    except MemoryError:
+        raise UserError(f"{url}: does not fit into memory") from None
 
 
 def decode_image(data: bytes, name: str) -> Image:

@@ -17,6 +17,7 @@ from pipeline.errors import StorageDown, UserError, printable
 from pipeline.images import decode_any, decode_image
 from pipeline.parallel_map import in_order
 from pipeline.preprocess.layouts import Pair
+from pipeline.preprocess.precheck import WITHOUT
 
 PARTS = ".parts"  # a folder that exists only until its split is published
 SHARPNESS_CELL = 32  # pixels
@@ -55,8 +56,8 @@ class ShardJob:
 def convert(job: ShardJob) -> dict[str, Any]:
     """Write one shard, then its description; returns the description.
 
-    The same job gives the same bytes. One pair is in memory at a time, more where processors would
-    be idle.
+    The same job gives the same bytes. One pair is in memory at a time, and more where a thread
+    can be spared for it (`in_order`).
     """
     described: list[dict[str, Any]] = []
     problems: list[list[str]] = []
@@ -87,7 +88,7 @@ def _try(job: ShardJob, pair: Pair) -> tuple[str, Loaded | str]:
     except UserError as error:
         return pair.key, printable(str(error))
     except MemoryError:
-        return pair.key, printable(f"{pair.blur}: not enough memory to convert it")
+        raise UserError(f"{pair.blur}: not enough memory to convert it; {WITHOUT}") from None
 
 
 def _load(job: ShardJob, pair: Pair) -> Loaded:

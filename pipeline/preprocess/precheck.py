@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TIFF_BITS = 258  # the tag BitsPerSample
 EXIF_ORIENTATION = 274
+WITHOUT = "take it out of the source, or go on with the same command where there is more"
 ROOMY = 192  # pixels: the largest training crop of the packaged configurations
 
 
@@ -87,7 +88,7 @@ def precheck(source: str, layout: Layout) -> Inspection:
     ]
     for split, pairs in splits.items():
         found.problems += [
-            Problem(split, pair.key, text)
+            Problem(split, pair.key, text, pair)
             for pair in pairs
             for text in _wrong_with(pair, found.headers, unreadable)
         ]
@@ -122,7 +123,7 @@ def _look(job: _Job) -> Header | str:
             else:
                 image.verify()
     except MemoryError:
-        return f"{url}: not enough memory to check it"
+        raise UserError(f"{url}: not enough memory to check it; {WITHOUT}") from None
     except Exception as error:  # Pillow raises many kinds for a broken file
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         return f"{url}: not an image that can be read, or a damaged one{reason}"
@@ -211,7 +212,7 @@ def _too_small(pairs: list[Pair], headers: dict[str, Header]) -> Iterable[Proble
                 f"is usual here ({median:.0f} on the shorter side): every training crop would be "
                 "cut down to its size"
             )
-            yield Problem("train", pair.key, text)
+            yield Problem("train", pair.key, text, pair)
 
 
 def _duplicates(splits: dict[str, list[Pair]], headers: dict[str, Header]) -> Iterable[Problem]:
@@ -228,4 +229,4 @@ def _duplicates(splits: dict[str, list[Pair]], headers: dict[str, Header]) -> It
             # One sharp picture may belong to many blurred ones, but never to two splits.
             if split != first_split or (name == pair.blur and name != first_name):
                 text = f"{name} ({split}) is the same picture as {first_name} ({first_split})"
-                yield Problem(split, pair.key, text)
+                yield Problem(split, pair.key, text, pair)

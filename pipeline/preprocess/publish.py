@@ -52,6 +52,8 @@ def publish(
     if skipped:
         listed = [{"key": key, "reason": printable(reason)} for key, reason in skipped]
         storage.write_json(storage.join(folder, SKIPPED), listed)
+    else:
+        storage.delete(storage.join(folder, SKIPPED))  # an interrupted call's
     storage.write_text(storage.join(folder, NAME), manifest.to_json())
     storage.remove_unfinished(folder)
     storage.delete(storage.join(folder, PARTS))

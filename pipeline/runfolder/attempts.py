@@ -81,14 +81,23 @@ def begin_group(
     Raises:
         UserError: if another command has taken the run over, or wrote to another place.
     """
+    require_visible(run_url, attempt)
+    if not require_command(run_url, attempt) and first:
+        return attempt
+    return begin_attempt(run_url, config, resumed_from, attempt)
+
+
+def require_visible(run_url: str, attempt: str) -> None:
+    """Refuse to work where the folder is not the command's, as on the disk of another node.
+
+    Raises:
+        UserError: naming this node.
+    """
     if not storage.exists(_url(run_url, attempt_key(attempt))):
         raise UserError(
             f"run {run_url}: the command's own attempt is not there on {platform.node()}; give a "
             "run.root that all nodes share: an object store, or a file system mounted on each"
         )
-    if not require_command(run_url, attempt) and first:
-        return attempt
-    return begin_attempt(run_url, config, resumed_from, attempt)
 
 
 def require_command(run_url: str, attempt: str) -> bool:

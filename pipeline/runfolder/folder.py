@@ -17,6 +17,7 @@ from pipeline.runfolder.attempts import (
     begin_group,
     require_command,
     require_owner,
+    require_visible,
 )
 from pipeline.runfolder.checkpoint import Checkpoint
 from pipeline.runfolder.commit import Commit, is_count, read_commit, read_object
@@ -78,6 +79,10 @@ class RunFolder:
     ) -> str:
         """The attempt of a group of workers of the command that has begun `attempt`."""
         return begin_group(self.url, config, resumed_from, attempt, first)
+
+    def require_visible(self, attempt: str) -> None:
+        """Raise a `UserError` where this node does not see the command's attempt."""
+        require_visible(self.url, attempt)
 
     def require_command(self, attempt: str) -> None:
         """Raise a `UserError` where another command than the attempt's has taken the run over."""

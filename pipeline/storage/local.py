@@ -49,8 +49,10 @@ def explained(path: Path) -> Iterator[None]:
 
 def _unless_gone(error: OSError) -> None:
     """A folder that cannot be listed is not an empty one."""
-    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        raise error
+    gone = FileNotFoundError, NotADirectoryError
+    if not isinstance(error, gone) and error.errno != errno.ESTALE:
+        with explained(Path(error.filename)):
+            raise error
 
 
 @contextmanager

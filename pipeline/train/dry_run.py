@@ -47,6 +47,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     lineage = Lineage(config, network, splits, workers)
     if latest:
         lineage.refuse_other_data(latest.meta, run_url)
+    code = lineage.changed_code(latest.meta) if latest else []
     model = need(config, _tflops(config), LINK_GBIT, workers)
     seconds, source = _step_seconds(config, folder, model)
     return {
@@ -56,7 +57,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
         "step": step,
         "steps": steps,
         "workers": workers,
-        "differs": [*_settings(config, folder), *(lineage.changed(latest.meta) if latest else [])],
+        "differs": [*_settings(config, folder), *code],
         "train_samples": len(train_split),
         "val_samples": len(val_split) if val_split else 0,
         "parameters": model.parameters,

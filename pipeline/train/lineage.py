@@ -95,7 +95,15 @@ class Lineage:
 
     def changed(self, meta: dict[str, Any]) -> list[str]:
         """The conditions that may change the bits since a checkpoint was written, old -> new."""
-        before, now = _flat(meta), _flat(self.meta(0))
+        return self._changed(meta, self.meta(0))
+
+    def changed_code(self, meta: dict[str, Any]) -> list[str]:
+        """The same without settings, and on whatever machine this is: of revision and versions."""
+        apart = {"threads": None, "micro_batch": None, "machine": None, "device": None}
+        return self._changed(meta | apart, self.meta(0))
+
+    def _changed(self, meta: dict[str, Any], present: dict[str, Any]) -> list[str]:
+        before, now = _flat(meta), _flat(present)
         return [
             f"{name} {before[name]} -> {now[name]}"
             for name in now
@@ -105,8 +113,8 @@ class Lineage:
 
 def _device(config: TrainConfig) -> str:
     """What computes, as far as results depend on it."""
-    if config.scaling.gpu:
-        return torch.cuda.get_device_name()
+    if config.scaling.gpu:  # a dry run may be elsewhere
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "GPU"
     return f"CPU, {torch.backends.cpu.get_cpu_capability()}"
 
 

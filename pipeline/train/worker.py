@@ -40,7 +40,7 @@ class Worker:
         self.train_split, self.val_split = splits = open_splits(config)
         self.state = TrainState(config, self.device)
         self.lineage = Lineage(config, self.state.model.config, splits, world_size)
-        self.owner = self._attempt(payload.owner) if rank == 0 else payload.owner
+        self.owner = self._attempt(payload.owner)
         self.store = CheckpointStore(self.run_url, self._require_owner, self.owner)
         earlier = self._resume()
         self.saved_step = self.state.step or -1
@@ -81,7 +81,11 @@ class Worker:
 
     def _attempt(self, begun: str) -> str:
         """The attempt of this group of workers: the command's, or one of its own."""
-        folder, first = RunFolder(self.run_url), self.channel.first_group()
+        folder = RunFolder(self.run_url)
+        if self.rank != 0:
+            folder.require_visible(begun)
+            return begun
+        first = self.channel.first_group()
         return folder.begin_group(self.config, max(folder.steps(), default=None), begun, first)
 
     def _require_owner(self) -> None:

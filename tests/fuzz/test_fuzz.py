@@ -50,6 +50,8 @@ def known(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def _one(target: Target, content: bytes) -> None:
     try:
         target.read(content)
+    except MemoryError:  # a header that promises more than this machine has
+        pass
     except UserError as error:
         assert len(str(error)) < 10_000  # a URL is repeated, of at most 4096 characters
 
