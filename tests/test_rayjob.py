@@ -31,6 +31,9 @@ from pipeline.submit import (
     urls_command,
     watch,
 )
+from pipeline.submit.kubectl import RayJob
+from pipeline.submit.kubernetes import _start
+from pipeline.submit.rayjob import _ask
 from pipeline.submit.rules import problems
 from pipeline.submit.template import cluster_of, job_of
 
@@ -81,6 +84,9 @@ def test_cluster_settings_that_exclude_each_other_are_found() -> None:
 def test_the_template_is_kustomizes_own(overlay: str) -> None:
     """What `submit` reads without kubectl is what kubectl makes."""
     assert cluster_of(overlay)["spec"] == cluster(overlay)["spec"]
+    assert cluster_of(overlay)["metadata"].get("annotations") == cluster(overlay)["metadata"].get(
+        "annotations"
+    )
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -577,6 +583,48 @@ def test_a_lost_head_is_started_again(
     assert "waiting for the deletion of RayJob era-tiny" in caplog.text
 
 
+def test_what_another_command_has_started_instead_is_left_alone(api: Api) -> None:
+    """Of two that follow a run, the second sees the lost head after the first has replaced it."""
+    there = {**job("base"), "status": dict(RUNNING)}
+    there["metadata"]["uid"] = "two"
+    api.jobs["era-tiny"] = there
+    one = RayJob("era-tiny", "era")
+    _start(one, job("base"), 0.2, lost="one")
+    assert not [line for line in api.asked if line.startswith("DELETE")]
+    _start(one, job("base"), 0.2, lost="two")
+    assert [line.split()[0] for line in api.asked if line.split()[0] != "GET"] == ["DELETE", "POST"]
+
+
+def test_a_context_that_is_chosen_meanwhile_changes_nothing(api: Api, tmp_path: Path) -> None:
+    api.jobs["era-tiny"] = {**job("base"), "status": dict(RUNNING)}
+    one = RayJob("era-tiny", "era")
+    config = json.loads((tmp_path / "kubeconfig").read_text())
+    config["contexts"].append({"name": "other", "context": {"cluster": "none", "user": ""}})
+    (tmp_path / "kubeconfig").write_text(json.dumps({**config, "current-context": "other"}))
+    found = one.read()
+    assert found is not None and found.status.job_id == "a"
+
+
+def test_a_log_that_may_not_be_read_is_said_and_its_head_not_given_up(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watch, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(watch, "GONE_SECONDS", 0.1)
+    api.jobs["era-tiny"] = {**job("base"), "status": dict(RUNNING)}
+    api.reachable, api.head_deleted = False, True
+    Operator(api, dict(RUNNING), dict(RUNNING), dict(RUNNING), {**RUNNING, **DONE}, new=False)
+    assert run(job("base"))[0].exit_code == 0
+    assert "its log is not shown (kubectl exec: " in caplog.text
+    assert not [line for line in api.asked if line.startswith("DELETE")]
+
+
+def test_a_limit_of_processors_is_never_below_the_request() -> None:
+    for limit, cpu, after in (("500m", "4", "4"), ("8", "4", "8"), (16, "4", 16)):
+        resources: Object = {"requests": {}, "limits": {"cpu": limit}}
+        _ask(resources, cpu)
+        assert resources == {"requests": {"cpu": cpu}, "limits": {"cpu": after}}
+
+
 def test_a_deletion_that_does_not_end_is_said(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.submit.kubernetes.DELETION_SECONDS", 2.0)
     api.jobs["era-tiny"] = {**job("base"), "status": {**RUNNING, **DONE}}
@@ -641,16 +689,22 @@ def test_the_autoscaler_is_told_in_rays_own_words() -> None:
 def test_settings_of_the_users_own_overlay(tmp_path: Path) -> None:
     (tmp_path / "kustomization.yaml").write_text("resources: []\n")
     own = tmp_path / "rayjob.yaml"
-    assert job_of(str(tmp_path)) == job_of("base")
+    base, kueue = cluster_of("base"), cluster_of("kueue")
+    assert job_of(str(tmp_path), base) == job_of("base", base)
+    made_from = job_of(str(tmp_path), kueue)  # a folder that extends the packaged overlay
+    assert made_from == job_of("kueue", kueue)
+    assert made_from["spec"]["suspend"] and made_from["metadata"]["labels"][watch.QUEUE] == "era"
     own.write_text("spec: {backoffLimit: 7}\n")
-    assert job_of(str(tmp_path))["spec"]["backoffLimit"] == 7
+    assert job_of(str(tmp_path), base)["spec"]["backoffLimit"] == 7
+    with pytest.raises(UserError, match="annotation era/job: expected one of base"):
+        job_of(str(tmp_path), {"metadata": {"annotations": {"era/job": "../x"}}})
     for text in ("[1]", "null", "a: [", "!!python/name:os.system ''", "[" * 5000):
         own.write_text(text)
         with pytest.raises(UserError, match=r"rayjob\.yaml: (expected a mapping|not YAML)"):
-            job_of(str(tmp_path))
+            job_of(str(tmp_path), base)
     own.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"rayjob\.yaml: not YAML"):
-        job_of(str(tmp_path))
+        job_of(str(tmp_path), base)
 
 
 def test_a_cluster_of_another_build_and_odd_amounts_are_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline.border import parse_json
@@ -26,7 +27,14 @@ class Head:
 
 
 class RayJob:
-    """One RayJob in the cluster that kubectl's context names."""
+    """One RayJob in the cluster that kubectl's context names.
+
+    The current context is asked for once: whoever chooses another one meanwhile changes nothing.
+
+    Attributes:
+        uid: of the RayJob that is followed; another one of its name has another.
+        refusal: why the log could not be read the last time.
+    """
 
     def __init__(self, name: str, namespace: str, context: str = "") -> None:
         self.name, self.namespace, self.context = name, namespace, context
@@ -36,7 +44,10 @@ class RayJob:
                 "kubectl is not installed or not on the PATH; with --dry-run the manifest is "
                 "printed, for `kubectl apply -f -` elsewhere"
             )
-        self.program = found
+        self.program, self.uid, self.refusal = found, "", ""
+        if not context:
+            with suppress(UserError):  # none is set within a cluster
+                self.context = self.kubectl("config", "current-context").strip()
 
     def kubectl(self, *arguments: str, given: str = "", seconds: float = 120.0) -> str:
         """Run kubectl in the job's namespace; its refusal is the user's error."""
@@ -84,7 +95,8 @@ class RayJob:
         tail = ["tail", "-n", f"+{line + 1}", LOG.format(job=ray_job)]
         try:
             return self.kubectl("exec", head.name, "-c", "ray-head", "--", *tail, seconds=EXEC)
-        except UserError:
+        except UserError as error:
+            self.refusal = str(error)
             return None
 
     def fields(self) -> set[str]:

@@ -63,7 +63,7 @@ def submit_to_kubernetes(
             log.warning(
                 "RayJob %s lost its head (%s); applying it again", job.name, outcome.message
             )
-            _start(job, rayjob, poll, lost=True)
+            _start(job, rayjob, poll, lost=job.uid)
             outcome = follow_rayjob(job, write, poll, patience)
         return outcome
     except Exception:
@@ -96,17 +96,21 @@ def _ended_before(
     return Outcome(job.name, before.status.job_status, 0, result=result)
 
 
-def _start(job: RayJob, rayjob: dict[str, Any], poll: float, lost: bool = False) -> None:
+def _start(job: RayJob, rayjob: dict[str, Any], poll: float, lost: str | None = None) -> None:
     """Apply it; one of that name that has ended, or is lost, is removed first.
 
-    One that runs is only followed.
+    One that runs is only followed, also where another command has replaced the lost one already.
+
+    Args:
+        lost: uid of the RayJob whose head was lost.
     """
     before = job.read()
     if _is_going(before):
         log.info("RayJob %s of an earlier try is being deleted; waiting until it is gone", job.name)
         _until_gone(job, poll)
         before = job.read()
-    over = lost or not before or state_of(before) in (*OVER, INVALID)
+    gone = before is not None and before.metadata.uid == lost
+    over = gone or not before or state_of(before) in (*OVER, INVALID)
     if before and not over:
         if others := _differences(before, rayjob):
             raise UserError(
@@ -115,7 +119,7 @@ def _start(job: RayJob, rayjob: dict[str, Any], poll: float, lost: bool = False)
         log.info("RayJob %s runs already; following it", job.name)
         return
     if before:
-        if not lost:
+        if not gone:
             log.info("RayJob %s of an earlier try has ended; starting it again", job.name)
         job.kubectl("delete", "rayjob", job.name, "--wait=false")
         _until_gone(job, poll)

@@ -84,15 +84,17 @@ def render(command: Command, options: KubernetesOptions) -> dict[str, Any]:
         ) from None
     if not options.image and overlay != "local":
         log.warning(
-            "no --image: the nodes must have `era` already; else give --image registry/era:TAG"
+            "no --image: give --image registry/era:TAG; `era` alone is looked for in a registry, "
+            "even by nodes that have it, unless the overlay says imagePullPolicy"
         )
     _refuse(overlay, made["metadata"]["name"], found)
     return made
 
 
 def _rayjob(command: Command, options: KubernetesOptions, overlay: str) -> dict[str, Any]:
-    spec = _adapted(cluster_of(overlay)["spec"], command, options, overlay)
-    job = job_of(overlay)
+    cluster = cluster_of(overlay)
+    spec = _adapted(cluster["spec"], command, options, overlay)
+    job = job_of(overlay, cluster)
     return {
         "apiVersion": job["apiVersion"],
         "kind": job["kind"],
@@ -153,9 +155,9 @@ def _size(spec: dict[str, Any], command: Command, config: TrainConfig, overlay: 
     # Ray places by this number, so that a second worker doesn't squeeze into the pod.
     group["rayStartParams"]["num-cpus"] = str(processors)
     if not needs:
-        resources["requests"]["cpu"] = str(max(processors, config.scaling.threads))
-    elif int(resources["requests"]["cpu"]) < processors:
-        resources["requests"]["cpu"] = str(processors)
+        _ask(resources, str(max(processors, config.scaling.threads)))
+    elif _processors(resources["requests"]["cpu"]) < processors:
+        _ask(resources, str(processors))
     _store(pod, math.ceil(config.cache.max_gb * 11 / 10))
 
 
@@ -181,9 +183,22 @@ def _reshape(spec: dict[str, Any], options: KubernetesOptions) -> None:
     """What the user says about the workers' pods, over what the configuration needs."""
     resources = spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]
     if options.cpu:
-        resources["requests"]["cpu"] = options.cpu
+        _ask(resources, options.cpu)
     if options.memory:
         resources["requests"]["memory"] = resources["limits"]["memory"] = options.memory
+
+
+def _ask(resources: dict[str, Any], cpu: str) -> None:
+    """Request processors; a limit, which an overlay of the user's may set, is never below that."""
+    resources["requests"]["cpu"] = cpu
+    limits = resources["limits"]
+    if "cpu" in limits and _processors(limits["cpu"]) < _processors(cpu):
+        limits["cpu"] = cpu
+
+
+def _processors(amount: Any) -> float:
+    text = str(amount)
+    return float(text.removesuffix("m")) / (1000 if text.endswith("m") else 1)
 
 
 def _limits(spec: dict[str, Any]) -> dict[str, Any]:

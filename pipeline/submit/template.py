@@ -14,6 +14,8 @@ import yaml
 
 from pipeline.errors import UserError
 
+JOB = "era/job"  # annotation of a RayCluster: which file of k8s/jobs belongs to it
+
 
 def overlays() -> list[str]:
     """Names that `--overlay` takes; `base` is the cluster without any."""
@@ -35,20 +37,29 @@ def cluster_of(overlay: str) -> dict[str, Any]:
     return next(_clusters(folder))
 
 
-def job_of(overlay: str) -> dict[str, Any]:
+def job_of(overlay: str, cluster: dict[str, Any]) -> dict[str, Any]:
     """The RayJob's settings for an overlay, without name, entrypoint and cluster.
 
-    A folder of the user's may hold its own in a file rayjob.yaml, merged like those of k8s/jobs.
+    The cluster's annotation names the packaged overlay that it is, or that it was made from. A
+    folder of the user's may hold its own in a file rayjob.yaml, merged like those of k8s/jobs.
+
+    Raises:
+        UserError: if either is not what it should be.
     """
+    kind = (cluster["metadata"].get("annotations") or {}).get(JOB, "base")
+    if kind not in overlays():
+        known = ", ".join(overlays())
+        raise UserError(f"--overlay {overlay}: annotation {JOB}: expected one of {known}")
     job = _read(_folder() / "jobs" / "base.yaml")
+    if kind != "base":
+        job = _merged(job, _read(_folder() / "jobs" / f"{kind}.yaml"))
     if _is_own(overlay):
         own = Path(overlay) / "rayjob.yaml"
         change = _users_yaml(own)[0] if own.is_file() else {}
         if not isinstance(change, dict):
             raise UserError(f"{own}: expected a mapping, the RayJob's settings")
-        return dict(_merged(job, change))
-    packaged = _folder() / "jobs" / f"{overlay}.yaml"
-    return _merged(job, _read(packaged)) if packaged.is_file() and overlay != "base" else dict(job)
+        job = _merged(job, change)
+    return dict(job)
 
 
 def _is_own(overlay: str) -> bool:

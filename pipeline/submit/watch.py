@@ -25,6 +25,7 @@ GONE = "its head does not answer"  # our reason for a head that was lost
 SILENT_SECONDS = 30.0  # without an answer of the head, after which it is said
 UNSEEN_SECONDS = 60.0  # without a state, after which it is said that no operator has taken it up
 GONE_SECONDS = 60.0  # without one, after which a head that Kubernetes deletes counts as lost
+DRAIN_SECONDS = 180.0  # the same, if it never answered: it may still save in its grace
 QUEUE = "kueue.x-k8s.io/queue-name"
 
 
@@ -47,7 +48,7 @@ def follow_rayjob(
             continue
         if found is None:
             return Outcome(job.name, "DELETED", STOPPED, "somebody deleted it", tail.kept)
-        status = found.status
+        status, job.uid = found.status, found.metadata.uid
         if state_of(found) != state:
             state = state_of(found)
             log.info("RayJob %s: %s", job.name, _described(job, found) or "new")
@@ -97,6 +98,7 @@ class _Tail:
         self.kept = ""
         self.shown, self.life = 0, ("", "")  # lines of the log of one driver on one head
         self.answered = self.said = time.monotonic()
+        self.heard, self.going = False, 0.0  # whether this head has answered; since when it goes
 
     def read(self, status: JobStatus, over: bool) -> str:
         """Pass on what is new; returns why the head counts as lost, if it does."""
@@ -106,10 +108,13 @@ class _Tail:
         life = (status.job_id, head.uid)
         if life != self.life:  # another cluster, or another head: another log
             self.shown, self.life, self.answered = 0, life, time.monotonic()
+            self.heard, self.going = False, 0.0
+        if head.deleted and not self.going:
+            self.going = time.monotonic()
         text = self.job.log_from(self.shown, head, life[0])
         if text is None:
             return self._silent(head)
-        self.answered = time.monotonic()
+        self.answered, self.heard = time.monotonic(), True
         whole = text if over else text[: text.rfind("\n") + 1]
         self.shown += whole.count("\n")
         self.kept = (self.kept + whole)[-KEPT:]
@@ -118,17 +123,20 @@ class _Tail:
         return ""
 
     def _silent(self, head: Head) -> str:
-        seconds = time.monotonic() - self.answered
-        if head.deleted and seconds > GONE_SECONDS:
+        now = time.monotonic()
+        seconds = now - self.answered
+        patience = GONE_SECONDS if self.heard else DRAIN_SECONDS
+        if head.deleted and now - max(self.answered, self.going) > patience:
             return f"{GONE}, and Kubernetes deletes it; node {head.node}"
-        if self.shown and seconds > SILENT_SECONDS < time.monotonic() - self.said:
-            self.said = time.monotonic()
+        if seconds > SILENT_SECONDS < now - self.said:
+            self.said = now
             log.warning(
-                "RayJob %s: its head %s on node %s does not answer for %.0f s; is the node lost?",
+                "RayJob %s: its head %s on node %s does not answer for %.0f s; %s",
                 self.job.name,
                 head.name,
                 head.node,
                 seconds,
+                "is the node lost?" if self.heard else f"its log is not shown ({self.job.refusal})",
             )
         return ""
 
@@ -136,7 +144,10 @@ class _Tail:
 def _described(job: RayJob, rayjob: Found) -> str:
     """A RayJob's state, and what it waits for where that is a person."""
     state = state_of(rayjob)
-    if state == "Suspended" and not rayjob.metadata.labels.get(QUEUE):
+    if state == "Suspended" and (queue := rayjob.metadata.labels.get(QUEUE)):
+        look = f"kubectl -n {job.namespace} get workloads"
+        return f"{state}; it waits for its queue {queue}, `{look}` says for what"
+    if state == "Suspended":
         resume = '{"spec":{"suspend":false}}'
         patch = f"kubectl -n {job.namespace} patch rayjob {job.name} --type=merge -p '{resume}'"
         return f"{state}; its pods save and end; it continues after `{patch}`"
