@@ -25,6 +25,7 @@ from benchmarks.camera_pairs import Batch, CameraPairs
 from benchmarks.photograph_list import LIST
 from benchmarks.photograph_network import load
 from benchmarks.photos import extract
+from pipeline.errors import UserError
 from pipeline.images import to_float
 from pipeline.metrics import psnr, ssim
 from pipeline.synthesize.photos import load_photos
@@ -77,6 +78,8 @@ def camera_pairs(work: Path, split: str, photos: Path) -> Pairs:
     def make() -> list[Pairs]:
         tests = photographs_for_tests()
         own = load(photos, "cpu", lambda name: (name in tests) == (split == "test"))
+        if not own:
+            raise UserError(f"{photos}: no photograph there that {LIST.name} has for {split}")
         source = CameraPairs(own, RADIUS_MAX, seed=list(PAIRS).index(split))
         return [_stored(source.batch(index, 1, SIDE)) for index in range(PAIRS[split])]
 

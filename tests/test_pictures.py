@@ -317,7 +317,8 @@ def test_paired_comparison() -> None:
 
 
 def test_this_checkpoint_is_one_more_row(tiny_data: Path) -> None:
-    manifest = replace(open_split(str(tiny_data / "train")).manifest, dataset="dpdd", split="test")
+    found = open_split(str(tiny_data / "train")).manifest
+    manifest = replace(found, dataset="dpdd", split="test", radius=False)
     summary = {"psnr": 25.0, "ssim": 0.8, "lpips": None, "images": 76, "protocol": "standard"}
     rows = published(manifest, summary)
     assert rows[-1] == {
@@ -328,6 +329,7 @@ def test_this_checkpoint_is_one_more_row(tiny_data: Path) -> None:
     }
     assert len(rows) == 9
     assert published(replace(manifest, split="val"), summary) == []
+    assert published(replace(manifest, radius=True), summary) == []  # synthetic pairs
 
 
 def test_published_table_is_for_a_whole_test_set_only() -> None:

@@ -208,13 +208,21 @@ def test_pairs_like_a_cameras_are_tested_on_photographs_of_their_own(
 
     from benchmarks import contest
 
-    (tmp_path / "photos").mkdir()
-    for index in range(contest.TEST_EVERY):
+    for folder in ("photos", "others"):
+        (tmp_path / folder).mkdir()
+    tests = contest.photographs_for_tests()
+    with contest.LIST.open() as stream:
+        listed = [line.split("\t")[0] for line in stream][1:]
+    assert len(tests) == -(-len(listed) // contest.TEST_EVERY)
+    names = [sorted(tests)[0], *sorted(set(listed) - tests)[:3]]
+    for index, name in enumerate(names):
         photo = np.random.default_rng(index).integers(80, 120, (400, 400, 3), np.uint8)
         photo[..., 0 if index else 2] += 100  # of BGR: the first one red, the others blue
-        cv2.imwrite(str(tmp_path / "photos" / f"{index}.png"), photo)
+        cv2.imwrite(str(tmp_path / "photos" / name), photo)
     monkeypatch.setattr(contest, "PAIRS", {"train": 3, "test": 2})
     monkeypatch.setattr(contest, "INPUT_DB", (0.0, 100.0))
+    with pytest.raises(UserError, match=r"no photograph there that photographs\.tsv has for test"):
+        contest.camera_pairs(tmp_path, "test", tmp_path / "others")
     for split, number in contest.PAIRS.items():
         made = contest.camera_pairs(tmp_path, split, tmp_path / "photos")
         size = (number, contest.SIDE, contest.SIDE)

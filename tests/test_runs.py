@@ -132,7 +132,7 @@ def test_a_card_describes_the_runs_own_data_alone(tiny_data: Path, tmp_path: Pat
     cards = [model_card(open_checkpoint(store.url_of(step)), config, "a", 7) for step in (1, 2)]
     assert f"`{url}` (other data were there" in cards[0]
     assert "dpdd" not in cards[0]
-    assert "dpdd, split train: " in cards[1]
+    assert "dpdd layout, split train: " in cards[1]
     assert "- val: `/etc/'x # Heading`" in cards[1]
 
 
