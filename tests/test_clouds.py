@@ -147,6 +147,30 @@ def test_a_passing_fault_is_no_fault(
             assert proxy.faults() == 1
 
 
+def test_a_deletion_whose_answer_is_lost_is_done(
+    cloud: tuple[str, str], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write_bytes(f"{place}/there", b"content")
+    with faulty_proxy(cloud[1], every("DELETE", 1, "late-drop")) as proxy:
+        _point_at(monkeypatch, cloud[0], proxy.endpoint)
+        storage.delete(f"{place}/there")
+        assert proxy.faults() == 1
+        assert not storage.exists(f"{place}/there")
+
+
+def test_a_silent_connection_is_not_waited_for_for_ever(
+    cloud: tuple[str, str], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if cloud[0] != "gs":
+        pytest.skip("Azure's client has time-outs of its own")
+    storage.write_bytes(f"{place}/there", b"content")
+    monkeypatch.setattr("pipeline.storage.clouds.READ_SECONDS", 1.0)
+    with faulty_proxy(cloud[1], every("GET", 1, "hang")) as proxy:
+        _point_at(monkeypatch, cloud[0], proxy.endpoint)
+        assert storage.read_bytes(f"{place}/there", 0, 7) == b"content"
+        assert proxy.faults() == 1
+
+
 def test_shards_are_trained_on_from_there(place: str, tiny_data: Path, tmp_path: Path) -> None:
     for path in (tiny_data / "train").iterdir():
         storage.upload(path, f"{place}/train/{path.name}")

@@ -114,6 +114,14 @@ def test_ranks_that_see_other_data_do_not_train(tiny_data: Path) -> None:
         Lineage(config, named_config("tiny"), (val, val), 2).refuse_unequal_data(rank_0)
 
 
+def test_compiled_shapes_do_not_push_each_other_out(tiny_data: Path) -> None:
+    """By default the ninth would run uncompiled, until a resumed process compiled it."""
+    from torch._dynamo import config as dynamo
+
+    loop_of(tiny_data, "train.compile=true", steps=1).loader.close()
+    assert min(dynamo.recompile_limit, dynamo.accumulated_recompile_limit) > 100
+
+
 def test_strict_gradients_lie_as_their_parameters_do(tiny_data: Path) -> None:
     """CUDA's fused optimiser refuses others."""
     loop = loop_of(tiny_data, "train.deterministic=strict", "train.channels_last=true", steps=1)

@@ -1270,6 +1270,21 @@ def test_jpeg_xl_of_any_depth_is_scaled(bits: int, container: bool) -> None:
     assert np.abs(seen - rgb / (np.iinfo(dtype).max / 255)).max() <= 1
 
 
+def test_gain_maps_that_are_dropped_are_said() -> None:
+    import imagecodecs
+
+    jxl = imagecodecs.jpegxl_encode(picture(), usecontainer=True)
+    avif = imagecodecs.avif_encode(picture())
+    item = b"infe" + bytes(8) + b"tmap"  # in a box that decoders pass over
+    for name, plain, box in (
+        ("a.jxl", jxl, struct.pack(">I4s", 12, b"jhgm") + bytes(4)),
+        ("a.avif", avif, struct.pack(">I4s", 8 + len(item), b"free") + item),
+    ):
+        said = "its gain map is dropped"
+        assert said in decode_photo(plain + box, name).notes
+        assert said not in decode_photo(plain, name).notes
+
+
 def test_metadata_of_a_jpeg_xl_is_unpacked_once() -> None:
     """A packed box of 50 bytes may hold 32 MB, and a file thousands of them."""
     import imagecodecs

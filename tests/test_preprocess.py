@@ -474,6 +474,33 @@ def test_what_passes_is_no_fault_of_a_pair(tmp_path: Path, monkeypatch: pytest.M
     assert preprocess(*arguments)["samples"] == 3
 
 
+def test_a_list_of_an_interrupted_call_does_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.parallel_map.has_cluster", lambda: False)
+    soft_pairs(tmp_path / "in", 3, (40, 48))
+    arguments = "folder", str(tmp_path / "in"), str(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        real = convert_module._load
+        said = UserError("an odd fault that passes")
+        patch.setattr(
+            convert_module,
+            "_load",
+            lambda job, pair: _raised(said) if pair.key == "01" else real(job, pair),
+        )
+        patch.setattr("pipeline.data.manifest.Manifest.to_json", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess(*arguments, skip_bad=True)
+    assert (tmp_path / "out" / "train" / "skipped.json").exists()
+    for _ in range(2):
+        done = preprocess(*arguments)
+        assert (done["samples"], done["skipped"]) == (3, 0)
+
+
+def _raised(error: Exception) -> None:
+    raise error
+
+
 def test_bad_pairs_have_any_name(tmp_path: Path) -> None:
     soft_pairs(tmp_path / "in", 2, (40, 48))
     for kind in ("blur", "sharp"):

@@ -171,7 +171,9 @@ def run(monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., None], contacts:
     attempt.run_attempt(load_train_config("tiny"), "run", "owner")
 
 
-def test_sigterm_wins_over_a_worker_that_dies_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_wins_over_a_worker_that_dies_of_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def dies(config: Any, payload: Any, scratch: str, outcome: attempt.Outcome) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.3)
@@ -179,6 +181,7 @@ def test_sigterm_wins_over_a_worker_that_dies_of_it(monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(Stopped, match="SIGTERM"):
         run(monkeypatch, dies, contacts=1)
+    assert "failed while it stopped, after its last checkpoint: " in caplog.text
 
 
 def test_sigterm_is_answered_while_workers_are_only_waited_for(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl
 
 import pytest
@@ -200,6 +201,44 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 def test_read_only_place() -> None:
     with pytest.raises(UserError, match="/proc/era"):
         storage.write_bytes("/proc/era/x", b"y")
+
+
+def test_a_folder_that_cannot_be_listed_is_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there" / "below").mkdir(parents=True)
+    (tmp_path / "there" / "below" / "x").touch()
+    real, fault = os.scandir, OSError()
+
+    def scandir(path: str) -> Any:
+        if Path(path).name == "below":
+            raise OSError(fault.errno, os.strerror(fault.errno or 0), path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for code in (errno.EIO, errno.EACCES):
+        fault.errno = code
+        with pytest.raises(UserError, match=r"there/below: "):
+            storage.find(str(tmp_path / "there"))
+    for code in (errno.ENOENT, errno.ESTALE):  # removed meanwhile
+        fault.errno = code
+        assert storage.find(str(tmp_path / "there")) == []
+
+
+def test_credentials_that_cannot_be_had_for_a_moment_are_asked_for_again() -> None:
+    from botocore.exceptions import CredentialRetrievalError, NoCredentialsError
+    from google.auth.exceptions import RefreshError, TransportError
+    from requests.exceptions import ProxyError
+
+    from pipeline.storage.clouds import CloudFiles
+    from pipeline.storage.faults import is_transient
+
+    assert is_transient(CredentialRetrievalError(provider="pod", error_msg="502"))
+    assert not is_transient(NoCredentialsError())
+    files = CloudFiles("gs", None)
+    for error in (ProxyError(), TransportError("reset"), RefreshError("busy", retryable=True)):
+        assert files.is_transient(error)
+    assert not files.is_transient(RefreshError("revoked"))
 
 
 def test_full_disk_leaves_nothing(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ class IntegerReduction:
 
 def _laid_out(values: Tensor, parameter: Tensor) -> Tensor:
     """A gradient with its parameter's strides, without which fused optimisers refuse it."""
-    return torch.empty_like(parameter).copy_(values.view(parameter.shape)).detach()
+    return torch.empty_like(parameter).copy_(values.view(parameter.shape))
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

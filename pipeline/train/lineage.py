@@ -95,20 +95,17 @@ class Lineage:
 
     def changed(self, meta: dict[str, Any]) -> list[str]:
         """The conditions that may change the bits since a checkpoint was written, old -> new."""
-        return self._changed(meta, self.meta(0))
-
-    def changed_code(self, meta: dict[str, Any]) -> list[str]:
-        """The same without settings, and on whatever machine this is: of revision and versions."""
-        apart = {"threads": None, "micro_batch": None, "machine": None, "device": None}
-        return self._changed(meta | apart, self.meta(0))
-
-    def _changed(self, meta: dict[str, Any], present: dict[str, Any]) -> list[str]:
-        before, now = _flat(meta), _flat(present)
+        before, now = _flat(meta), _flat(self.meta(0))
         return [
             f"{name} {before[name]} -> {now[name]}"
             for name in now
             if before.get(name) not in (None, now[name])
         ]
+
+    def changed_code(self, meta: dict[str, Any]) -> list[str]:
+        """The same without settings, and on whatever machine this is: of revision and versions."""
+        apart = {"threads": None, "micro_batch": None, "machine": None, "device": None}
+        return self.changed(meta | apart)
 
 
 def _device(config: TrainConfig) -> str:
