@@ -140,7 +140,9 @@ def test_a_passing_fault_is_no_fault(
     cloud: tuple[str, str], place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage.write_bytes(f"{place}/there", b"content")
-    for fault in ("drop", "InternalError"):
+    monkeypatch.setattr("pipeline.storage.clouds.READ_SECONDS", 1.0)
+    # Azure's client waits for a minute by itself, gcsfs for ever.
+    for fault in ("drop", "InternalError", *(["hang"] if cloud[0] == "gs" else [])):
         with faulty_proxy(cloud[1], every("GET", 1, fault)) as proxy:
             _point_at(monkeypatch, cloud[0], proxy.endpoint)
             assert storage.read_bytes(f"{place}/there", 0, 7) == b"content"
@@ -156,19 +158,6 @@ def test_a_deletion_whose_answer_is_lost_is_done(
         storage.delete(f"{place}/there")
         assert proxy.faults() == 1
         assert not storage.exists(f"{place}/there")
-
-
-def test_a_silent_connection_is_not_waited_for_for_ever(
-    cloud: tuple[str, str], place: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if cloud[0] != "gs":
-        pytest.skip("Azure's client has time-outs of its own")
-    storage.write_bytes(f"{place}/there", b"content")
-    monkeypatch.setattr("pipeline.storage.clouds.READ_SECONDS", 1.0)
-    with faulty_proxy(cloud[1], every("GET", 1, "hang")) as proxy:
-        _point_at(monkeypatch, cloud[0], proxy.endpoint)
-        assert storage.read_bytes(f"{place}/there", 0, 7) == b"content"
-        assert proxy.faults() == 1
 
 
 def test_shards_are_trained_on_from_there(place: str, tiny_data: Path, tmp_path: Path) -> None:
