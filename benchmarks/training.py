@@ -1,6 +1,6 @@
 """What the pipeline costs on top of a bare PyTorch loop.
 
-    python -m benchmarks.training [--gpu]
+    python -m benchmarks.training
 
 The same network, loss, clipping and optimiser: once in a bare loop over tensors in memory, without
 averaged weights, metrics or checkpoints, once as `era train`. Runs alternate, so that a drifting
@@ -9,7 +9,6 @@ machine strikes both; medians are reported.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,6 @@ from pipeline.train import train
 from pipeline.train.driver_channel import Event
 from pipeline.train.state import TrainState
 
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12}  # dense bf16, data sheets
 STEPS, WARM, BATCH, PATCH, ROUNDS = 40, 10, 4, 128, 3
 
 
@@ -55,33 +53,27 @@ def config_of(data: str, root: Path, name: str, *overrides: str) -> TrainConfig:
     )
 
 
-def bare(config: TrainConfig, device: str = "cpu") -> float:
+def bare(config: TrainConfig) -> float:
     """Samples per second of a plain PyTorch loop over tensors in memory."""
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(device == "cpu")
+    torch.use_deterministic_algorithms(True)
     batch, size = config.train.global_batch, config.train.patch[0]
-    model = era.ErA(era.named_config(config.model.size)).to(device)
+    model = era.ErA(era.named_config(config.model.size))
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     model.to(memory_format=layout).train()
-    if config.train.compile:
-        model.compile(dynamic=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.train.learning_rate)
     blur, sharp = (x.contiguous(memory_format=layout) for x in torch.rand(2, batch, 3, size, size))
-    blur, sharp = blur.to(device), sharp.to(device)
-    radius = torch.full((batch, 1, size, size), 3.0, device=device)
-    half = config.train.precision == "bf16"
+    radius = torch.full((batch, 1, size, size), 3.0)
     seconds = []
     for _ in range(config.train.steps):
         began = time.monotonic()
-        with torch.autocast(device, torch.bfloat16, enabled=half):
-            output = model(blur, reblur=config.loss.omega < 1)
-            weights = config.loss.omega, config.loss.radius
-            loss = era.era_loss(output, blur, sharp, *weights, radius, model.estimator.radii)
+        output = model(blur, reblur=config.loss.omega < 1)
+        weights = config.loss.omega, config.loss.radius
+        loss = era.era_loss(output, blur, sharp, *weights, radius, model.estimator.radii)
         loss.total.mean().backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
-        float(norm)  # waits for a GPU
         seconds.append(time.monotonic() - began)
     return batch / statistics.median(seconds[WARM:])
 
@@ -136,16 +128,9 @@ def checkpoint_cost(config: TrainConfig) -> tuple[float, float]:
 
 def main() -> None:
     """Measure and record."""
-    arguments = argparse.ArgumentParser()
-    arguments.add_argument("--gpu", action="store_true", help="one GPU, size base, bf16")
-    gpu = arguments.parse_args().gpu
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        data = make_data(scratch)
-        if gpu:
-            on_gpu(data, scratch)
-        else:
-            on_cpu(data, scratch)
+        ratios(make_data(scratch), scratch)
 
 
 def make_data(scratch: Path) -> str:
@@ -156,8 +141,8 @@ def make_data(scratch: Path) -> str:
     return str(shards)
 
 
-def on_cpu(data: str, scratch: Path) -> None:
-    """Ratios on processors."""
+def ratios(data: str, scratch: Path) -> None:
+    """Measure and record the ratios, on processors."""
     rows: dict[str, list[float]] = {}
     starts: list[float] = []
 
@@ -197,23 +182,6 @@ def on_cpu(data: str, scratch: Path) -> None:
         f"{statistics.median(starts[1:]):.1f} s, the time that resuming takes.",
     ]
     record("Training", "\n".join(text))
-
-
-def on_gpu(data: str, scratch: Path) -> None:
-    """Throughput, and the share of a GPU's dense bf16 peak, with and without torch.compile."""
-    name = torch.cuda.get_device_name()
-    peak = next((flops for key, flops in PEAKS.items() if key in name), float("nan"))
-    rows = []
-    for compiled in (False, True):
-        overrides = ["model.size=base", "train.precision=bf16", "scaling.gpu=true"]
-        overrides += ["train.deterministic=false", f"train.compile={compiled}".lower()]
-        overrides += ["train.global_batch=32", "train.patch=[160]"]
-        config = config_of(data, scratch, f"gpu{compiled}", *overrides)
-        rate, _ = pipeline(config)
-        flops = 6 * era.cost(era.named_config("base"), 160, 160).macs * rate
-        rows.append([f"compile={compiled}", rate, rate / bare(config, "cuda"), flops / peak])
-    columns = ("size base, bf16, 32 crops of 160 px", "samples/s", "/ bare loop", "MFU")
-    record("Training on a GPU", f"{name}.\n\n{markdown(columns, rows)}")
 
 
 if __name__ == "__main__":

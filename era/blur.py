@@ -93,7 +93,10 @@ class SpatiallyVaryingBlur:
 
         Args:
             residual, pull: r and d, both (B, C, H, W).
-            ratio: lambda_2 / lambda_1 > 0, the regularisation.
+            ratio: lambda_2 / lambda_1 > 0, of shape (), the regularisation.
+
+        Returns:
+            (B, C, H, W).
         """
         with no_autocast(residual):
             r, d = rfft2(residual)[:, None], rfft2(pull)[:, None]
@@ -144,12 +147,13 @@ class SpatiallyVaryingBlur:
         raise ValueError(f"spectrum {bound!r}: expected mean, gram or max")
 
     def divide(self, x: Tensor, denominator: Tensor) -> Tensor:
-        """F^-1[ F x / denominator ] for a real denominator (B or 1, 1, H, W//2+1)."""
+        """F^-1[ F x / denominator ] (B, C, H, W), for x of that shape and a real denominator
+        (B or 1, 1, H, W//2+1)."""
         with no_autocast(x):
             return self.inverse(rfft2(x) / denominator)
 
     def inverse(self, spectrum: Tensor) -> Tensor:
-        """The inverse real FFT on this operator's size."""
+        """The inverse real FFT on this operator's size: (..., H, W//2+1) -> (..., H, W)."""
         return torch.fft.irfft2(spectrum, s=self.size)
 
 

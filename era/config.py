@@ -23,8 +23,8 @@ class ErAConfig:
     Attributes:
         stages: T, unrolled iterations.
         kernels: K, basis kernels.
-        kernel_size: k, odd, pixels; holds a disk of `radius_max`.
-        radius_max: blur radius of the largest disk, pixels.
+        kernel_size: k, odd, 1 to 1023 pixels; K k^2 is at most 2^24.
+        radius_max: blur radius of the largest disk, above 0 and at most (k - 1) / 2 pixels.
         prior: resunet | unet, the network of D_phi.
         prior_channels, prior_blocks: D_phi, see `era.resunet.ResUNet`; a `unet` has no blocks.
         error_channels, error_blocks: D_f.
@@ -38,7 +38,13 @@ class ErAConfig:
         luminance: the data step sees and corrects the luminance alone, at a third of the cost.
         tied_lambda_e: lambda_E = lambda_3, as the poster prints it; E then starts at zero.
         share_priors: one D_phi (and D_f) for all stages, else one each.
-        lambda_1 ... lambda_e: where the scalars start.
+        lambda_1 ... lambda_e: where the scalars start, 1e-9 to 1e6.
+
+    Counts (stages, kernels, inner steps, blocks) are from 1 to 1000. The channels of a network are
+    1 to 8 levels, finest first, of 1 to 65,536 channels each.
+
+    Raises:
+        ValueError: for values out of range; the message names each of them.
     """
 
     stages: int = 1

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from era.blur import no_autocast
 from era.canvas import Canvas
 from era.psf import CORRECTIONS, PsfBank, corrected
-from era.resunet import ResUNet
+from era.resunet import SLOPE, ResUNet
 
 STRIDE = 4  # the weight map is estimated at 1/4 of the resolution
 LUMA = (0.299, 0.587, 0.114)
 B3_SPLINE = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
+BANDS = 5  # band-pass levels
 NOISE_FLOOR = 1e-6  # energy of about 0.25/255; less is quantisation and noise
 RINGS = 24  # narrow bands, evenly spaced between two frequencies (cycles per pixel)
 RING_RANGE, RING_WIDTH = (0.025, 0.48), 0.02
@@ -75,7 +76,6 @@ class KernelEstimator(nn.Module):
     Args:
         kernels, kernel_size, radius_max: the bank, see `PsfBank`.
         channels: of the small U-Net at 1/4 resolution, finest level first.
-        bands: number of band-pass levels among the features.
     """
 
     radii: Tensor
@@ -84,25 +84,17 @@ class KernelEstimator(nn.Module):
     bases: Tensor
 
     def __init__(
-        self,
-        kernels: int,
-        kernel_size: int,
-        radius_max: float,
-        channels: tuple[int, ...],
-        bands: int = 5,
-        temperature: float = 1.0,
+        self, kernels: int, kernel_size: int, radius_max: float, channels: tuple[int, ...]
     ) -> None:
         super().__init__()
-        self.bands = bands
-        self.temperature = temperature
         bank = PsfBank(kernels, kernel_size, radius_max)
         self.register_buffer("radii", bank.radii, persistent=False)
         self.register_buffer("disks", bank.disks, persistent=False)
         self.register_buffer("gaussians", bank.gaussians, persistent=False)
         self.register_buffer("bases", bank.bases, persistent=False)
-        features = 1 + 2 * bands + len(RING_WINDOWS) * RINGS
+        features = 1 + 2 * BANDS + len(RING_WINDOWS) * RINGS
         self.network = ResUNet(features, channels[0], channels, 1, residual=False, smooth=True)
-        nn.init.kaiming_normal_(self.network.tail.weight, a=0.1)
+        nn.init.kaiming_normal_(self.network.tail.weight, a=SLOPE)
         self.to_weights = nn.Conv2d(channels[0], kernels, 1)
         self.to_confidence = nn.Conv2d(channels[0], 1, 1)
         self.to_kernels = nn.Linear(channels[0], CORRECTIONS)
@@ -121,10 +113,10 @@ class KernelEstimator(nn.Module):
 
         Only the network between features and maps runs under autocast.
         """
-        deep = F.leaky_relu(self.network(blur_features(blur, self.bands)), 0.1)
+        deep = F.leaky_relu(self.network(blur_features(blur)), SLOPE)
         with no_autocast(blur):
             deep = deep.to(self.to_weights.weight.dtype)
-            coarse = torch.softmax(self.to_weights(deep).float() / self.temperature, dim=1)
+            coarse = torch.softmax(self.to_weights(deep).float(), dim=1)
             confidence = torch.sigmoid(self.to_confidence(deep).float())
             pooled = torch.einsum("bkhw,bchw->bkc", coarse, deep.float())
             pooled = pooled / (coarse.sum(dim=(-2, -1))[..., None] + 1e-3)
@@ -139,18 +131,18 @@ class KernelEstimator(nn.Module):
         return (weights * self.radii.to(weights)[:, None, None]).sum(dim=1, keepdim=True)
 
 
-def blur_features(blur: Tensor, bands: int) -> Tensor:
-    """Features of blur: (B, 3, H, W) -> (B, 1 + 2 bands + 48, ceil(H/4), ceil(W/4)).
+def blur_features(blur: Tensor) -> Tensor:
+    """Features of blur: (B, 3, H, W) -> (B, 1 + 2 BANDS + 2 RINGS, ceil(H/4), ceil(W/4)).
 
     The mean luminance (saturation hides blur); for each a-trous B3-spline band of the luminance,
-    the logarithm of the mean energy in a window and of its local maximum; for each of 24 narrow
+    the logarithm of the mean energy in a window and of its local maximum; for each of the narrow
     rings of its spectrum, the logarithm of the mean energy in two windows. Never under autocast:
     the energy left in a fine band after a wide blur is below bfloat16's rounding error.
     """
     with no_autocast(blur):
         below, right = -blur.shape[-2] % STRIDE, -blur.shape[-1] % STRIDE
         luma = F.pad(luminance(blur), (0, right, 0, below), mode="replicate")
-        return torch.cat([_bands(luma, bands), _rings(luma)], dim=1)
+        return torch.cat([_bands(luma), _rings(luma)], dim=1)
 
 
 def luminance(image: Tensor) -> Tensor:
@@ -164,10 +156,10 @@ def _vector(like: Tensor, values: tuple[float, ...]) -> Tensor:
     return torch.stack([like.new_full((), value) for value in values])
 
 
-def _bands(luma: Tensor, bands: int) -> Tensor:
+def _bands(luma: Tensor) -> Tensor:
     features = [F.avg_pool2d(luma, STRIDE) - 0.5]
     smooth = luma
-    for level in range(bands):
+    for level in range(BANDS):
         smoother = _a_trous(smooth, 2**level)
         energy = F.avg_pool2d((smooth - smoother).square(), STRIDE)
         window = F.avg_pool2d(energy, 3, stride=1, padding=1, count_include_pad=False)

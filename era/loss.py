@@ -40,7 +40,7 @@ def era_loss(
         radius_weight: weight of the third term, the cross-entropy of the weight map where the true
             blur radius is known.
         true_radius: (B, 1, H, W) in pixels; NaN where unknown.
-        bank_radii: (K,) radii of the bank in pixels.
+        bank_radii: (K,), the bank's radii in pixels, see `radius_loss`.
         relative: see `restoration_loss`.
 
     Raises:
@@ -78,7 +78,7 @@ def radius_loss(weights: Tensor, bank_radii: Tensor, true_radius: Tensor) -> Ten
 
     Args:
         weights: (B, K, H, W), summing to 1 over K.
-        bank_radii: (K,), increasing, pixels.
+        bank_radii: (K,), increasing, evenly spaced, pixels.
         true_radius: (B, 1, H, W), pixels; NaN where unknown. A radius between two of the bank's is
             divided between them in proportion; one beyond the last is assigned to the last.
     """

@@ -105,15 +105,14 @@ def update_x_wiener(problem: XProblem, steps: int = 1) -> Tensor:
     >>> torch.allclose(problem.normal(X), problem.right_side(), atol=1e-5)  # the minimiser
     True
     """
-    for step in range(steps):
-        H, lam = problem.H, problem.lam
-        residual = problem.U - problem.Gamma / lam.l1 - problem.HX
-        pull = (problem.Omega + lam.l2 * (problem.X - problem.Z)) / lam.l1
-        change = H.wiener(residual, pull, lam.l2 / lam.l1)
-        if step + 1 == steps:
-            return problem.X + change
-        problem = problem.stepped(change)
-    return problem.X
+    H, lam = problem.H, problem.lam
+
+    def change(at: XProblem) -> Tensor:
+        residual = at.U - at.Gamma / lam.l1 - at.HX
+        pull = (at.Omega + lam.l2 * (at.X - at.Z)) / lam.l1
+        return H.wiener(residual, pull, lam.l2 / lam.l1)
+
+    return _stepped(problem, steps, change)
 
 
 def update_x_majorised(problem: XProblem, steps: int = 1) -> Tensor:
@@ -122,12 +121,7 @@ def update_x_majorised(problem: XProblem, steps: int = 1) -> Tensor:
     The poster's step, corrected: its fixed point is the exact minimiser, and it cannot diverge.
     """
     denominator = problem.lam.l1 * problem.H.spectrum("max") + problem.lam.l2
-    for step in range(steps):
-        change = -problem.H.divide(problem.gradient(), denominator)
-        if step + 1 == steps:
-            return problem.X + change
-        problem = problem.stepped(change)
-    return problem.X
+    return _stepped(problem, steps, lambda at: -at.H.divide(at.gradient(), denominator))
 
 
 def update_x_pcg(problem: XProblem, steps: int = 2) -> Tensor:
@@ -226,6 +220,13 @@ def update_omega(Omega: Scalar, X: Tensor, Z: Tensor, lam: Penalties) -> Tensor:
 def update_delta(Delta: Scalar, E: Tensor, P: Tensor, lam: Penalties) -> Tensor:
     """Delta + lambda_3 (E - P): eq. (9)."""
     return Delta + lam.l3 * (E - P)
+
+
+def _stepped(problem: XProblem, steps: int, change: Callable[[XProblem], Tensor]) -> Tensor:
+    """X after `steps` changes, at least one; after the last, H X is not needed again."""
+    for _ in range(steps - 1):
+        problem = problem.stepped(change(problem))
+    return problem.X + change(problem)
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:

@@ -25,14 +25,13 @@ LEAST_SIDE = 32  # pixels; less has no LPIPS, and SSIM's window does not fit
 class Protocol:
     """How images are prepared and which SSIM window is used."""
 
-    name: str
     round_to_8_bits: bool
     gaussian_ssim: bool
 
 
 PROTOCOLS = {
-    "standard": Protocol("standard", round_to_8_bits=False, gaussian_ssim=False),
-    "nrknet": Protocol("nrknet", round_to_8_bits=True, gaussian_ssim=True),
+    "standard": Protocol(round_to_8_bits=False, gaussian_ssim=False),
+    "nrknet": Protocol(round_to_8_bits=True, gaussian_ssim=True),
 }
 
 

@@ -182,12 +182,12 @@ def test_aliases_cannot_multiply_without_bound(tmp_path: Path) -> None:
 )
 def test_a_text_is_taken_as_written(name: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(f"run: {{name: {name}}}\n")
-    for given in (load_train_config(str(tmp_path / "mine.yaml")), load_train_config("tiny")):
-        config = load_train_config("tiny", [f"run.name={name}"])
+    for config in (
+        load_train_config(str(tmp_path / "mine.yaml")),
+        load_train_config("tiny", [f"run.name={name}"]),
+    ):
         assert config.run.name == name
-        again = parse_train_config(yaml.safe_dump(to_plain(config)), "again")
-        assert again == config
-        assert given.run.name in (name, "tiny")
+        assert parse_train_config(yaml.safe_dump(to_plain(config)), "again") == config
 
 
 def test_an_empty_value_means_none(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_greatest_scalars_make_a_network() -> None:
     torch.testing.assert_close(scalars, torch.tensor([1e6, 1e6, 1e6, 1e-9]), rtol=1e-3, atol=0)
 
 
-def test_tiny_runs_with_any_steps_and_batch() -> None:
+def test_tiny_loads_with_any_number_of_steps() -> None:
     for steps in (1, 2, 3):
         config = load_train_config("tiny", [f"train.steps={steps}", "train.global_batch=2"])
         assert config.train.steps == steps

@@ -118,9 +118,9 @@ def test_features_and_kernels_leave_autocast() -> None:
     )
     bank = PsfBank(3, 7, 3.0)
     parts = bank.disks, bank.gaussians, bank.bases, 4 * rand(1, 3, 4).float()
-    features, kernels = blur_features(blur, 5), corrected(*parts)
+    features, kernels = blur_features(blur), corrected(*parts)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(blur_features(blur, 5), features)
+        assert torch.equal(blur_features(blur), features)
         assert torch.equal(corrected(*parts), kernels)
 
 
@@ -148,7 +148,7 @@ def test_a_disk_leaves_its_dark_ring_in_any_picture(radius: float, slope: float)
     blur = torch.nn.functional.conv2d(
         scene, disk(radius, 15)[None, None].expand(3, 1, 15, 15), groups=3
     )
-    sharp, blurred = (blur_features(x, 5)[0, 11:][:RINGS] for x in (scene[..., 7:-7, 7:-7], blur))
+    sharp, blurred = (blur_features(x)[0, 11:][:RINGS] for x in (scene[..., 7:-7, 7:-7], blur))
     centres = torch.linspace(*RING_RANGE, RINGS)
     near = (centres > 0.3 / radius) & (centres < 0.9 / radius)
     darkest = (blurred - sharp).mean((1, 2))[near].argmin()

@@ -33,7 +33,7 @@ class LoadedModel:
     url: str
 
 
-def load_model(url: str, metric: str = BEST_BY) -> LoadedModel:
+def load_model(url: str) -> LoadedModel:
     """Load the network of a run (its best, else last), a checkpoint, a bundle or a shipped name.
 
     Of a run, a checkpoint that proves to be damaged is passed over with a warning, and the next
@@ -42,7 +42,7 @@ def load_model(url: str, metric: str = BEST_BY) -> LoadedModel:
     Raises:
         UserError: if there is none, or it is damaged, or of a version that does not fit.
     """
-    candidates = _candidates(url, metric)
+    candidates = _candidates(url, BEST_BY)
     for checkpoint in candidates[:-1]:
         try:
             return _load(checkpoint)

@@ -35,11 +35,11 @@ class Pruner:
         self._unfinished: set[str] = set()
         self._known: dict[str, Checkpoint] = {}  # a committed one does not change
 
-    def prune(self, keep_best: int, last: int, metric: str = BEST_BY) -> None:
-        """Delete all but the best `keep_best` by a metric and the one of step `last`.
+    def prune(self, keep_best: int, last: int) -> None:
+        """Delete all but the best `keep_best` by val/psnr and the one of step `last`.
 
-        Where fewer have the metric the newest others take the free places. Of several checkpoints
-        of one step the newest attempt's is the one that counts. COMMIT goes first.
+        Where fewer have it the newest others take the free places. Of several checkpoints of one
+        step the newest attempt's is the one that counts. COMMIT goes first.
         """
         listed = [n for n in self.folder.listed_names() if (step_of(n) or 0) <= last]
         names = [name for name in listed if name not in self.spared]
@@ -48,7 +48,7 @@ class Pruner:
         self._known |= {n: c for n in committed if (c := self._open(n)) is not None}
         opened = [self._known[name] for name in names if name in self._known]
         counted = newest_of_each_step(opened)
-        best = [c.step for c in best_first(counted, metric)][:keep_best]
+        best = [c.step for c in best_first(counted, BEST_BY)][:keep_best]
         others = [c.step for c in reversed(counted) if c.step not in (*best, last)]
         steps = {last, *best, *others[: keep_best - len(best)]}
         keep = {c.name for c in counted if c.step in steps}

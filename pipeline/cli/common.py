@@ -65,7 +65,13 @@ def show_summary(summary: dict[str, Any]) -> None:
     width = max((len(key) for key in summary), default=0)
     for key, value in summary.items():
         text = f"{value:.4f}" if isinstance(value, float) else printable(str(value))
-        print(f"{key:<{width}}  {text}")
+        print(f"{printable(str(key)):<{width}}  {text}")
+
+
+def show_with_metrics(summary: dict[str, Any]) -> None:
+    """Print a summary and the metrics in it as one list."""
+    metrics = summary.pop("metrics")
+    show_summary({**summary, **metrics})
 
 
 def set_up_logging() -> None:
@@ -79,6 +85,8 @@ def set_up_logging() -> None:
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+    # It logs a line for each damaged directory of a file; what counts is said by us.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:

@@ -12,6 +12,7 @@ from pipeline.cli.common import (
     Overrides,
     run_verb,
     show_summary,
+    show_with_metrics,
 )
 
 DryRun = Annotated[
@@ -33,7 +34,7 @@ def train(
     if dry_run:
         run_verb(lambda: _dry_run(config, overrides or []), _show_plan, as_json)
     else:
-        run_verb(lambda: _train(config, overrides or []), _show, as_json)
+        run_verb(lambda: _train(config, overrides or []), show_with_metrics, as_json)
 
 
 def _dry_run(name: str, overrides: list[str]) -> dict[str, Any]:
@@ -52,8 +53,3 @@ def _train(name: str, overrides: list[str]) -> dict[str, Any]:
     from pipeline.train import train
 
     return train(load_train_config(name, overrides))
-
-
-def _show(summary: dict[str, Any]) -> None:
-    metrics = summary.pop("metrics")
-    show_summary({**summary, **metrics})

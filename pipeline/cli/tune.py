@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.common import ConfigName, JsonFlag, Overrides, run_verb, show_summary
+from pipeline.cli.common import ConfigName, JsonFlag, Overrides, run_verb, show_with_metrics
 
 ResumeFailed = Annotated[
     bool, typer.Option("--resume-failed", help="Start trials again that failed for good.")
@@ -31,9 +31,4 @@ def tune(
 
         return search(config, overrides or [], resume_failed)
 
-    run_verb(work, _show, as_json)
-
-
-def _show(summary: dict[str, Any]) -> None:
-    metrics = summary.pop("metrics")
-    show_summary({**summary, **metrics})
+    run_verb(work, show_with_metrics, as_json)

@@ -144,8 +144,6 @@ def svg(
 ) -> str:
     """Lines (name -> points) as inline SVG in the page's own colours; `over` names the abscissa."""
     import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
     style: Any = {"svg.hashsalt": "era", "svg.fonttype": "none", "font.size": 9}

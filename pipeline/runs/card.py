@@ -15,7 +15,7 @@ PROTOCOL = (
     "[0, 1], clamped, not requantised; SSIM with a 7x7 uniform window."
 )
 TRAIN_KEYS = (
-    "steps", "global_batch", "patch", "learning_rate", "precision", "deterministic", "seed", "ema",
+    "global_batch", "patch", "learning_rate", "precision", "deterministic", "seed", "ema",
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def model_card(checkpoint: Checkpoint, config: dict[str, Any], name: str, parame
         _section("Training data", _data(checkpoint, config)),
         _section("Training", _training(checkpoint, config)),
         _section("Scores", _scores(checkpoint)),
-        _section("Limits", _limits(model, config)),
+        _section("Limits", _limits(model)),
         _section("Use", _use()),
         _section("Licence", ["Weights and code: Apache-2.0. The data keeps its own licence."]),
     ]
@@ -120,7 +120,7 @@ def _training(checkpoint: Checkpoint, config: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{k} {v}" for k, v in _table(meta, "versions").items())
     return [
         f"- step {checkpoint.step} of {train.get('steps', '?')}; weights are the moving average",
-        *(f"- {key}: {train[key]}" for key in TRAIN_KEYS[1:] if key in train),
+        *(f"- {key}: {train[key]}" for key in TRAIN_KEYS if key in train),
         f"- loss: {_table(config, 'loss')}",
         f"- sha256 of what defines the result: `{meta.get('frozen_sha256', 'unknown')}`",
         f"- {versions or 'versions unknown'}; code `{meta.get('git') or 'unknown'}`",
@@ -134,7 +134,7 @@ def _scores(checkpoint: Checkpoint) -> list[str]:
     return [PROTOCOL, "", "| metric | value |", "|---|---|", *rows]
 
 
-def _limits(model: ErAConfig, config: dict[str, Any]) -> list[str]:
+def _limits(model: ErAConfig) -> list[str]:
     return [
         f"- Blur wider than a disk of {model.radius_max:g} pixels radius is outside its model.",
         "- Defocus only: not motion blur, noise, compression or low resolution.",

@@ -143,10 +143,10 @@ def read_bytes(
     return _files(url).read(url, start, end, most)
 
 
-def read_text(url: str, most: int = MOST_BYTES) -> str:
-    """Read a UTF-8 file of at most `most` bytes."""
+def read_text(url: str) -> str:
+    """Read a UTF-8 file."""
     try:
-        return read_bytes(url, most=most).decode("utf-8")
+        return read_bytes(url).decode("utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{url}: not a text file in UTF-8") from None
 

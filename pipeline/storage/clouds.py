@@ -6,7 +6,6 @@ Their clients retry requests themselves; transient errors that remain are retrie
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -15,7 +14,7 @@ from typing import Any, ClassVar
 
 from pipeline.errors import UserError
 from pipeline.storage.bucket import BucketFiles, environment
-from pipeline.storage.faults import ShortBody
+from pipeline.storage.faults import ShortBody, causes
 
 _PASSING_STATUS = {408, 429}
 _PASSING_KINDS = {  # of azure-core, requests and google-auth, by name: none of them need be there
@@ -148,7 +147,7 @@ class CloudFiles(BucketFiles):
         status = _status(error)
         if status:
             return status in _PASSING_STATUS or status >= 500
-        return any(_is_network(link) for link in _chain(error))
+        return any(_is_network(link) for link in causes(error))
 
     def explain(self, url: str, error: BaseException) -> str:
         """One line about a fault that persisted: what, where and what to do."""
@@ -165,7 +164,7 @@ class CloudFiles(BucketFiles):
 
 def _status(error: BaseException) -> int:
     """The HTTP status that an error of any client tells; 0 if it tells none."""
-    for link in _chain(error):
+    for link in causes(error):
         if str(link).startswith("Forbidden"):  # gcsfs
             return 403
         for name in ("code", "status_code", "status"):
@@ -183,9 +182,3 @@ def _is_network(error: BaseException) -> bool:
     if isinstance(error, known) or _PASSING_KINDS & kinds:
         return True
     return getattr(error, "retryable", False) is True  # google-auth's, of a token not refreshed
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__

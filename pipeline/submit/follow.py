@@ -18,21 +18,17 @@ PAUSE = 2.0  # seconds between attempts to connect
 KEPT = 200_000  # characters of the log that the outcome keeps
 
 
-def follow(
-    client: Any, job: str, write: Callable[[str], None], patience: float = PATIENCE
-) -> Outcome:
+def follow(client: Any, job: str, write: Callable[[str], None]) -> Outcome:
     """Write the job's log until the job ends; return how it ended.
 
     Ray's stream starts over at each connection: characters already written are skipped.
     """
-    return asyncio.run(_Follower(client, job, write, patience).run())
+    return asyncio.run(_Follower(client, job, write).run())
 
 
 class _Follower:
-    def __init__(
-        self, client: Any, job: str, write: Callable[[str], None], patience: float
-    ) -> None:
-        self.client, self.job, self.write, self.patience = client, job, write, patience
+    def __init__(self, client: Any, job: str, write: Callable[[str], None]) -> None:
+        self.client, self.job, self.write = client, job, write
         self.shown = 0  # characters of the log written
         self.kept = ""
         self.heard = time.monotonic()
@@ -52,8 +48,8 @@ class _Follower:
                 if info.status.is_terminal():
                     self._rest()
                     return self._ended(info)
-            if time.monotonic() - self.heard > self.patience:
-                return self._lost(f"no answer for {self.patience:.0f} s; it may still run")
+            if time.monotonic() - self.heard > PATIENCE:
+                return self._lost(f"no answer for {PATIENCE:.0f} s; it may still run")
             if reason:
                 log.info("job %s: connection lost (%s); trying again", self.job, reason)
             await asyncio.sleep(PAUSE)

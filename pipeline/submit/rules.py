@@ -40,15 +40,11 @@ def _job(spec: dict[str, Any]) -> Iterator[str]:
     growing = spec["rayClusterSpec"].get("enableInTreeAutoscaling")
     if growing and any(rule["policy"] == "DeleteWorkers" for rule in rules):
         yield "DeleteWorkers excludes the autoscaler, which would bring them back"
-    if growing and _queued(spec):
+    if growing and spec.get("suspend"):
         yield "a queued job (suspend) excludes the autoscaler: Kueue admits a gang of fixed size"
     for deadline in ("activeDeadlineSeconds", "preRunningDeadlineSeconds"):
         if spec.get(deadline, 1) <= 0:
             yield f"{deadline} must be positive"
-
-
-def _queued(spec: dict[str, Any]) -> bool:
-    return bool(spec.get("suspend"))
 
 
 def _cluster(spec: dict[str, Any]) -> Iterator[str]:

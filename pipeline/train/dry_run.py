@@ -7,7 +7,6 @@ import statistics
 from typing import Any
 
 import era
-from pipeline.checkpoint import CheckpointStore
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
 from pipeline.runfolder import RunFolder
@@ -39,7 +38,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     config, run_url = prepared(config)
     folder = RunFolder(run_url)
     begun = has_begun(run_url, config)
-    latest = CheckpointStore(run_url).folder.latest() if begun else None
+    latest = folder.latest() if begun else None
     step, steps = latest.step if latest else 0, config.train.steps
     splits = train_split, val_split = open_splits(config)
     workers = worker_range(config)[1]

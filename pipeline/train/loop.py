@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,7 @@ Votes = Callable[
     [int], list[bool]
 ]  # this rank's, by the number of steps done after the current one
 MOST_SHAPES = 1024  # compiled: phases, patches, and sizes of micro-batches
+Item = TypeVar("Item")
 OnSkip = Callable[[int, list[str]], None]  # the step, and the samples of all ranks
 
 
@@ -159,11 +161,11 @@ class Loop:
             )
 
 
-def gather_lists(items: list[str]) -> list[str]:
+def gather_lists(items: list[Item]) -> list[Item]:
     """All ranks' lists, joined in rank order, on every rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return list(items)
-    parts: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    parts: list[list[Item]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(parts, items)
     return [item for part in parts for item in part]
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 
 from era import ErA
 from pipeline.case import Case
@@ -16,6 +14,7 @@ from pipeline.data.split import Split
 from pipeline.images import to_float
 from pipeline.inference import restore_array
 from pipeline.metrics import psnr, ssim
+from pipeline.train.loop import gather_lists
 
 
 def validate(
@@ -54,18 +53,10 @@ def validate(
         if index in drawn:
             panels.append(replace(result, key=sample.key, blur=blur, sharp=sharp))
         alive()
-    return _means(_gathered(scores, world_size)), panels
+    return _means(gather_lists(scores)), panels
 
 
-def _gathered(scores: list[Any], world_size: int) -> list[Any]:
-    if world_size == 1:
-        return scores
-    parts: list[Any] = [None] * world_size
-    dist.all_gather_object(parts, scores)
-    return sorted(score for part in parts for score in part)
-
-
-def _means(scores: list[Any]) -> dict[str, float]:
+def _means(scores: list[tuple[float, ...]]) -> dict[str, float]:
     table = np.array([score[1:] for score in sorted(scores)], dtype=np.float64)
     names = ("val/psnr", "val/ssim", "val/psnr_blurred", "val/ssim_blurred")
     return {name: float(value) for name, value in zip(names, table.mean(axis=0), strict=True)}

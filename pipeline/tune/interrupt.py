@@ -22,14 +22,12 @@ SAVE_SECONDS = 60.0  # for the trials, within the grace period of a pod
 class Interrupts(Stopper):
     """Once a signal has arrived, asks the trials to save and end; after a while, ends them.
 
-    Args:
-        channel: an actor of `pipeline.train.driver_channel` that the trials ask.
+    Attributes:
+        channel: an actor of `pipeline.train.driver_channel` that the trials ask; set once Ray runs.
     """
 
     received, since = 0, 0.0
-
-    def __init__(self, channel: Any = None) -> None:
-        self.channel = channel
+    channel: Any = None
 
     @property
     def name(self) -> str:
