@@ -26,10 +26,13 @@ from pipeline.case import Case
 from pipeline.errors import UserError
 from pipeline.images import from_float, to_float
 
+DEVICES = ("cpu", "cuda")
 MAX_PIXELS = 2 * 1024 * 1024  # larger photographs are cut into tiles
 ESTIMATE_BYTES = (
     110  # per pixel, of estimating the blur; 107 and 109 measured at 4 and 9 megapixels
 )
+FRAGMENTED = 1.5  # times the memory, unless freed blocks return to the system at once
+RESULT_VALUES = 18  # per pixel, beside the weights: blurred, sharp, restored, E, radii
 ESTIMATE_MARGIN = 256  # pixels around a part, more than the estimate of a place looks around
 GRID = 16  # pixels; the strides of every size of network divide it
 BAND_BYTES = 20  # per pixel of a row of tiles, which are blended in place; 28 with maps
@@ -38,6 +41,31 @@ MOST_GB = 1e6
 OVERLAP = 128  # pixels, blended; more than the prior of a single stage looks around
 FRAME = 32  # pixels around a large photograph, at least
 FRAMED_FROM = 512 * 512  # pixels; on smaller ones the frame would cost more than the photograph
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that no network runs on.
+
+    Raises:
+        UserError: unless it is one of `DEVICES`.
+    """
+    if device not in DEVICES:
+        raise UserError(f"--device {device}: expected {' or '.join(DEVICES)}")
+
+
+def to_device(model: ErA, device: str) -> ErA:
+    """Move a network to one of `DEVICES`, where convolutions then have the precision of float32.
+
+    Raises:
+        UserError: if torch cannot use the device on this machine.
+    """
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(
+                "--device cuda: torch finds no CUDA device here; `era doctor` says more"
+            )
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return model.to(device)
 
 
 @torch.inference_mode()
@@ -60,6 +88,7 @@ def restore_array(
         estimate_pixels: above it, the blur is estimated in parts of that many pixels.
         maps, floats: what the result holds beside the restored pixels.
         strength: in [0, 1], how much of the correction is applied; see `_share`.
+        device: where the model is.
     """
     height, width = blur.shape[:2]
     estimate = _estimate(model, blur, estimate_pixels, device)
@@ -99,14 +128,27 @@ def pixels_for(config: ErAConfig, memory_gb: float) -> int:
         raise UserError(
             f"--memory {memory_gb:g}: expected a number of GB above 0 and at most {MOST_GB:g}"
         )
-    per_pixel = 4 * (4 * config.kernels + 5 * config.prior_channels[0] + 90)
-    return max((2 * OVERLAP) ** 2, int(memory_gb * 1e9 / per_pixel))
+    return max((2 * OVERLAP) ** 2, int(memory_gb * 1e9 / _bytes_per_pixel(config)))
+
+
+def bytes_of(config: ErAConfig, pixels: int) -> int:
+    """About how much memory `restore_array` takes for so many pixels, maps and floats included, in
+    a process that frees memory as the C library does (docs/photographs.md)."""
+    at_once = min(pixels, MAX_PIXELS) * _bytes_per_pixel(config) * FRAGMENTED
+    kept = 4 * (config.kernels + RESULT_VALUES) + ESTIMATE_BYTES
+    return int(at_once + pixels * kept)
+
+
+def _bytes_per_pixel(config: ErAConfig) -> int:
+    return 4 * (4 * config.kernels + 5 * config.prior_channels[0] + 90)
 
 
 @torch.inference_mode()
-def radius_of(model: ErA, blur: Image, estimate_pixels: int = sys.maxsize) -> Image:
+def radius_of(
+    model: ErA, blur: Image, estimate_pixels: int = sys.maxsize, device: str = "cpu"
+) -> Image:
     """The estimated blur radius (H/4, W/4) in pixels of a photograph (H, W, 3)."""
-    return _array(model.radius(_estimate(model, blur, estimate_pixels, "cpu").coarse)[0, 0])
+    return _array(model.radius(_estimate(model, blur, estimate_pixels, device).coarse)[0, 0])
 
 
 def _estimate(model: ErA, blur: Image, max_pixels: int, device: str) -> Estimate:

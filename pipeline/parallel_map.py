@@ -7,7 +7,6 @@ every core.
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +14,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from pipeline.cluster import Wait, has_cluster, join, wait_for
+from pipeline.cluster import Wait, has_cluster, join, require_gpus, wait_for
 from pipeline.errors import UserError
+from pipeline.machine import processors
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,18 +30,19 @@ _here = threading.local()  # of a thread of `parallel_map`: `idle` counts what i
 
 
 def parallel_map(
-    work: Callable[[T], R], items: Sequence[T], workers: int = 0
+    work: Callable[[T], R], items: Sequence[T], workers: int = 0, gpus: int = 0
 ) -> Iterator[tuple[int, R]]:
     """Apply `work` to every item, several at a time; yield (index, result) as they finish.
 
     Args:
         work: a function of one item that can be pickled; it may run again after a node was lost.
         workers: threads where there is no cluster; 0 means one per processor, 1 this one.
+        gpus: that an item takes of the cluster, beside a processor.
 
     Raises:
         UserError: the first one that `work` raised, or where the cluster makes no progress.
     """
-    return _on_ray(work, items) if has_cluster() else _in_threads(work, items, workers)
+    return _on_ray(work, items, gpus) if has_cluster() else _in_threads(work, items, workers)
 
 
 def _in_threads(
@@ -51,7 +52,7 @@ def _in_threads(
         for index, item in enumerate(items):
             yield index, work(item)
         return
-    count = workers or os.cpu_count() or 1
+    count = workers or processors()
     idle = threading.Semaphore(SPARE + max(0, count - len(items)))
     done = itertools.count(1)
 
@@ -100,15 +101,18 @@ def in_order(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
                 idle.release(more)
 
 
-def _on_ray(work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
+def _on_ray(work: Callable[[T], R], items: Sequence[T], gpus: int) -> Iterator[tuple[int, R]]:
     import ray
 
     join()
-    remote = ray.remote(_attempt).options(num_cpus=1, max_retries=5)
+    require_gpus(gpus)
+    remote = ray.remote(_attempt).options(num_cpus=1, num_gpus=gpus, max_retries=5)
     limit = max(1, int(ray.cluster_resources().get("CPU", 1))) * AHEAD
     waiting, running = list(enumerate(items)), dict[Any, int]()
     waiting.reverse()
-    patience = Wait("the cluster's next result", LONGEST_SECONDS, "see `ray status` for free CPUs")
+    patience = Wait(
+        "the cluster's next result", LONGEST_SECONDS, "see `ray status` for what is free"
+    )
     try:
         while waiting or running:
             while waiting and len(running) < limit:

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,7 @@ FIELDS: dict[str, Any] = {
     "error_channels": (4,),
     "estimator_channels": (4,),
 }
+NOTHING_MORE = {"scaled": False, "compare": False, "maps": False}
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
@@ -888,13 +890,13 @@ def test_upright_is_as_pillow_shows_it(orientation: int) -> None:
 def test_memory_is_planned_from_the_header() -> None:
     config = named_config("tiny")
     phone = Size(12240, 16320, 3, 1)
-    assert plan(phone, 10**8, config, 3.0, False, False).max_pixels > 256 * 256
+    assert plan(phone, 10**8, config, 3.0, **NOTHING_MORE).max_pixels > 256 * 256
     with pytest.raises(UserError, match=r"200 megapixels need about \S+ GB.*give it --memory 3"):
-        plan(phone, 10**8, config, 1.0, False, False)
-    usual = plan(Size(3000, 4000, 3, 1), 10**7, config, 3.0, False, False)
+        plan(phone, 10**8, config, 1.0, **NOTHING_MORE)
+    usual = plan(Size(3000, 4000, 3, 1), 10**7, config, 3.0, **NOTHING_MORE)
     # Two thirds, since the photograph itself needs little; less where freed memory is kept.
     assert usual.max_pixels == int(2e9 / memory.KEEPING / 808)
-    little = plan(Size(300, 400, 3, 1), 10**5, config, 1.8, False, False)
+    little = plan(Size(300, 400, 3, 1), 10**5, config, 1.8, **NOTHING_MORE)
     assert little.max_pixels == int(1.2e9 / 808)
 
 
@@ -1016,7 +1018,148 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     source = codecs.png.SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
     found = codecs.size(source + chunk(b"IEND", b""), "a.png")
     with pytest.raises(UserError, match="1024 megapixels"):
-        plan(found, 100, named_config("tiny"), 3.0, False, False)
+        plan(found, 100, named_config("tiny"), 3.0, **NOTHING_MORE)
+
+
+def test_directories_in_a_circle_are_read_once() -> None:
+    """Each of 4096 pointers leads back to the directory, which took a time of the third power."""
+    header = struct.pack("<2sHIH", b"II", 42, 8, 4096)
+    for place in (8, 9):  # the directory itself, and something that is none
+        rows = struct.pack("<HHII", ifd.EXIF, 4, 1, place) * 4095
+        rows = struct.pack("<HHIHH", ifd.ORIENTATION, 3, 1, 6, 0) + rows
+        assert ifd.read_exif(header + rows + bytes(4)).orientation == 6
+
+
+def test_tags_that_overlap_take_no_memory() -> None:
+    block = struct.pack("<2sHIH", b"II", 42, 8, 1000)
+    block += b"".join(struct.pack("<HHII", 40000 + n, 7, 190_000, 8) for n in range(1000))
+    tracemalloc.start()
+    assert ifd.read_exif(block + bytes(200_000)).orientation == 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e6
+
+
+def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
+    data = coded("JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    assert codecs.decode(data[:-2] + data[last:-2] * 100 + data[-2:], "a.jpg").pixels.size
+    with pytest.raises(UserError, match=r"a\.jpg: damaged: more than 500 scans"):
+        codecs.decode(data[:-2] + data[last:-2] * 1000 + data[-2:], "a.jpg")
+
+
+@pytest.mark.timeout(60)
+def test_padding_of_xmp_is_passed_over_quickly() -> None:
+    """A packet's padding may fill a whole segment; a regular expression took a minute for one."""
+    packets = [b"<x:xmpmeta>" + b" " * 60_000, b"<x:xmpmeta>" + b"<Container:Directory>" * 2900]
+    source = coded("JPEG", xmp=packets[0])
+    for packet in packets:
+        body = b"http://ns.adobe.com/xap/1.0/\0" + packet
+        segment = struct.pack(">HH", 0xFFE1, len(body) + 2) + body
+        written = again(source[:2] + segment * 4 + source[2:], "a.jpg")
+        assert written.count(body) == 4
+
+
+def test_a_chain_of_directories_ends() -> None:
+    """A million pages of 18 bytes are no million pictures that have to be looked at."""
+    first, chain = tiff(picture()), b""
+    chain_at = len(first)
+    for n in range(5000):
+        following = chain_at + 18 * (n + 1) if n < 4999 else 0
+        chain += struct.pack("<HHHII", 1, 254, 4, 1, 0) + struct.pack("<I", following)
+    (place,) = struct.unpack_from("<I", first, 4)
+    (tags,) = struct.unpack_from("<H", first, place)
+    linked = bytearray(first + chain)
+    struct.pack_into("<I", linked, place + 2 + 12 * tags, chain_at)
+    photo = decode_photo(bytes(linked), "a.tif")
+    assert "only the first of its 1000 pictures" in " ".join(photo.notes)
+    assert np.array_equal(codecs.decode(again(bytes(linked), "a.tif"), "").pixels, picture())
+
+
+@pytest.mark.parametrize("kind", ["ome", "imagej"])
+def test_a_restored_stack_says_that_it_is_one_picture(kind: str) -> None:
+    stream, stack = io.BytesIO(), np.stack([picture()[..., 0]] * 5)
+    options: dict[str, Any] = {"imagej": True} if kind == "imagej" else {"ome": True}
+    tifffile.imwrite(stream, stack, photometric="minisblack", **options)
+    written = again(stream.getvalue(), "a.tif")
+    assert tifffile.imread(io.BytesIO(written)).shape == stack.shape[1:]
+    assert b"images=5" not in written and b"<OME" not in written
+
+
+def test_a_background_of_another_depth_is_dropped() -> None:
+    grey = with_chunks(coded("PNG", mode="L"), [(b"bKGD", b"\0\x80")])
+    assert b"bKGD" in again(grey, "a.png")
+    bits = np.packbits(picture()[..., 0] > 128, axis=1)
+    header = struct.pack(">IIBBBBB", 64, 48, 1, 0, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in bits))
+    chunks = [(b"IHDR", header), (b"bKGD", b"\0\1"), (b"IDAT", rows), (b"IEND", b"")]
+    source = codecs.png.SIGNATURE + b"".join(chunk(*one) for one in chunks)
+    assert b"bKGD" not in again(source, "a.png")  # white of 1 bit would be nearly black of 8
+
+
+def test_a_tone_curve_and_pictures_beside_take_memory_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = []
+
+    def recorded(size: Size, *arguments: Any, **options: Any) -> Any:
+        planned.append((size.bytes_each, options["compare"]))
+        return plan(size, *arguments, **options)
+
+    monkeypatch.setattr(run, "plan", recorded)
+    monkeypatch.setattr("pipeline.parallel_map.has_cluster", lambda: False)
+    (tmp_path / "a.jpg").write_bytes(coded("JPEG", icc_profile=curve_profile(1.0)))
+    restore([str(tmp_path / "a.jpg")], str(tmp_path / "out"), compare=True)
+    assert planned == [(1, True), (2, True)] * 2  # checked, then restored
+    size, config = Size(3000, 4000, 3, 1), named_config("tiny")
+    plain, beside = (
+        plan(size, 10**7, config, 0.5, **{**NOTHING_MORE, "compare": compare})
+        for compare in (False, True)
+    )
+    assert beside.max_pixels < plain.max_pixels
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_encoding_takes_no_more_copies_than_planned(kind: str) -> None:
+    """Beside the file, the decoded and the restored picture: one copy and what is written."""
+    noise = np.random.default_rng(0).integers(0, 65536, (700, 700, 3), np.uint16)
+    source = encode_png(noise) if kind == "png" else tiff(noise)
+    photo, restored = decode_photo(source, f"a.{kind}"), noise.copy()
+    tracemalloc.start()
+    written = encode_photo(photo, restored)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.2 * max(noise.nbytes, len(written))
+
+
+def test_what_lies_in_the_folder_is_replaced_with_a_line(
+    trained: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "out").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(coded("PNG"))
+        (tmp_path / "out" / name).write_bytes(b"another picture")
+    log = logging.getLogger("era")
+    log.addHandler(caplog.handler)
+    try:
+        restore([str(tmp_path)], str(tmp_path / "out"), trained)
+    finally:
+        log.removeHandler(caplog.handler)
+    assert "its a.png and 1 more will be replaced" in caplog.text
+
+
+@pytest.mark.parametrize("device", ["cuda", "tpu"])
+def test_a_device_that_is_not_there_is_one_line(
+    device: str, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    words = "torch finds no CUDA device here" if device == "cuda" else "expected cpu or cuda"
+    for cluster in [False, True] if device == "tpu" else [False]:
+        for module in ("pipeline.parallel_map", "pipeline.restore.run"):
+            monkeypatch.setattr(f"{module}.has_cluster", lambda answer=cluster: answer)
+        (tmp_path / "a.png").write_bytes(coded("PNG"))
+        with pytest.raises(UserError, match=f"--device {device}: {words}"):
+            restore([str(tmp_path / "a.png")], str(tmp_path / "out"), trained, device=device)
 
 
 def test_the_blur_estimated_in_parts_is_nearly_the_same() -> None:

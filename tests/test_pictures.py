@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from PIL import ImageCms, TiffImagePlugin
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from era import ErA, named_config
-from pipeline import metrics, parallel_map, storage
+from pipeline import machine, metrics, parallel_map, storage
 from pipeline.checkpoint import CheckpointStore, open_checkpoint
 from pipeline.checkpoint.loading import SHIPPED
 from pipeline.data.split import open_split
@@ -240,7 +241,7 @@ def test_pictures_too_small_for_scores_are_refused(run: str, tmp_path: Path) -> 
 
 
 def test_pictures_of_other_methods_are_scored_beside(
-    run: str, tiny_data: Path, tmp_path: Path
+    run: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = open_split(str(tiny_data / "val"))
     folders = [tmp_path / name for name in ("blurred", "sharp")]
@@ -271,8 +272,55 @@ def test_pictures_of_other_methods_are_scored_beside(
         with pytest.raises(UserError, match=words):
             evaluate(run, str(tiny_data / "val"), str(tmp_path / "out"), against=wrong)
     cv2.imwrite(str(folders[0] / f"{split.keys[0]}.png"), photograph(20, 20))
+    monkeypatch.setattr("pipeline.evaluate.run.score", None)  # refused before the network runs
     with pytest.raises(UserError, match="20x20 pixels; the sharp image has"):
         evaluate(run, str(tiny_data / "val"), str(tmp_path / "out"), against=given[:1])
+
+
+def test_images_are_scored_at_once_as_memory_allows(
+    run: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel_map, "has_cluster", lambda: False)
+    at_once, threads = [], parallel_map._in_threads
+    monkeypatch.setattr(parallel_map, "_in_threads", lambda *a: at_once.append(a[2]) or threads(*a))
+    found = []
+    for free, processors in ((1 << 40, 3), (1, 3)):
+        monkeypatch.setattr("pipeline.evaluate.run.free_memory", lambda free=free: free)
+        monkeypatch.setattr("pipeline.evaluate.run.processors", lambda n=processors: n)
+        found.append(evaluate(run, str(tiny_data / "val"), str(tmp_path / "out")))
+    assert at_once == [3, 3, 1, 1]  # the scores, then the pictures
+    assert found[0].summary == found[1].summary
+    for name, value in (("PICTURE_PIXELS", 1), ("LEAST_PICTURES", 2)):
+        monkeypatch.setattr(f"pipeline.evaluate.run.{name}", value)
+    few = evaluate(run, str(tiny_data / "train"), str(tmp_path / "out"))
+    assert len(few.cases) == 2 < len(few.rows)
+
+
+def test_limits_of_a_container_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    free, allowed = machine.free_memory(), machine.processors()
+    assert free > 1e6 and 1 <= allowed <= (os.cpu_count() or 1)
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("900000\n")
+    (tmp_path / "memory.stat").write_text("anon 800000\ninactive_file 50000\n")
+    assert (machine.free_memory(), machine.processors()) == (150_000, 1)
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.processors() == allowed and machine.free_memory() > 1e6
+
+
+def test_a_gpu_that_no_node_has_is_one_line(
+    run: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "--device cuda: the cluster has no node with a GPU"
+    if not parallel_map.has_cluster():
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        words = "--device cuda: torch finds no CUDA device here"
+    with pytest.raises(UserError, match=words):
+        evaluate(run, str(tiny_data / "val"), str(tmp_path / "out"), device="cuda")
+    with pytest.raises(UserError, match="--device mps: expected cpu or cuda"):
+        evaluate(run, str(tiny_data / "val"), str(tmp_path / "out"), device="mps")
 
 
 def test_evaluate_without_truth_has_pictures_only(run: str, tmp_path: Path) -> None:
@@ -290,18 +338,20 @@ def test_dpdd_labels_split_the_means(run: str, tiny_data: Path, tmp_path: Path) 
     rows = [{"psnr": float(n), "ssim": 0.5, "mae": 0.1} for n in range(1, 6)]
     split = tmp_path / "dpdd" / "test"
     split.mkdir(parents=True)
-    assert by_label(read_labels(str(split), len(rows)), rows) == {}
+    assert by_label(read_labels(str(split), "test", len(rows)), rows) == {}
     np.save(split / "indoor_labels.npy", np.array([1, 3]))
     np.save(split.parent / "outdoor_labels.npy", np.array([[2, 4, 5]]))
-    found = by_label(read_labels(str(split), len(rows)), rows)
+    found = by_label(read_labels(str(split), "test", len(rows)), rows)
+    # Those above are of the test pictures; what lies beside the shards is the split's own.
+    assert [*read_labels(str(split), "val", len(rows))] == ["indoor"]
     assert (found["indoor"]["images"], found["indoor"]["psnr"]) == (2, 2.0)
     assert (found["outdoor"]["images"], found["outdoor"]["psnr"]) == (3, pytest.approx(11 / 3))
     np.save(split / "indoor_labels.npy", np.array([0, 3]))
     with pytest.raises(UserError, match="numbers from 1 to 5"):
-        read_labels(str(split), len(rows))
+        read_labels(str(split), "test", len(rows))
     (split / "indoor_labels.npy").write_bytes(b"PK\x03\x04" + bytes(50))
     with pytest.raises(UserError, match="expected a NumPy array"):
-        read_labels(str(split), len(rows))
+        read_labels(str(split), "test", len(rows))
 
 
 def test_paired_comparison() -> None:

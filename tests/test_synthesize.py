@@ -16,6 +16,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.images import read_image, to_float
 from pipeline.metrics import psnr
+from pipeline.preprocess import preprocess
 from pipeline.synthesize import synthesize
 from pipeline.synthesize.camera import EFFECTS, Camera, parse_effects
 from pipeline.synthesize.photos import load_photos, shrunk
@@ -217,6 +218,27 @@ def test_effects_are_written_down_and_others_are_refused(tmp_path: Path) -> None
     with pytest.raises(UserError, match="'grain': not an effect; choose from highlights"):
         synthesize("bundled", str(tmp_path / "b"), 3, 0, (64, 64), camera="grain")
     assert not (tmp_path / "b").exists()
+
+
+def test_a_set_that_is_not_finished_is_not_converted(tmp_path: Path) -> None:
+    synthesize("bundled", str(tmp_path / "a"), 3, 0, (64, 64))
+    said = tmp_path / "a" / "synthesis.json"
+    said.write_text(said.read_text().replace('"complete": true', '"complete": false'))
+    with pytest.raises(UserError, match="`era synthesize` did not finish this set"):
+        preprocess("dpdd", str(tmp_path / "a"), str(tmp_path / "shards"))
+
+
+def test_more_light_saturates_before_the_sensors_noise() -> None:
+    """Noise of light beyond full scale was negative, and darkened what lies around it."""
+    light = np.full((64, 64, 3), 0.3, np.float32)
+    light[:, :32] = 1.0
+    radius = np.zeros((64, 64), np.float32)
+    found = []
+    for index in range(12):
+        camera = Camera(frozenset(["exposure", "noise"]), f"a/{index}")
+        blur, *_ = camera._on_light(light, light, radius)
+        found.append(blur[:, 32:36].mean() / blur[:, 40:].mean() - 1)
+    assert abs(np.mean(found)) < 0.004
 
 
 def test_an_aperture_is_upside_down_before_the_focus() -> None:

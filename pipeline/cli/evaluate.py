@@ -28,6 +28,7 @@ def evaluate(
             help="Pictures of another method, named as the images, to compare with; repeatable.",
         ),
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu, or cuda: where images are restored.")] = "cpu",
     as_json: JsonFlag = False,
 ) -> None:
     """Score restored images, and for comparison the blurred ones, against the sharp ones."""
@@ -36,7 +37,8 @@ def evaluate(
         with uncollected():
             from pipeline.evaluate import evaluate as score
 
-        found = score(checkpoint, data, out, protocol, lpips_weights, compare, against or ())
+        rivals = against or ()
+        found = score(checkpoint, data, out, protocol, lpips_weights, compare, rivals, device)
         return found.summary
 
     run_verb(work, show_summary, as_json)

@@ -37,6 +37,7 @@ def restore(
     maps: Annotated[
         bool, typer.Option("--maps", help="Write the blur radius, weight and error maps too.")
     ] = False,
+    device: Annotated[str, typer.Option(help="cpu, or cuda: where the network runs.")] = "cpu",
     as_json: JsonFlag = False,
 ) -> None:
     """Restore photographs; each keeps its name, kind of file, bit depth, colours and metadata."""
@@ -45,6 +46,8 @@ def restore(
         with uncollected():
             from pipeline.restore import restore as restore_all
 
-        return restore_all(inputs, out, checkpoint, working_scale, memory, compare, maps, strength)
+        return restore_all(
+            inputs, out, checkpoint, working_scale, memory, compare, maps, strength, device
+        )
 
     run_verb(work, show_summary, as_json)

@@ -4,7 +4,13 @@ Nothing here leaves a change in `os.environ`. Settings that Ray reads only from 
 set while a cluster starts, and restored afterwards.
 """
 
-from pipeline.cluster.capacity import Growth, per_worker, require_resources, room
+from pipeline.cluster.capacity import (
+    Growth,
+    per_worker,
+    require_gpus,
+    require_resources,
+    room,
+)
 from pipeline.cluster.coordinator import place_coordinator, withdraw_requests_of_dead_runs
 from pipeline.cluster.jobs import job_client, no_address
 from pipeline.cluster.joining import address_of, has_cluster, join, work_in
@@ -28,6 +34,7 @@ __all__ = [
     "per_worker",
     "place_coordinator",
     "release_orphans",
+    "require_gpus",
     "require_resources",
     "room",
     "wait_for",

@@ -59,6 +59,26 @@ def require_resources(config: TrainConfig) -> None:
     raise UserError(_too_much(config, f"the nodes have room for {fits}, and no autoscaler"))
 
 
+def require_gpus(gpus: int) -> None:
+    """Refuse a cluster without as many GPUs, unless an autoscaler may add nodes that have them.
+
+    Raises:
+        UserError: where Ray would wait forever; on KubeRay after minutes, in which pods may come.
+    """
+    import ray
+
+    def come() -> bool:
+        return ray.cluster_resources().get("GPU", 0) >= gpus or autoscaling_state() is not None
+
+    if not gpus or come():
+        return
+    if os.environ.get("RAY_CLUSTER_NAME"):  # set by KubeRay
+        with contextlib.suppress(TimeoutError):
+            wait_for(come, "the cluster's GPUs, or its autoscaler", PODS_SECONDS)
+    if not come():
+        raise UserError("--device cuda: the cluster has no node with a GPU; leave the option out")
+
+
 class Growth:
     """Watches a cluster's autoscaler while workers are waited for."""
 

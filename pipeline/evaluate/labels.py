@@ -1,7 +1,8 @@
 """DPDD's lists of indoor and outdoor pictures, as IFAN and Restormer publish them.
 
 ``indoor_labels.npy`` and ``outdoor_labels.npy`` hold the numbers of a split's images, from 1; they
-are found in the split's folder or in the one above.
+are found in the split's folder, and those of the split `test`, which is what is published, also in
+the folder above.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from pipeline import storage
 from pipeline.errors import UserError
 
 LABELS = ("indoor", "outdoor")
+TEST = "test"
 LARGEST = 1 << 20  # bytes of a label file; DPDD's have a few hundred
 
 
-def read_labels(data: str, count: int) -> dict[str, list[int]]:
+def read_labels(data: str, split: str, count: int) -> dict[str, list[int]]:
     """The numbers of the images, from 1, by label; empty where there are no label files.
 
     Args:
-        data: the split's URL.
+        data: the split's URL. split: its name.
         count: images of the split.
 
     Raises:
@@ -29,7 +31,7 @@ def read_labels(data: str, count: int) -> dict[str, list[int]]:
     """
     found = {}
     for label in LABELS:
-        folders = dict.fromkeys((data, storage.parent(data)))
+        folders = [data, *([storage.parent(data)] if split == TEST else [])]
         urls = [storage.join(folder, f"{label}_labels.npy") for folder in folders]
         url = next(filter(storage.exists, urls), None)
         if url is not None:

@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,14 +16,16 @@ from pipeline import storage
 from pipeline.case import Case
 from pipeline.checkpoint import resolve
 from pipeline.data.manifest import Manifest
-from pipeline.data.split import open_split
+from pipeline.data.split import Split, open_split
 from pipeline.errors import UserError
 from pipeline.evaluate.against import columns, pictures_of, score_pictures
 from pipeline.evaluate.calibration import FIGURES, table
 from pipeline.evaluate.labels import read_labels
 from pipeline.evaluate.lpips import find_weights
 from pipeline.evaluate.published import published_rows
-from pipeline.evaluate.score import ScoreJob, score
+from pipeline.evaluate.score import ScoreJob, bytes_for, score
+from pipeline.inference import check_device
+from pipeline.machine import free_memory, processors
 from pipeline.metrics import protocol_named, require_scorable
 from pipeline.parallel_map import parallel_map
 from pipeline.progress import track
@@ -44,7 +46,9 @@ MEANS = (
     "radius_error",
 )
 INTERVALS = ("psnr", "ssim", "gain")
-PICTURES = 12  # images drawn in the gallery
+PICTURES, LEAST_PICTURES = 12, 3  # images drawn in the gallery
+PICTURE_PIXELS = 24_000_000  # of them together, at about 100 bytes each; the least are drawn anyway
+MEMORY_SHARE = 0.8  # of what is free, for images that are restored at once
 FEW = 20  # values; below it an interval is Student's
 
 
@@ -65,6 +69,7 @@ def evaluate(
     lpips_weights: str = "",
     compare: str = "",
     against: Sequence[str] = (),
+    device: str = "cpu",
 ) -> Evaluation:
     """Score a checkpoint on a split.
 
@@ -76,6 +81,7 @@ def evaluate(
         compare: a second checkpoint, compared image by image.
         against: ``NAME=FOLDER``, the pictures of another method under the images' keys; each is
             scored and compared image by image (`against` in the summary, columns in the CSV).
+        device: ``cpu`` or ``cuda``, on which images are restored; scores are computed on the CPU.
 
     Returns:
         The summary has the means over the images (`psnr`, `ssim`, `mae`, `lpips`, `psnr_blurred`,
@@ -87,19 +93,20 @@ def evaluate(
             image is scored.
     """
     protocol_named(protocol)
+    check_device(device)
     storage.check_writable(out)
     data = storage.absolute(data)
     split = open_split(data)
     require_scorable(split)
-    labels = read_labels(data, len(split))
+    labels = read_labels(data, split.manifest.split, len(split))
     weights, reason = find_weights(lpips_weights)
-    job = ScoreJob(resolve(checkpoint).url, data, 0, protocol, weights)
+    job = ScoreJob(resolve(checkpoint).url, data, 0, protocol, weights, device=device)
     rival = resolve(compare).url if compare else ""
     if compare and not split.has_sharp:
         raise UserError("--compare needs a sharp image for every image of the split")
     pictures = pictures_of(against, split)
-    rows = _score_all(job, range(len(split)))
     others = score_pictures(pictures, data, protocol, weights)
+    rows = _score_all(job, split)
     summary: dict[str, Any] = {
         **totals(rows),
         "prediction": table(rows),
@@ -114,7 +121,7 @@ def evaluate(
         summary["truth_note"] = f"{known} of {len(rows)} images have a sharp one: means of these"
     summary |= by_label(labels, rows)
     if compare:
-        other = _score_all(replace(job, checkpoint=rival), range(len(split)))
+        other = _score_all(replace(job, checkpoint=rival), split)
         summary["comparison"] = {"checkpoint": rival, **comparison(rows, other)}
     if others:
         summary["against"] = {
@@ -126,7 +133,7 @@ def evaluate(
     told = _filled([{**row, "lpips": reason} if "lpips" in row and reason else row for row in rows])
     rows = _filled(rows)
     storage.write_text(storage.join(out, "per_image.csv"), _csv(told))
-    cases = _pictures(job, rows)
+    cases = _pictures(job, rows, split)
     gallery = Gallery(
         title=f"{split.manifest.dataset} {split.manifest.split}",
         summary=summary,
@@ -221,20 +228,30 @@ def _difference(a: float, b: float) -> float:
     return 0.0 if a == b else a - b  # also for two infinite PSNRs
 
 
-def _score_all(job: ScoreJob, indices: range) -> list[Row]:
+def _score_all(job: ScoreJob, split: Split) -> list[Row]:
+    found = dict(track(_scored(job, range(len(split)), split), len(split), "evaluate"))
+    return [found[index][0] for index in range(len(split))]
+
+
+def _scored(
+    job: ScoreJob, indices: Sequence[int], split: Split
+) -> Iterator[tuple[int, tuple[Row, Case | None]]]:
     jobs = [replace(job, index=index) for index in indices]
-    found = dict(track(parallel_map(score, jobs), len(jobs), "evaluate"))
-    return [found[index][0] for index in range(len(jobs))]
+    largest = max(height * width for height, width in split.sizes)
+    at_once = int(free_memory() * MEMORY_SHARE / bytes_for(job.checkpoint, largest))
+    workers = max(1, min(processors(), at_once))
+    return parallel_map(score, jobs, workers, int(job.device == "cuda"))
 
 
-def _pictures(job: ScoreJob, rows: list[Row]) -> list[Case]:
+def _pictures(job: ScoreJob, rows: list[Row], split: Split) -> list[Case]:
     """Pictures of the best, the worst, the median and some other images."""
     order = sorted(range(len(rows)), key=lambda index: -(rows[index].get("gain") or 0.0))
-    places = np.linspace(0, len(order) - 1, min(PICTURES, len(order))).round().astype(int)
+    largest = max(height * width for height, width in split.sizes)
+    count = min(PICTURES, len(order), max(LEAST_PICTURES, PICTURE_PIXELS // largest))
+    places = np.linspace(0, len(order) - 1, count).round().astype(int)
     chosen = sorted({order[place] for place in places})
-    jobs = [replace(job, index=index, pictures=True) for index in chosen]
-    found = dict(parallel_map(score, jobs))
-    return [case for index in range(len(jobs)) if (case := found[index][1]) is not None]
+    found = dict(_scored(replace(job, pictures=True), chosen, split))
+    return [case for index in range(len(chosen)) if (case := found[index][1]) is not None]
 
 
 def by_label(labels: dict[str, list[int]], rows: list[Row]) -> dict[str, Any]:

@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from era import ErA
 from pipeline.arrays import RADIUS_UNITS, Image
 from pipeline.case import Case
-from pipeline.checkpoint import LoadedModel, load_model
+from pipeline.checkpoint import load_model
 from pipeline.data.split import Split, open_split
+from pipeline.errors import UserError
 from pipeline.evaluate.calibration import calibration
 from pipeline.evaluate.lpips import lpips
 from pipeline.images import to_float
-from pipeline.inference import restore_array
+from pipeline.inference import bytes_of, restore_array, to_device
 from pipeline.metrics import mae, prepare, psnr, ssim
 
 _opening = threading.Lock()
+_device = threading.Lock()  # one image at a time on a GPU, while others are read and scored
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class ScoreJob:
         checkpoint: URL. data: URL of a split. index: of the image.
         lpips_weights: URL; empty omits LPIPS.
         pictures: keep the pictures for the gallery.
+        device: `pipeline.inference.DEVICES`.
     """
 
     checkpoint: str
@@ -39,6 +43,7 @@ class ScoreJob:
     protocol: str
     lpips_weights: str = ""
     pictures: bool = False
+    device: str = "cpu"
 
 
 def score(job: ScoreJob) -> tuple[dict[str, Any], Case | None]:
@@ -49,9 +54,9 @@ def score(job: ScoreJob) -> tuple[dict[str, Any], Case | None]:
     """
     torch.set_num_threads(1)  # the sums of a convolution depend on the number of threads
     with _opening:
-        loaded, split = _model(job.checkpoint), split_of(job.data)
+        model, split = _model(job.checkpoint, job.device), split_of(job.data)
     sample = split.load(job.index)
-    result = restore_array(loaded.model, sample.blur)
+    result = _restored(model, sample.blur, job.device)
     blur = to_float(sample.blur)
     row: dict[str, Any] = {"name": sample.key, "height": blur.shape[0], "width": blur.shape[1]}
     sharp = None if sample.sharp is None else to_float(sample.sharp)
@@ -71,6 +76,24 @@ def score(job: ScoreJob) -> tuple[dict[str, Any], Case | None]:
     return row, replace(case, scores=figures)
 
 
+def _restored(model: ErA, blur: Image, device: str) -> Case:
+    if device == "cpu":
+        return restore_array(model, blur)
+    try:
+        with _device:
+            return restore_array(model, blur, device=device)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"--device {device}: {blur.shape[1]}x{blur.shape[0]} pixels do not fit; "
+            "leave the option out"
+        ) from None
+
+
+def bytes_for(checkpoint: str, pixels: int) -> int:
+    """About how much memory `score` takes for an image of so many pixels."""
+    return bytes_of(_model(checkpoint, "cpu").config, pixels)
+
+
 def scores_of(
     image: Image, sharp: Image, protocol: str, lpips_weights: str = ""
 ) -> dict[str, float]:
@@ -86,8 +109,8 @@ def scores_of(
 
 
 @lru_cache(maxsize=2)
-def _model(url: str) -> LoadedModel:
-    return load_model(url)
+def _model(url: str, device: str) -> ErA:
+    return to_device(load_model(url).model, device)
 
 
 @lru_cache(maxsize=2)

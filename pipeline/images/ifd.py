@@ -68,18 +68,26 @@ def first_directory(data: bytes) -> Directory:
     return read_directory(data, form, struct.unpack_from(form.offset, data, form.inline)[0])
 
 
-def read_directory(data: bytes, form: Form, place: int, depth: int = 0) -> Directory:
+def read_directory(data: bytes | memoryview, form: Form, place: int) -> Directory:
     """The directory at an offset; damaged directories that it points to are left out.
 
     Raises:
         ValueError, struct.error: if it is damaged.
     """
+    return _read(data, form, place, 0, [len(data)])
+
+
+def _read(
+    data: bytes | memoryview, form: Form, place: int, depth: int, left: list[int]
+) -> Directory:
+    """The same, `depth` pointers down; `left`: bytes that values may still take, all together."""
     counter, entry = form.order + ("Q" if form.big else "H"), form.order + "HH" + form.offset[1]
     (entries,) = struct.unpack_from(counter, data, place)
     if entries > MOST_ENTRIES:
         raise ValueError(f"a directory of {entries} tags")
     place += struct.calcsize(counter)
     found: Directory = {}
+    followed = set()  # each pointer once, or a circle would take years
     for _ in range(entries):
         code, kind, count = struct.unpack_from(entry, data, place)
         at = place + struct.calcsize(entry)
@@ -87,35 +95,40 @@ def read_directory(data: bytes, form: Form, place: int, depth: int = 0) -> Direc
         size = SIZES.get(kind, 0) * count
         (target,) = struct.unpack_from(form.offset, data, at)
         if code in POINTERS:
-            if depth < 2:
+            if depth < 2 and code not in followed:
+                followed.add(code)
                 try:
-                    found[code] = Tag(kind, 1, read_directory(data, form, target, depth + 1))
+                    found[code] = Tag(kind, 1, _read(data, form, target, depth + 1, left))
                 except (ValueError, struct.error):
                     continue
             continue
         start = at if size <= form.inline else target
         if size and start + size <= len(data):
+            left[0] -= size
+            if left[0] < 0:
+                raise ValueError("tags that overlap")
             found[code] = Tag(kind, count, bytes(data[start : start + size]))
     return found
 
 
-def append_directory(out: bytearray, form: Form, directory: Directory) -> int:
-    """Append a directory and its values to a file; returns its offset."""
+def append_directory(out: bytearray, form: Form, directory: Directory, base: int = 0) -> int:
+    """Append a directory and its values to a file's end, which begins at `base`; returns its offset
+    in the file."""
     rows = []
     for code, tag in sorted(directory.items()):
         kind, value = tag.kind, tag.value
         if isinstance(value, dict):
             kind = 16 if form.big else 4
-            value = struct.pack(form.offset, append_directory(out, form, value))
+            value = struct.pack(form.offset, append_directory(out, form, value, base))
         elif len(value) > form.inline:
             out += bytes(len(out) % 2)
-            place = len(out)
+            place = base + len(out)
             out += value
             value = struct.pack(form.offset, place)
         head = struct.pack(form.order + "HH" + form.offset[1], code, kind, tag.count)
         rows.append(head + value.ljust(form.inline, b"\0"))
     out += bytes(-len(out) % 8)
-    place = len(out)
+    place = base + len(out)
     out += struct.pack(form.order + ("Q" if form.big else "H"), len(rows))
     out += b"".join(rows) + bytes(form.inline)
     return place

@@ -30,13 +30,14 @@ XMP = b"http://ns.adobe.com/xap/1.0/\0"
 # Segments that describe pictures behind the first one, which are not written.
 SECOND_PICTURES = (b"MPF\0", b"urn:iso:std:iso:ts:21496:-1\0")
 XMP_OF_THEM = re.compile(
-    rb"""\s+(?:hdrgm:Version|G?Camera:(?:MotionPhoto|MicroVideo)\w*)=(?:"[^"]*"|'[^']*')"""
+    rb"""(?<!\s)\s+(?:hdrgm:Version|G?Camera:(?:MotionPhoto|MicroVideo)\w*)=(?:"[^"]*"|'[^']*')"""
     rb"""|<(G?Camera:(?:MotionPhoto|MicroVideo)\w*)>[^<]*</\1>"""
-    rb"""|<Container:Directory>.*?</Container:Directory>""",
+    rb"""|<Container:Directory>(?:(?!<Container:Directory>).)*?</Container:Directory>""",
     re.DOTALL,
 )
 WARNINGS = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")  # of libjpeg
 IN_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+MOST_SCANS = 500  # each one makes libjpeg go through the whole picture
 SAMPLINGS = {(4, 1): 0x411111, (2, 2): 0x221111, (2, 1): 0x211111, (1, 2): 0x121111}
 FULL_SAMPLING = 0x111111
 
@@ -173,7 +174,11 @@ def _frame(segments: list[tuple[int, bytes]], name: str) -> _Frame:
 
 def _end(data: bytes, place: int, name: str) -> int:
     """Where the first picture ends."""
+    scans = 0
     while place + 4 <= len(data):
+        scans += data[place + 1] == START_OF_SCAN
+        if scans > MOST_SCANS:
+            raise UserError(f"{name}: damaged: more than {MOST_SCANS} scans")
         (size,) = struct.unpack_from(">H", data, place + 2)
         found = IN_SCAN.search(data, place + 2 + size)
         if found is None:

@@ -6,6 +6,7 @@ describes the file (eXIf, texts with XMP, pHYs) is copied byte for byte.
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 
@@ -28,6 +29,7 @@ MOST_PROFILE = 1 << 25  # bytes of a profile that are unpacked
 HDR_CICP = {16: "PQ", 18: "HLG"}
 CICP_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
 Chunks = list[tuple[bytes, bytes]]
+Views = list[tuple[bytes, memoryview]]
 
 
 def size(data: bytes, name: str) -> Size:
@@ -73,15 +75,19 @@ def decode(data: bytes, name: str) -> Raster:
 
 def encode(pixels: Image, source: bytes) -> bytes:
     """Encode uint8 or uint16 pixels with all that belongs to the source file."""
-    coded = _chunks(encode_plain(pixels), "")
-    old = _chunks(source, "")
-    same_colours = old[0][1][9] == coded[0][1][9]
+    coded, _ = _walk(memoryview(encode_plain(pixels)), "")
+    old, _ = _walk(memoryview(source), "")
+    same_colours = old[0][1][8:10] == coded[0][1][8:10]  # depth and colour type
     before = old[: next(n for n, (kind, _) in enumerate(old) if kind == b"IDAT")]
     after = old[len(before) :]
     out = [coded[0], *_copied(before, same_colours)]
     out += [one for one in coded if one[0] == b"IDAT"]
-    out += [*_copied(after, same_colours), (b"IEND", b"")]
-    return SIGNATURE + b"".join(chunk(*one) for one in out)
+    out += [*_copied(after, same_colours), (b"IEND", memoryview(b""))]
+    stream = io.BytesIO(SIGNATURE)
+    stream.seek(0, io.SEEK_END)
+    for one in out:
+        stream.write(chunk(*one))
+    return stream.getvalue()
 
 
 def encode_plain(pixels: Image) -> bytes:
@@ -101,6 +107,7 @@ def encode_plain(pixels: Image) -> bytes:
     if not done:
         shape = "x".join(map(str, pixels.shape))
         raise UserError(f"an image of {shape} values of {pixels.dtype} cannot be written as PNG")
+    del bgr  # which is as large as what is copied here
     return bytes(data)
 
 
@@ -123,11 +130,11 @@ def _read(data: bytes, name: str) -> tuple[Chunks, list[str]]:
     return [(kind, bytes(body)) for kind, body in found], dropped
 
 
-def _walk(data: memoryview, name: str) -> tuple[list[tuple[bytes, memoryview]], list[str]]:
+def _walk(data: memoryview, name: str) -> tuple[Views, list[str]]:
     """The same without a copy. A broken checksum in a chunk that the picture needs is refused."""
     import imagecodecs  # its crc32 is several times as fast as zlib's
 
-    found: list[tuple[bytes, memoryview]] = []
+    found: Views = []
     dropped: list[str] = []
     place = len(SIGNATURE)
     while place + 12 <= len(data):
@@ -160,10 +167,10 @@ def _shown(kind: bytes) -> str:
     return kind.decode("ascii", "backslashreplace")
 
 
-def chunk(kind: bytes, body: bytes) -> bytes:
+def chunk(kind: bytes, body: bytes | memoryview) -> bytes:
     """A chunk as bytes."""
     check = zlib.crc32(body, zlib.crc32(kind))
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check)
+    return b"".join((struct.pack(">I", len(body)), kind, body, struct.pack(">I", check)))
 
 
 def profile_chunk(icc: bytes) -> bytes:
@@ -182,7 +189,7 @@ def with_chunks(png: bytes, *chunks: bytes) -> bytes:
     return png[:head] + b"".join(chunks) + png[head:]
 
 
-def _copied(chunks: Chunks, same_colours: bool) -> Chunks:
+def _copied(chunks: Views, same_colours: bool) -> Views:
     return [
         (kind, body)
         for kind, body in chunks

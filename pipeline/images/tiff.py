@@ -7,6 +7,7 @@ GPS directories with it; byte order, BigTIFF, bit depth and compression are thos
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 from math import prod
 from typing import Any
@@ -31,6 +32,8 @@ COMPRESSIONS |= {34925: "lzma", 50000: "zstd"}
 PREDICTOR, PHOTOMETRIC, SUB_IFDS = 317, 262, 330
 LUMA, LUMA_TOLERANCE = (0.299, 0.587, 0.114), 0.05
 FULL_RANGE = np.array([[0, 128, 128], [255, 255, 255]], np.float32)  # of Y, Cb, Cr
+DESCRIPTION, IMAGEJ = 270, {50838, 50839}
+MOST_PAGES = 1000  # that are looked at
 LARGEST_TILE = 1 << 24  # pixels; a larger one may be twice as large as the picture at most
 LEAST_RANGE = 64  # of ReferenceBlackWhite; less is damaged
 
@@ -40,7 +43,7 @@ def size(data: bytes, name: str) -> Size:
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = _photograph(list(file.pages))
+        page = _photograph(_pages(file))
         _require_bounded_parts(page, data, name)
         deep = 2 if np.max(page.bitspersample) > 8 else 1
         return Size(page.imagelength, page.imagewidth, page.samplesperpixel, deep)
@@ -56,19 +59,18 @@ def decode(data: bytes, name: str) -> Raster:
 
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            pages: list[Any] = list(file.pages)
+            pages = _pages(file)
             page: Any = _photograph(pages)
             form = ifd.Form(file.byteorder, bool(file.is_bigtiff))
             pixels, notes = _pixels(page, name)
             directory = _directory(data, form, page.offset)
-            stacked = int((file.imagej_metadata or {}).get("images", 1))
+            count = _count(file, pages)
     except UserError:
         raise
     except Exception as error:  # tifffile and its codecs raise many kinds
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(f"{name}: not a TIFF that can be read ({reason})") from None
-    full = [other for other in pages if not _subfile(other) & (REDUCED | MASK)]
-    if (count := max(len(full), stacked)) > 1:
+    if count > 1:
         notes.append(f"only the first of its {count} pictures is restored; the others are dropped")
     elif len(pages) > 1 or SUB_IFDS in pages[0].tags:
         notes.append("its reduced copies (thumbnails) are dropped")
@@ -84,7 +86,9 @@ def encode(pixels: Image, source: bytes) -> bytes:
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(source)) as file:
-        page: Any = _photograph(list(file.pages))
+        pages = _pages(file)
+        page: Any = _photograph(pages)
+        stacked = _count(file, pages) > 1
         form = ifd.Form(file.byteorder, bool(file.is_bigtiff))
         old = _directory(source, form, page.offset)
         compression = COMPRESSIONS.get(int(page.compression), "zlib")
@@ -100,14 +104,22 @@ def encode(pixels: Image, source: bytes) -> bytes:
     if options["photometric"] == "miniswhite":
         pixels = _inverted(pixels)
     tifffile.imwrite(stream, pixels, bigtiff=form.big, metadata=None, software=False, **options)
-    out = bytearray(stream.getvalue())
-    (place,) = struct.unpack_from(form.offset, out, form.inline)
-    new = ifd.read_directory(bytes(out), form, place)
+    with stream.getbuffer() as view:
+        new = ifd.read_directory(view, form, *struct.unpack_from(form.offset, view, form.inline))
     merged = {code: tag for code, tag in old.items() if code not in {*STORAGE_TAGS, LAYERS}}
     merged |= {code: tag for code, tag in new.items() if code in STORAGE_TAGS}
-    first = ifd.append_directory(out, form, merged)
-    struct.pack_into(form.offset, out, form.inline, first)
-    return bytes(out)
+    if stacked:  # what it says of the other pictures
+        told = bytes(merged[DESCRIPTION].value) if DESCRIPTION in merged else b""
+        theirs = {DESCRIPTION} if told.startswith(b"ImageJ=") or b"<OME" in told else set()
+        merged = {code: tag for code, tag in merged.items() if code not in IMAGEJ | theirs}
+    base = stream.seek(0, io.SEEK_END)
+    base += stream.write(bytes(-base % 8))
+    tail = bytearray()
+    first = ifd.append_directory(tail, form, merged, base)
+    stream.write(tail)
+    stream.seek(form.inline)
+    stream.write(struct.pack(form.offset, first))
+    return stream.getvalue()
 
 
 def is_dng(data: bytes) -> bool:
@@ -121,6 +133,17 @@ def is_dng(data: bytes) -> bool:
 def _directory(data: bytes, form: ifd.Form, place: int) -> ifd.Directory:
     """A page's tags; what it does not say itself (EXIF, ...), the file's first directory says."""
     return {**ifd.first_directory(data), **ifd.read_directory(data, form, place)}
+
+
+def _pages(file: Any) -> list[Any]:
+    """The first pages: a chain of a million small ones takes minutes to walk."""
+    return list(itertools.islice(file.pages, MOST_PAGES))
+
+
+def _count(file: Any, pages: list[Any]) -> int:
+    """Of how many pictures of full size the file is a stack, as far as its pages are looked at."""
+    full = [page for page in pages if not _subfile(page) & (REDUCED | MASK)]
+    return max(len(full), int((file.imagej_metadata or {}).get("images", 1)))
 
 
 def _subfile(page: Any) -> int:

@@ -52,6 +52,7 @@ class Layout:
         self.unpaired.setdefault(split, []).extend(files)
 
 
+SYNTHESIS = "synthesis.json"  # of a set that `era synthesize` made
 SPLITS = ("train", "val", "test")
 LONGEST_KEY = 100 - len(".radius.npy")  # bytes: a tar header holds 100 of a member's name
 DPDD_COUNTS = {"train": 350, "val": 74, "test": 76}
@@ -82,6 +83,10 @@ def _dpdd(source: str) -> Layout:
     The numbers in the names of source and target differ, so files are paired in sorted order.
     """
     found = Layout()
+    made = storage.join(source, SYNTHESIS)
+    known = storage.read_json(made) if storage.exists(made) else {}
+    if isinstance(known, dict) and known.get("complete") is False:
+        raise UserError(f"{source}: `era synthesize` did not finish this set; run it again first")
     for split in SPLITS:
         for blur, sharp in (
             (f"{split}_c/source", f"{split}_c/target"),

@@ -16,6 +16,7 @@ KEEPS_FROM_GB, KEEPING = 2.0, 1.6
 LEAST_NETWORK = 0.2e9  # bytes; smaller tiles would be mostly overlap
 COPIES = 3  # of the photograph: as decoded, as restored, as it is encoded
 SCALED_BYTES = 40  # per pixel, with a working scale: floats of photograph, correction and sum
+COMPARE_BYTES = 18  # per pixel, with --compare: two pictures side by side, as they are encoded
 MAP_BYTES = 28  # per pixel, beside the weights: radius, E, and their pictures
 
 
@@ -28,7 +29,14 @@ class Plan:
 
 
 def plan(
-    size: Size, file_bytes: int, config: ErAConfig, memory_gb: float, scaled: bool, maps: bool
+    size: Size,
+    file_bytes: int,
+    config: ErAConfig,
+    memory_gb: float,
+    *,
+    scaled: bool,
+    compare: bool,
+    maps: bool,
 ) -> Plan:
     """Divide the memory between a photograph and the network.
 
@@ -36,7 +44,8 @@ def plan(
         UserError: if the photograph does not fit.
     """
     pixels = size.height * size.width
-    per_pixel = SCALED_BYTES * scaled + (MAP_BYTES + 4 * config.kernels) * maps
+    per_pixel = SCALED_BYTES * scaled + COMPARE_BYTES * compare
+    per_pixel += (MAP_BYTES + 4 * config.kernels) * maps
     rgb = pixels * 3 * size.bytes_each
     own = file_bytes + COPIES * max(rgb, size.bytes) + pixels * per_pixel
     own += pixels * 4 * (config.kernels + 1) // 16  # the coarse maps of the estimate

@@ -11,7 +11,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ from pipeline import freed_memory, storage
 from pipeline.arrays import Image
 from pipeline.case import Case
 from pipeline.checkpoint import LoadedModel, load_model, resolve, shipped_models
+from pipeline.cluster import has_cluster
 from pipeline.errors import UserError
 from pipeline.images import codecs, encode_png, from_float, to_float
-from pipeline.inference import GRID, pixels_for, radius_of, restore_array
+from pipeline.inference import GRID, check_device, pixels_for, radius_of, restore_array, to_device
 from pipeline.parallel_map import parallel_map
 from pipeline.progress import track
 from pipeline.report import false_colours, tile
@@ -53,6 +54,7 @@ class RestoreJob:
         memory_gb: about how much memory the photograph and the network may take.
         strength: in [0, 1], the share of the correction.
         compare, maps: write these pictures too.
+        device: `pipeline.inference.DEVICES`.
     """
 
     checkpoint: str
@@ -63,6 +65,7 @@ class RestoreJob:
     strength: float
     compare: bool
     maps: bool
+    device: str
 
 
 def restore(
@@ -74,6 +77,7 @@ def restore(
     compare: bool = False,
     maps: bool = False,
     strength: float = 1.0,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Restore photographs into a folder, under their own names.
 
@@ -89,6 +93,7 @@ def restore(
         maps: also write ``NAME.radius.png``, ``NAME.weights.png`` and ``NAME.error.png``.
         strength: from 0 (the photograph as it is) to 1; less corrects less, least where the
             estimate of the blur is uncertain.
+        device: ``cpu`` or ``cuda``, on which the network runs.
 
     Returns:
         `restored`, `failed` (counts), `out`; `incomplete` if any failed.
@@ -99,15 +104,18 @@ def restore(
     scale = _scale(working_scale)
     if not 0 <= strength <= 1:
         raise UserError(f"--strength {strength}: expected a number from 0 to 1")
+    check_device(device)
     files, problems = expand(inputs)
     out = storage.absolute(out)
     beside = (*COMPARE * compare, *MAPS * maps)
     outputs_of(files, [storage.name_of(file) for file in files], out, beside)
     storage.check_writable(out)
-    loaded = _open(_checkpoint(checkpoint))
+    url = _checkpoint(checkpoint)
+    # The nodes of a cluster have GPUs where its driver may have none.
+    loaded = _open(url, "cpu" if has_cluster() else device)
     pixels_for(loaded.config, memory_gb)  # refuses what is no memory
     log.info("%s knows blur radii from 0 to %g pixels", loaded.url, loaded.config.radius_max)
-    base = RestoreJob(loaded.url, "", "", scale, memory_gb, strength, compare, maps)
+    base = RestoreJob(loaded.url, "", "", scale, memory_gb, strength, compare, maps, device)
     for problem in problems:
         log.warning("failed: %s", problem)
     jobs, names = [], []
@@ -117,9 +125,12 @@ def restore(
             jobs.append(job)
             names.append(done.name)
     outputs = outputs_of([job.input for job in jobs], names, out, beside)
+    if replaced := sorted({*names} & {*storage.list_names(out)}):
+        rest = f" and {len(replaced) - 1} more" if len(replaced) > 1 else ""
+        log.warning("%s: its %s%s will be replaced", out, replaced[0], rest)
     jobs = [replace(job, output=output) for job, output in zip(jobs, outputs, strict=True)]
     restored = 0
-    for _, done in _each(_restore_one, jobs, "restore"):
+    for _, done in _each(_restore_one, jobs, "restore", int(device == "cuda")):
         restored += not done.problem
         problems += [done.problem] if done.problem else []
     if not restored:
@@ -150,11 +161,13 @@ class _Done:
     name: str = ""
 
 
-def _each(work: Any, jobs: list[RestoreJob], what: str) -> Iterator[tuple[RestoreJob, _Done]]:
+def _each(
+    work: Any, jobs: list[RestoreJob], what: str, gpus: int = 0
+) -> Iterator[tuple[RestoreJob, _Done]]:
     """Do the work for every job and log what it says; results in the order of the jobs."""
     found: list[_Done] = [_Done()] * len(jobs)
     # One at a time where there is no cluster: memory is for one photograph.
-    for index, done in track(parallel_map(work, jobs, workers=1), len(jobs), what):
+    for index, done in track(parallel_map(work, jobs, 1, gpus), len(jobs), what):
         found[index] = done
         for line in done.warnings:
             log.warning("%s: %s", jobs[index].input, line)
@@ -166,9 +179,8 @@ def _each(work: Any, jobs: list[RestoreJob], what: str) -> Iterator[tuple[Restor
 def _check_one(job: RestoreJob) -> _Done:
     """Decode a photograph and see whether it fits into memory; nothing is written."""
     try:
-        data, _ = _read(job)
-        photo = decode_photo(data, storage.name_of(job.input))
-        name, renamed = output_name(photo.name, data)
+        photo, _ = _read(job)
+        name, renamed = output_name(photo.name, photo.source)
     except (UserError, MemoryError) as error:
         return _Done(problem=_problem(job, error))
     return _Done(warnings=[*photo.notes, *([renamed] if renamed else [])], name=name)
@@ -182,8 +194,7 @@ def _restore_one(job: RestoreJob) -> _Done:
     else:
         freed_memory.return_at_once()
     try:
-        data, space = _read(job)
-        photo = decode_photo(data, storage.name_of(job.input))
+        photo, space = _read(job)
         result, warning = _restored(job, photo, space)
         storage.write_bytes(job.output, encode_photo(photo, result.pixels))
         for ending, image in _pictures(job, photo, result):
@@ -206,25 +217,29 @@ def _problem(job: RestoreJob, error: BaseException) -> str:
     return str(reason) if job.input in str(reason) else f"{job.input}: {reason}"
 
 
-def _read(job: RestoreJob) -> tuple[bytes, Plan]:
-    """A photograph's bytes, and how its memory is divided.
+def _read(job: RestoreJob) -> tuple[Photo, Plan]:
+    """A photograph, and how its memory is divided.
 
     Raises:
-        UserError: if it does not fit, or its header is damaged.
+        UserError: if it does not fit, is damaged, or is of a kind that cannot be restored.
     """
-    config, name = _open(job.checkpoint).config, storage.name_of(job.input)
+    config, name = _open(job.checkpoint, job.device).config, storage.name_of(job.input)
     if storage.size(job.input) > job.memory_gb * 1e9:
         raise UserError(f"{name}: the file alone is larger than --memory {job.memory_gb:g} GB")
     data = storage.read_bytes(job.input)
-    size = codecs.size(data, name)
-    scaled = job.working_scale < 1
-    return data, plan(size, len(data), config, job.memory_gb, scaled, job.maps)
+    size, scaled = codecs.size(data, name), job.working_scale < 1
+    planned = partial(plan, scaled=scaled, compare=job.compare, maps=job.maps)
+    planned(size, len(data), config, job.memory_gb)  # nothing is unpacked that does not fit
+    photo = decode_photo(data, name)
+    # A tone curve takes 16 bits, whatever the file has.
+    deep = size._replace(bytes_each=photo.rgb.itemsize)
+    return photo, planned(deep, len(data), config, job.memory_gb)
 
 
 def _restored(job: RestoreJob, photo: Photo, space: Plan) -> tuple[Case, str]:
     import cv2
 
-    loaded = _open(job.checkpoint)
+    loaded = _open(job.checkpoint, job.device)
     size = photo.rgb.shape[1], photo.rgb.shape[0]
     scale, small = job.working_scale, photo.rgb
     for scale in (job.working_scale,) if job.working_scale != AUTO else AUTO_SCALES:
@@ -232,8 +247,8 @@ def _restored(job: RestoreJob, photo: Photo, space: Plan) -> tuple[Case, str]:
             reduced = tuple(max(16, round(side * scale)) for side in size)
             small = cv2.resize(photo.rgb, reduced, interpolation=cv2.INTER_AREA)
         if job.working_scale == AUTO:
-            coarse = radius_of(loaded.model, small, space.estimate_pixels)
-            if not _too_wide(coarse, small, scale, loaded, space):
+            coarse = radius_of(loaded.model, small, space.estimate_pixels, job.device)
+            if not _too_wide(coarse, small, scale, loaded, space, job.device):
                 break
     scaled = scale < 1
     result = restore_array(
@@ -244,9 +259,10 @@ def _restored(job: RestoreJob, photo: Photo, space: Plan) -> tuple[Case, str]:
         maps=job.maps,
         floats=scaled,
         strength=job.strength,
+        device=job.device,
     )
     warning = ""
-    if reason := _too_wide(result.coarse_radius, small, scale, loaded, space):
+    if reason := _too_wide(result.coarse_radius, small, scale, loaded, space, job.device):
         warning = f"{reason}; try --working-scale {scale / 2:g}"
     elif job.working_scale == AUTO and scaled:
         warning = f"restored at --working-scale {scale:g}, since its blur is wide"
@@ -258,7 +274,9 @@ def _restored(job: RestoreJob, photo: Photo, space: Plan) -> tuple[Case, str]:
     return result, warning
 
 
-def _too_wide(radius: Image, picture: Image, scale: float, loaded: LoadedModel, space: Plan) -> str:
+def _too_wide(
+    radius: Image, picture: Image, scale: float, loaded: LoadedModel, space: Plan, device: str
+) -> str:
     """Why half the scale would restore a picture better; empty if it would not.
 
     Args:
@@ -274,7 +292,7 @@ def _too_wide(radius: Image, picture: Image, scale: float, loaded: LoadedModel, 
     if np.median(radius) < WIDE * most or min(picture.shape[:2]) < 2 * GRID:
         return ""
     halved = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    median = float(np.median(radius_of(loaded.model, halved, space.estimate_pixels)))
+    median = float(np.median(radius_of(loaded.model, halved, space.estimate_pixels, device)))
     if median < WIDE_HALVED * most:
         return ""
     known = f"about {2 * median / scale:.0f} pixels, close to the {most / scale:g}"
@@ -295,10 +313,10 @@ def _pictures(job: RestoreJob, photo: Photo, result: Case) -> Iterator[tuple[str
 
 
 def _8_bits(image: Image) -> Image:
+    import cv2
+
     return (
-        image
-        if image.dtype == np.uint8
-        else ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        image if image.dtype == np.uint8 else np.asarray(cv2.convertScaleAbs(image, alpha=1 / 257))
     )
 
 
@@ -307,11 +325,12 @@ def _checkpoint(given: str) -> str:
     return given if given in shipped_models() else resolve(given).url
 
 
-def _open(url: str) -> LoadedModel:
+def _open(url: str, device: str) -> LoadedModel:
     with _opening:
-        return _loaded(url)
+        return _loaded(url, device)
 
 
 @lru_cache(maxsize=1)
-def _loaded(url: str) -> LoadedModel:
-    return load_model(url)
+def _loaded(url: str, device: str) -> LoadedModel:
+    loaded = load_model(url)
+    return replace(loaded, model=to_device(loaded.model, device))

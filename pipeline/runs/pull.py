@@ -100,8 +100,11 @@ def _require_free(target: Path, checkpoint: Checkpoint) -> None:
         if there.files.get(MODEL) != checkpoint.files.get(MODEL) or there.step != checkpoint.step:
             raise UserError(f"--to {target}: holds another model already; choose another folder")
         return
-    others = sorted(names - {META, CONFIG, CARD, MODEL})
-    if others:
+    if MODEL in names:  # which comes first
+        if fingerprint(storage.read_bytes(str(target / MODEL))) != checkpoint.files.get(MODEL):
+            raise UserError(f"--to {target}: holds another {MODEL}; choose another folder")
+        names -= {META, CONFIG, CARD, MODEL}
+    if others := sorted(names):
         raise UserError(f"--to {target}: holds {others[0]}; choose a new or empty folder")
 
 

@@ -125,6 +125,7 @@ class Camera:
             gain, sigma = np.exp(rng.uniform(0, np.log(32))), rng.uniform(0.4, 1.0)
             if rng.uniform() < 0.5:
                 sigma = 0.0
+            blur = np.clip(blur, 0, 1)  # more light (`exposure`) saturates before there is noise
             blur, sharp = (_noisy(x, gain, sigma, rng) for x in (blur, sharp))
         return np.clip(blur, 0, 1), np.clip(sharp, 0, 1), radius
 

@@ -61,6 +61,7 @@ def synthesize(
         **({"mixed_psf": True} if mixed_psf else {}),
         **({"camera": sorted(effects)} if effects else {}),
         **({"apertures": "of surfaces"} if mixed_psf and "aperture" in effects else {}),
+        **({"noise": "of clipped light"} if {"exposure", "noise"} <= effects else {}),
         "photos": {split: [photo.name for photo in found] for split, found in by_split.items()},
     }
     _claim(dest, description)
