@@ -19,6 +19,7 @@ Plan = Callable[[str, str], str]
 
 _ERROR = '<?xml version="1.0"?><Error><Code>{code}</Code><Message>told so</Message></Error>'
 _STATUS = {"SlowDown": 503, "InternalError": 500, "ExpiredToken": 400, "AccessDenied": 403}
+_STATUS |= {"NotImplemented": 501}
 
 
 class FaultyProxy:

@@ -22,11 +22,11 @@ from faulty_proxy import faulty_proxy
 from small_run import STEPS, assert_same_run, config_of
 
 from pipeline import storage
-from pipeline.checkpoint import CheckpointStore
 from pipeline.config import TrainConfig, to_plain
 from pipeline.evaluate import evaluate
 from pipeline.preprocess import preprocess
 from pipeline.restore import restore
+from pipeline.runfolder import RunFolder
 from pipeline.runs import pull
 from pipeline.synthesize import synthesize
 from pipeline.train import train
@@ -82,9 +82,9 @@ def start(config: TrainConfig, folder: Path, **environment: str) -> subprocess.P
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     """Wait until a checkpoint of that step or a later one is there."""
-    store = CheckpointStore(str(run))
+    folder = RunFolder(str(run))
     for _ in range(1200):
-        if (store.latest_step() or 0) >= step:
+        if (folder.latest_step() or 0) >= step:
             return
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.1)
@@ -105,7 +105,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=120)
     assert process.returncode == 143, log
-    reached = CheckpointStore(str(tmp_path / "stopped")).latest_step()
+    reached = RunFolder(str(tmp_path / "stopped")).latest_step()
     assert reached is not None
     assert reached < 400
     (kept,) = (tmp_path / "stopped" / "logs").iterdir()

@@ -340,7 +340,7 @@ def test_training_does_not_wait_for_a_silent_bucket(
         failing[0] = False
         CheckpointStore.wait(store)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
-    assert store.latest_step() == 1
+    assert store.folder.latest_step() == 1
 
 
 def test_resuming_reads_one_checkpoint_once(

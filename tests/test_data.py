@@ -38,6 +38,7 @@ from pipeline.data.node_locks import NodeLocks
 from pipeline.data.order import OrderPlan
 from pipeline.data.split import Split, open_split
 from pipeline.errors import DamagedError, StorageDown, UserError
+from pipeline.storage import ranges
 from pipeline.storage.entry import UNFINISHED
 from pipeline.verify import verify
 
@@ -388,6 +389,44 @@ def test_a_shard_that_was_damaged_on_its_way_is_fetched_again(
     copy = ShardCache(tmp_path, 1.0).open(storage.join(url, shard.name), shard)
     assert copy.tobytes() == (tiny_data / "train" / shard.name).read_bytes()
     assert digests == [shard.sha256] * 2
+
+
+def test_a_copy_that_is_evicted_before_it_is_hashed_is_fetched_again(
+    tiny_data: Path, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = storage.join(s3_server.url, "train")
+    upload(tiny_data / "train", url)
+    shard, truly = load_manifest(url)[0].shards[0], cache.sha256_of
+    ShardCache(tmp_path, 1.0).open(storage.join(url, shard.name), shard)
+    asked = []
+
+    def evicted(path: Path, identity: cache.Identity) -> str:
+        if not asked:
+            asked.append(path)
+            path.unlink()
+            raise FileNotFoundError(path)
+        return truly(path, identity)
+
+    monkeypatch.setattr(cache, "sha256_of", evicted)
+    copy = ShardCache(tmp_path, 1.0).open(storage.join(url, shard.name), shard)
+    assert asked and copy.tobytes() == (tiny_data / "train" / shard.name).read_bytes()
+
+
+def test_downloads_that_wait_for_others_count_as_alive(tmp_path: Path) -> None:
+    """Over a slow link the first bytes of the last file arrive after minutes."""
+    first, last = tmp_path / "first", tmp_path / "last"
+    waiting = threading.Event()
+    for path in (first, last):
+        path.touch()
+    finish_last = ranges.begin(lambda a, b: [waiting.wait(60) and bytes(b - a)], 10, last)
+    os.utime(last, (0, 0))
+    ranges.begin(lambda a, b: [bytes(b - a)], 10, first)()
+    assert last.stat().st_mtime > 0
+    waiting.set()
+    finish_last()
+    os.utime(last, (0, 0))
+    ranges.begin(lambda a, b: [bytes(b - a)], 10, first)()
+    assert last.stat().st_mtime == 0  # it is complete, and has its time for good
 
 
 def test_vanished_and_damaged_objects_are_named_or_skipped(

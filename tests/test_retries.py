@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -14,14 +15,16 @@ from unittest.mock import MagicMock
 import pytest
 import ray
 
+from pipeline import storage
 from pipeline.checkpoint import CheckpointStore
 from pipeline.config import load_train_config
 from pipeline.errors import Stopped, StorageDown, UserError
 from pipeline.runfolder import KeptLog, RunFolder
 from pipeline.train import attempt, driver
 from pipeline.train.driver import _given_up
-from pipeline.train.driver_channel import Report
+from pipeline.train.driver_channel import DriverChannel, Report
 from pipeline.train.failures import fault_of_environment, find_user_error, root_cause
+from pipeline.train.incidents import Incidents
 
 
 class Fits:
@@ -159,9 +162,83 @@ def test_a_worker_that_sees_another_folder_does_not_begin(tmp_path: Path) -> Non
     assert not (tmp_path / "worker").exists()
 
 
-def run(monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., None], contacts: int) -> None:
+def test_an_attempt_whose_folder_was_removed_stops(tmp_path: Path) -> None:
+    """The same name begins anew, and its numbers with it: an old attempt's number is greater."""
+    folder, config = RunFolder(str(tmp_path / "run")), load_train_config("tiny")
+    old = [folder.begin_attempt(config, None) for _ in range(3)][-1]
+    store = CheckpointStore(folder.url, lambda: folder.require_owner(old))
+    shutil.rmtree(folder.url)
+    new = folder.begin_attempt(config, None)
+    for check in (folder.require_owner, folder.require_command):
+        with pytest.raises(UserError, match="attempt 3 is no longer recorded there"):
+            check(old)
+        check(new)
+    with pytest.raises(UserError, match="this one stops"):
+        store.save(step=400, model={}, training={}, meta={"step": 400}, files={}, metrics={})
+        store.wait()
+    assert folder.steps() == []
+
+
+def test_a_damaged_checkpoint_of_a_later_step_hides_no_progress(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ends = [5000, lost(), 4200, lost(), lost(), 4400, None]
+    assert attempts(monkeypatch, tmp_path, ends).count == len(ends)
+
+
+def test_a_checkpoint_counts_where_old_ones_cannot_be_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused, guarded = UserError("step-00000001: access denied"), []
+    store = CheckpointStore(str(tmp_path), lambda: guarded.append(1))
+    monkeypatch.setattr(store._pruner, "prune", MagicMock(side_effect=refused))
+    for step in (1, 2):
+        store.save(step=step, model={}, training={}, meta={"step": step}, files={}, metrics={})
+        store.wait()
+    assert store.folder.steps() == [1, 2]
+    assert "old checkpoints stay: step-00000001: access denied" in caplog.text
+    store.guard = MagicMock(side_effect=UserError("taken over"))
+    with pytest.raises(UserError, match="taken over"):
+        store._prune(MagicMock(keep_best=3, step=2))
+
+
+def test_a_file_system_whose_server_is_away_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    errors = [OSError(number, os.strerror(number)) for number in (errno.ESTALE, errno.ETIMEDOUT)]
+    truly = Path.open
+
+    def opened(path: Path, *arguments: Any, **options: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return truly(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(StorageDown, match="the file system's server is away"):
+        storage.read_bytes(str(tmp_path / "a"))
+    assert storage.retry_outages(lambda: storage.read_bytes(str(tmp_path / "a")), "a") == b"x"
+
+
+def test_what_is_only_noted_ends_no_run() -> None:
+    for refused in (UserError("nonfinite.jsonl: damaged"), StorageDown("s3://b: away")):
+        folder = MagicMock(note_once=MagicMock(side_effect=refused))
+        channel = DriverChannel(None)
+        incidents = Incidents(folder, channel, 0, {})
+        incidents.not_finite(7, ["a"])
+        lines = [event.line for event in channel.waiting]
+        assert lines == [
+            f"not recorded in nonfinite.jsonl: {refused}",
+            "step 7 skipped: not finite",
+        ]
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., None], contacts: int, gone: int = 0
+) -> None:
     """One attempt whose trainer, workers and cluster are replaced."""
-    report = Report([], contacts)
+    report = Report([], contacts, gone)
     monkeypatch.setattr(ray, "wait", lambda refs, timeout: (refs, []))
     monkeypatch.setattr(ray, "get", lambda ref: report)
     monkeypatch.setattr(attempt, "LISTEN_SECONDS", 0.2)
@@ -193,6 +270,23 @@ def test_sigterm_is_answered_while_workers_are_only_waited_for(
 
     with pytest.raises(Stopped, match="SIGTERM"):
         run(monkeypatch, waits, contacts=0)
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_sigterm_is_answered_while_lost_workers_are_waited_for(
+    said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within one attempt, Ray waits for hours for a node instead of one that was taken away."""
+
+    def waits(*_: Any) -> None:
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(attempt, "QUIET_SECONDS", 60 if said else 0.5)
+    monkeypatch.setattr(attempt, "room", lambda config: 0)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        run(monkeypatch, waits, contacts=1, gone=int(said))
 
 
 def test_user_errors_are_found_inside_what_ray_raises() -> None:

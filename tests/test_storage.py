@@ -369,6 +369,19 @@ def test_passing_faults(
         assert written.read_bytes() == (BIG if work is _write else BIG * 12)
 
 
+def test_a_store_that_refuses_conditional_writes_holds_runs(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Backblaze B2 does, with 501: the object is then made unless it is seen."""
+    url = f"{s3_server.url}/made"
+    for expected, left in ((True, b"one"), (False, b"one")):
+        with faulty_proxy(s3_server.endpoint, every("PUT", 1, "NotImplemented")) as proxy:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+            assert storage.create(url, b"one" if expected else b"two") is expected
+            assert proxy.faults() == 1  # it is not asked again
+        assert storage.read_bytes(url) == left
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("plan", [always("slowdown"), always("drop"), always("hang")])
 def test_lasting_faults_end_in_one_line(

@@ -16,7 +16,6 @@ import pytest
 from small_run import assert_same_run, assert_same_samples, config_of
 from test_chain import start
 
-from pipeline.checkpoint import CheckpointStore
 from pipeline.cluster import (
     Growth,
     place_coordinator,
@@ -143,11 +142,11 @@ def test_drained_node_leaves_a_checkpoint_in_time(
         time.sleep(3)
         asked = time.monotonic()
         drain(ray_cluster, node_of_a_worker())
-        store = CheckpointStore(str(tmp_path / "drained"))
-        while store.latest_step() is None:
+        folder = RunFolder(str(tmp_path / "drained"))
+        while folder.latest_step() is None:
             assert time.monotonic() - asked < 60, "no checkpoint within the deadline"
             time.sleep(0.5)
-        step = store.latest_step()
+        step = folder.latest_step()
         assert step is not None
         assert 0 < step < 4000
     finally:

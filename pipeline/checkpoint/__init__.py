@@ -9,7 +9,6 @@ from pipeline.errors import DamagedError
 from pipeline.runfolder import (
     Checkpoint,
     fingerprint,
-    higher_is_better,
     open_checkpoint,
     ranked,
     write_commit,
@@ -28,7 +27,6 @@ __all__ = [
     "LoadedModel",
     "checkpoint_name",
     "fingerprint",
-    "higher_is_better",
     "load_model",
     "open_checkpoint",
     "ranked",

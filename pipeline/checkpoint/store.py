@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.checkpoint.prune import Pruner
-from pipeline.errors import DamagedError, UserError
+from pipeline.errors import DamagedError, StorageDown, UserError
 from pipeline.runfolder import (
     FORMAT,
     Checkpoint,
@@ -171,10 +171,6 @@ class CheckpointStore:
         self._pruner.spared = set(committed)
         return None
 
-    def latest_step(self) -> int | None:
-        """Step of the newest committed checkpoint, its content unread."""
-        return max(self.folder.steps(), default=None)
-
     def restore_run_files(self, checkpoint: Checkpoint) -> None:
         """Write metrics.jsonl and samples.jsonl again where they differ from a checkpoint's copy.
 
@@ -221,9 +217,19 @@ class CheckpointStore:
         with storage.checked_before_retries(self.guard):
             name = storage.retry_outages(lambda: self._claim(job.step, writer), what)
             storage.retry_outages(lambda: self._put(job, files, name), what)
+            self._prune(job)
+
+    def _prune(self, job: _Job) -> None:
+        """Remove old checkpoints; where that is refused, the new one is there all the same."""
+        try:
             storage.retry_outages(
                 lambda: self._pruner.prune(job.keep_best, job.step), "removal of old checkpoints"
             )
+        except StorageDown:
+            raise
+        except UserError as error:
+            self.guard()  # which may be what has refused
+            log.warning("old checkpoints stay: %s", error)
 
     def _claim(self, step: int, writer: str) -> str:
         """The name of a folder that no other attempt writes to, now or later.

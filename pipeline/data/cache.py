@@ -114,7 +114,11 @@ class ShardCache:
         identity = identity_of(path)
         if identity is None or identity.size != shard.bytes:
             return None
-        if sha256_of(path, identity) != shard.sha256:
+        try:
+            digest = sha256_of(path, identity)
+        except FileNotFoundError:  # another process has just evicted it
+            return None
+        if digest != shard.sha256:
             log.warning("%s: this cached copy has changed; it is fetched again", path)
             return None
         return map_file(path, shard.bytes)

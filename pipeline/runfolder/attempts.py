@@ -112,7 +112,7 @@ def require_command(run_url: str, attempt: str) -> bool:
     Raises:
         UserError: if another command has taken the run over.
     """
-    newest = max(_keys(run_url), default=(0, ""))
+    newest = _newest(run_url, attempt)
     if newest <= attempt_key(attempt):
         return False
     url = _url(run_url, newest)
@@ -129,11 +129,23 @@ def require_owner(url: str, owner: str, kind: str = "run") -> None:
         owner: what `begin_attempt` or `claim` returned. kind: "run" or "sweep".
 
     Raises:
-        UserError: if it has been taken over, for example by the command on another machine.
+        UserError: if it has been taken over, for example by the command on another machine, or if
+            the folder was removed.
     """
-    newest = max(_keys(url), default=(0, ""))
+    newest = _newest(url, owner, kind)
     if newest > attempt_key(owner):
         raise _taken_over(url, newest, kind)
+
+
+def _newest(url: str, own: str, kind: str = "run") -> Key:
+    """The newest attempt. One whose folder was removed is not ahead of those that came after."""
+    key, keys = attempt_key(own), _keys(url)
+    if key not in keys and not storage.exists(_url(url, key)):  # a listing may be late
+        raise UserError(
+            f"{kind} {url}: attempt {key[0]} is no longer recorded there, so the folder was "
+            "removed; this one stops"
+        )
+    return max(keys, default=(0, ""))
 
 
 def _taken_over(url: str, newest: Key, kind: str = "run") -> UserError:

@@ -109,6 +109,10 @@ class RunFolder:
         """Steps of the checkpoints that have a COMMIT, oldest first; nothing is read."""
         return sorted({step for step in map(step_of, self.committed()) if step is not None})
 
+    def latest_step(self) -> int | None:
+        """Step of the newest checkpoint that has a COMMIT; nothing is read."""
+        return max(self.steps(), default=None)
+
     def committed(self) -> list[str]:
         """Names of the folders that have a COMMIT, by step; nothing is read."""
         found = {name for name, sizes in self._listed().items() if COMMIT in sizes}
@@ -136,11 +140,11 @@ class RunFolder:
         """The newest checkpoint that counts."""
         return next(self.newest_first(), None)
 
-    def best(self, metric: str = BEST_BY) -> Checkpoint | None:
-        """The checkpoint with the best value of a metric; None where none has it."""
-        return next(iter(best_first(self.checkpoints(), metric)), None)
+    def best(self) -> Checkpoint | None:
+        """The checkpoint with the best val/psnr; None where none has been validated."""
+        return next(iter(best_first(self.checkpoints(), BEST_BY)), None)
 
-    def best_then_latest(self, metric: str = BEST_BY) -> list[Checkpoint]:
+    def best_then_latest(self, metric: str) -> list[Checkpoint]:
         """All that count: the best by a metric first, then those without it, newest first."""
         found = self.checkpoints()
         best = best_first(found, metric)

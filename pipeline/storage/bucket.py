@@ -15,7 +15,14 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_e
 
 from pipeline.errors import StorageDown, UserError
 from pipeline.storage.entry import Entry, Kind, Version
-from pipeline.storage.faults import ShortBody, endpoint, explain, is_taken, is_transient
+from pipeline.storage.faults import (
+    ShortBody,
+    endpoint,
+    explain,
+    is_taken,
+    is_transient,
+    is_unknown,
+)
 from pipeline.storage.recheck import recheck
 from pipeline.storage.url import require_unversioned
 
@@ -195,9 +202,18 @@ class BucketFiles:
         try:
             self.fs.pipe_file(key, data, mode="create")
         except OSError as error:
+            if is_unknown(error):  # no conditional writes there
+                return self._create_unless_seen(key, data)
             if not is_taken(error):
                 raise
             return False
+        return True
+
+    def _create_unless_seen(self, key: str, data: bytes) -> bool:
+        self.fs.invalidate_cache(key)
+        if self.fs.exists(key):
+            return False
+        self.fs.pipe_file(key, data, **self.upload)
         return True
 
     def write_from(self, path: Path, url: str) -> None:

@@ -40,7 +40,8 @@ def is_transient(error: BaseException) -> bool:
     """Whether trying again may help."""
     code, status = _code_and_status(error)
     if code or status:
-        return code in _PASSING_CODES or status in _PASSING_STATUS or status >= 500
+        known = not is_unknown(error)
+        return known and (code in _PASSING_CODES or status in _PASSING_STATUS or status >= 500)
     from botocore.exceptions import (
         BotoCoreError,
         CredentialRetrievalError,
@@ -62,6 +63,12 @@ def is_transient(error: BaseException) -> bool:
 def is_taken(error: BaseException) -> bool:
     """Whether a write was refused because the object exists."""
     return isinstance(error, FileExistsError) or _code_and_status(error)[1] == 412
+
+
+def is_unknown(error: BaseException) -> bool:
+    """Whether the store does not know what it was asked for, such as a conditional write."""
+    code, status = _code_and_status(error)
+    return code == "NotImplemented" or status == 501
 
 
 def explain(url: str, error: BaseException) -> str:
@@ -90,7 +97,7 @@ def explain(url: str, error: BaseException) -> str:
 
 
 def _code_and_status(error: BaseException) -> tuple[str, int]:
-    for link in _chain(error):
+    for link in causes(error):
         response = getattr(link, "response", None)
         if isinstance(response, dict) and "Error" in response:
             code = str(response["Error"].get("Code", ""))
@@ -99,7 +106,8 @@ def _code_and_status(error: BaseException) -> tuple[str, int]:
     return "", 0
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, its cause, the cause of that, and so on."""
     while error is not None:
         yield error
         error = error.__cause__

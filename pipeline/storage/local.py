@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from pipeline.errors import UserError
+from pipeline.errors import StorageDown, UserError
 from pipeline.storage.entry import UNFINISHED, Entry, Kind, Version
 from pipeline.storage.url import local_path
 
@@ -35,12 +35,27 @@ _CURES = {
 }
 
 
+# What clients of a network file system say while its server is away or has just come back.
+_PASSING = {
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EREMOTEIO,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENOTCONN,
+}
+
+
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turn an OSError into a UserError that names the path and a remedy."""
     try:
         yield
     except OSError as error:
+        if error.errno in _PASSING:
+            raise StorageDown(
+                f"{path}: {error.strerror}; the file system's server is away"
+            ) from None
         reason = _CURES.get(error.errno or 0, error.strerror or type(error).__name__)
         raise UserError(f"{path}: {reason}") from None
     except MemoryError:

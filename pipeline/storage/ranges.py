@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from contextvars import copy_context
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,6 +18,7 @@ from pipeline.storage.local import explained
 CONNECTIONS = 16  # ranges in transfer at once; with PART they bound the memory that is used
 PART = 8 << 20  # bytes; each range is retried separately
 PIECES = 512  # in one write; Linux takes 1024
+_moving, _arriving = threading.Lock(), set[Path]()
 
 
 @lru_cache(maxsize=1)
@@ -44,6 +47,8 @@ def begin(read: Read, size: int, path: Path) -> Callable[[], str]:
         os.ftruncate(target, size)
     starts = range(0, size, PART)
     pool, put = _pool(os.getpid()), _put(read, target, path)
+    with _moving:
+        _arriving.add(path)
     parts = [pool.submit(copy_context().run, put, at, min(at + PART, size)) for at in starts]
     return partial(_hashed, parts, target, path)
 
@@ -56,9 +61,18 @@ def _put(read: Read, target: int, path: Path) -> Callable[[int, int], int]:
                 written = os.pwritev(target, pieces[:PIECES], start)
                 start += written
                 pieces = _after(pieces, written)
+        _touch()
         return end
 
     return put
+
+
+def _touch() -> None:
+    """Mark every file that is on its way as alive: over a slow link the later ones wait long."""
+    with _moving:
+        for path in _arriving:
+            with suppress(OSError):
+                os.utime(path)
 
 
 def _after(pieces: list[memoryview], written: int) -> list[memoryview]:
@@ -87,5 +101,7 @@ def _hashed(parts: list[Future[int]], target: int, path: Path) -> str:
         for part in parts:
             part.cancel()
         wait(parts)
+        with _moving:
+            _arriving.discard(path)
         os.close(target)
     return digest.hexdigest()

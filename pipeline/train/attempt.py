@@ -11,8 +11,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline.cluster import Growth, Wait, on_loopback, release_orphans
+from pipeline.cluster import Growth, Wait, on_loopback, release_orphans, room
 from pipeline.config import TrainConfig
+from pipeline.config.check import worker_range
 from pipeline.errors import Stopped, UserError
 from pipeline.train.driver_channel import POLL_SECONDS, Report, start_channel
 from pipeline.train.failures import root_cause
@@ -22,6 +23,7 @@ from pipeline.train.trainer import Outcome, run_trainer
 
 log = logging.getLogger("era")
 LISTEN_SECONDS = 5.0  # for newly started workers to notice a signal
+QUIET_SECONDS = 60.0  # without a word, after which lost nodes mean that the workers are lost
 START_SECONDS, STEP_SECONDS, STOP_SECONDS = 6 * 3600.0, 2 * 3600.0, 1800.0  # at most
 
 
@@ -72,9 +74,10 @@ class _Watch:
         self, config: TrainConfig, channel: Any, signals: Signals, display: Display
     ) -> None:
         self.channel, self.signals, self.display = channel, signals, display
+        self.config = config
         self.growth = Growth(config)
         self.asking: Any = None
-        self.contacts, self.heard = 0, False
+        self.contacts, self.gone, self.heard = 0, 0, False
         self.start = Wait("the workers' first step", START_SECONDS, "see `ray status`")
         self.step = Wait("the workers' next step", STEP_SECONDS, "see `ray status`")
         self.stop: Wait | None = None
@@ -85,7 +88,7 @@ class _Watch:
             thread.join(POLL_SECONDS)
             self._pass_on(POLL_SECONDS)
             self._check_stop()
-            if self.heard:
+            if self._at_work():
                 self.step.check()
             else:
                 self._check_start()
@@ -111,9 +114,23 @@ class _Watch:
         if report.contacts != self.contacts:
             self.contacts, self.heard = report.contacts, True
             self.step.restart()
+        if report.gone != self.gone:
+            self.gone = report.gone
+            self._await_group()
         for event in report.events:
             self.display.show(event)
         return bool(report.events)
+
+    def _at_work(self) -> bool:
+        """Whether workers are, as far as is known; not where they were lost with their nodes."""
+        least = worker_range(self.config)[0]
+        if self.heard and self.step.waited > QUIET_SECONDS and room(self.config) < least:
+            self._await_group()
+        return self.heard
+
+    def _await_group(self) -> None:
+        self.heard = False
+        self.start.restart()
 
     def _check_start(self) -> None:
         self.signals.leave_if_nobody_listens()

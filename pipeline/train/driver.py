@@ -125,7 +125,8 @@ def _retry(
     folder = store.folder
     failures, kills = 0, len(folder.lines(CHAOS))
     while True:
-        before = storage.retry_outages(store.latest_step, "look for checkpoints")
+        before = storage.retry_outages(folder.latest_step, "look for checkpoints")
+        known = storage.retry_outages(folder.committed, "look for checkpoints")
         if may_begin is not None:
             storage.retry_outages(may_begin, "owner of the sweep")
         owner = storage.retry_outages(
@@ -140,8 +141,9 @@ def _retry(
             storage.retry_outages(partial(folder.require_command, owner), "owner of the run")
             struck = len(storage.retry_outages(partial(folder.lines, CHAOS), CHAOS))
             chaos, kills = struck > kills, struck
-            after = storage.retry_outages(store.latest_step, "look for checkpoints")
-            progress = (after or 0) > (before or 0)
+            # Not the greatest step, which may be that of a damaged one.
+            after = storage.retry_outages(folder.committed, "look for checkpoints")
+            progress = not set(after) <= set(known)
             failures = 0 if progress or chaos or was_preempted(error) else failures + 1
             if failures >= TRIES_WITHOUT_PROGRESS:
                 raise _given_up(run_url, failures, error) from None

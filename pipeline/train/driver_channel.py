@@ -31,10 +31,17 @@ class Event:
 
 @dataclass(frozen=True)
 class Report:
-    """What the driver collects: events, and how often rank 0 has called (it does at each step)."""
+    """What the driver collects.
+
+    Attributes:
+        events: since the last time.
+        contacts: how often rank 0 has called, which it does at each step.
+        gone: how many groups of workers have said that they end for another one.
+    """
 
     events: list[Event]
     contacts: int
+    gone: int
 
 
 class ChannelActor:
@@ -42,7 +49,7 @@ class ChannelActor:
 
     def __init__(self) -> None:
         self.stopping = False
-        self.contacts = self.groups = 0
+        self.contacts = self.groups = self.gone = 0
         self.events: list[Event] = []
         self.with_driver = 0  # events that the driver has taken and not yet dealt with
 
@@ -57,6 +64,10 @@ class ChannelActor:
         self.events += events
         return self.stopping
 
+    def leave(self) -> None:
+        """Note that the group of workers ends, and another one will begin."""
+        self.gone += 1
+
     def note(self, events: list[Event]) -> None:
         """Take lines from any rank."""
         self.events += events
@@ -69,7 +80,7 @@ class ChannelActor:
         self.stopping |= stop
         events, self.events = self.events, []
         self.with_driver = len(events)
-        return Report(events, self.contacts)
+        return Report(events, self.contacts, self.gone)
 
     def settled(self) -> bool:
         """Whether the driver has dealt with every event."""
@@ -129,6 +140,13 @@ class DriverChannel:
 
         ray.get(self.actor.exchange.remote(self.waiting))
         self.waiting = []
+
+    def leave(self) -> None:
+        """Deliver what is left, and tell the driver that this group of workers ends."""
+        import ray
+
+        self.flush()
+        ray.get(self.actor.leave.remote())
 
     def settle(self) -> bool:
         """Deliver what is left, wait until the driver has dealt with it; say whether to stop."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pipeline.errors import UserError
 from pipeline.runfolder import RunFolder
+from pipeline.runfolder.lines import Line
 from pipeline.runfolder.names import NONFINITE, SKIPPED
 from pipeline.train.driver_channel import DriverChannel, Event
 from pipeline.train.loop import gather_lists
@@ -27,7 +29,7 @@ class Incidents:
     def not_finite(self, step: int, ids: list[str]) -> None:
         """Record a step that was skipped, with the samples of all ranks."""
         if self.rank == 0:
-            self.folder.note_once(NONFINITE, {"step": step, "ids": ids})
+            self._note(NONFINITE, {"step": step, "ids": ids})
             self.channel.tell(Event(step, line=f"step {step} skipped: not finite", warning=True))
 
     def tell_damaged(self, step: int) -> None:
@@ -38,6 +40,14 @@ class Incidents:
         found = sorted(set(gather_lists(new)))
         if self.rank == 0 and found:
             line = {"step": step, "damaged": found}
-            self.folder.note_once(SKIPPED, line)
+            self._note(SKIPPED, line)
             for text in found:
                 self.channel.tell(Event(step, line=f"sample left out: {text}", warning=True))
+
+    def _note(self, name: str, line: Line) -> None:
+        """No result depends on these files: what stands in their way is said, and no more."""
+        try:
+            self.folder.note_once(name, line)
+        except UserError as error:
+            text = f"not recorded in {name}: {error}"
+            self.channel.tell(Event(line["step"], line=text, warning=True))

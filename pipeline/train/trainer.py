@@ -6,19 +6,20 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.cluster import environment, withdraw_requests_of_dead_runs
+from pipeline.cluster import environment, per_worker, withdraw_requests_of_dead_runs
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
 from pipeline.train.entry import train_worker
 from pipeline.train.failures import find_user_error
 from pipeline.train.payload import Payload
 
+GRACE_SECONDS = 60.0  # for ranks that live on, beyond the time that a taken node has
+
 
 @dataclass
 class Outcome:
     """How Ray Train ended; `error` is None after success."""
 
-    done: bool = False
     error: BaseException | None = None
 
 
@@ -30,7 +31,6 @@ def run_trainer(config: TrainConfig, payload: Payload, scratch: str, outcome: Ou
 
     least, most = worker_range(config)
     workers: Any = least if least == most else (least, most)
-    resources = {"CPU": config.scaling.cpus_per_worker, "GPU": int(config.scaling.gpu)}
     try:
         if least < most:
             withdraw_requests_of_dead_runs()
@@ -42,14 +42,18 @@ def run_trainer(config: TrainConfig, payload: Payload, scratch: str, outcome: Ou
                 scaling_config=ScalingConfig(
                     num_workers=workers,
                     use_gpu=config.scaling.gpu,
-                    resources_per_worker=resources,
+                    resources_per_worker=per_worker(config),
                 ),
                 # Ray writes only its own notes here: checkpoints are ours (pipeline.checkpoint).
                 run_config=RunConfig(
-                    name=config.run.name, storage_path=scratch, failure_config=FailureConfig()
+                    name=config.run.name,
+                    storage_path=scratch,
+                    # Rank 0 may still be saving when another rank's node goes.
+                    failure_config=FailureConfig(
+                        preemption_grace_s=GRACE_SECONDS,  # type: ignore[call-arg]  # of Train V2
+                    ),
                 ),
             ).fit()
-        outcome.done = True
     except BaseException as error:  # handed to the main thread, which raises it
         outcome.error = find_user_error(error) or error
 

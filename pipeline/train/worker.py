@@ -86,7 +86,7 @@ class Worker:
             folder.require_visible(begun)
             return begun
         first = self.channel.first_group()
-        return folder.begin_group(self.config, max(folder.steps(), default=None), begun, first)
+        return folder.begin_group(self.config, folder.latest_step(), begun, first)
 
     def _require_owner(self) -> None:
         self.store.folder.require_owner(self.owner)
@@ -168,6 +168,8 @@ class Worker:
         if decision.drain or decision.stop:
             self.store.wait()
         if decision.drain and not decision.stop:
+            if self.rank == 0:
+                self.channel.leave()
             raise NodeTakenAway(step)
         if decision.stop or (validated and self._stopped_for_its_result()):
             self.loader.stop()
@@ -186,10 +188,10 @@ class Worker:
 
     def _log_samples(self, result: StepResult) -> None:
         batch = result.batch
-        pairs = gather_lists([f"{i} {c}" for i, c in zip(batch.ids, batch.crcs, strict=True)])
+        pairs = gather_lists(list(zip(batch.ids, batch.crcs, strict=True)))
         if self.tracker is not None:
-            ids, crcs = zip(*(pair.rsplit(" ", 1) for pair in pairs), strict=True)
-            self.tracker.samples(batch.step, list(ids), [int(crc) for crc in crcs])
+            ids, crcs = zip(*pairs, strict=True)
+            self.tracker.samples(batch.step, ids, crcs)
 
     def _log_step(self) -> None:
         metrics = self.state.averages.take()
