@@ -189,6 +189,20 @@ async def sort(url: str, profile: Path) -> None:
         assert await page.evaluate(first) == "first"
         await page.evaluate(f"{button}.click()")
         assert await page.evaluate(first) == "second"
+        # What has no number comes last, and the others are in order all the same.
+        body = "[...document.querySelectorAll('table')].at(-1).tBodies[0]"
+        cells = f"[...{body}.rows].map(row => row.cells[2].innerText).join(' ')"
+        await page.evaluate(
+            f"for (const body = {body}; body.rows.length < 6;)"
+            " body.append(body.rows[0].cloneNode(true))"
+        )
+        await page.evaluate(
+            "['27.13', '-', '30.2', '25.1', '-', '9'].forEach((text, n) =>"
+            f" {{ {body}.rows[n].cells[2].innerText = text }})"
+        )
+        for order in ("30.2 27.13 25.1 9 - -", "9 25.1 27.13 30.2 - -"):
+            await page.evaluate(f"{button}.click()")
+            assert await page.evaluate(cells) == order
 
 
 @pytest.mark.full

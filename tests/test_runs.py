@@ -12,17 +12,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import S3Server
 from faulty_proxy import faulty_proxy
 
 from era import ErA, named_config, parameter_count
 from pipeline import storage
 from pipeline.checkpoint import CheckpointStore, load_model, open_checkpoint
+from pipeline.cli.common import show_summary
+from pipeline.cli.runs import _show_rows, _show_run, _table
 from pipeline.config import load_train_config
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import StorageDown, UserError
 from pipeline.restore import restore
-from pipeline.runfolder import freeze, frozen_hash, outcome
+from pipeline.runfolder import RunFolder, freeze, frozen_hash, outcome
 from pipeline.runs import best_run, compare_runs, list_runs, pull, show_run
 from pipeline.runs.card import model_card
 
@@ -93,6 +96,54 @@ def test_list_show_best_and_compare(root: str) -> None:
     assert differences == {"train.learning_rate": [1e-3, 1e-2]}
     with pytest.raises(UserError, match="val/lpips"):
         best_run(root, "val/lpips")
+
+
+def test_a_folder_that_cannot_be_read_hides_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_run(str(tmp_path), "good", [20.0], 1e-3)
+    (tmp_path / "lost+found").mkdir()
+    truly = storage.list_names
+
+    def listed(url: str) -> list[str]:
+        if url.endswith("lost+found"):
+            raise UserError(f"{url}: permission denied")
+        return truly(url)
+
+    monkeypatch.setattr("pipeline.runs.search.is_run", lambda url: "config.yaml" in listed(url))
+    assert [row["name"] for row in list_runs(str(tmp_path))["runs"]] == ["good"]
+    assert "lost+found: permission denied; it is left out" in caplog.text
+
+
+def test_best_of_different_validation_data_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    urls = [make_run(str(tmp_path), name, [20.0], 1e-3) for name in ("a", "b")]
+    best_run(str(tmp_path))
+    assert "computed on different data" not in caplog.text
+    config = Path(urls[1]) / "config.yaml"
+    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "data": {"val": "z"}}))
+    best_run(str(tmp_path))
+    assert "val/psnr was computed on different data: " in caplog.text
+
+
+def test_tables_are_one_line_a_row_for_a_pipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(str(tmp_path), "a-run-of-a-name-that-is-" + "long-" * 20, [20.0, 21.0], 1e-3)
+    _show_rows(list_runs(str(tmp_path)))
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    RunFolder(run).begin_attempt(load_train_config("tiny"), 20)
+    _show_run(show_run(run))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["attempt", "started", "workers", "resumed", "from"] in lines
+    assert any(line[:1] == ["1"] and line[-1] == "20" for line in lines)
+
+
+def test_no_control_sequence_reaches_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    show_summary({"lineage \x1b[31mred": 1})
+    _table({"a": "\x1b]0;title\x07"}, [{"a": 1}])
+    assert "\x1b" not in capsys.readouterr().out
 
 
 def test_pulled_bundle_restores_a_photograph(root: str, tmp_path: Path) -> None:
@@ -217,6 +268,14 @@ def test_what_pull_refuses(tmp_path: Path) -> None:
     (tmp_path / "full" / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match=r"holds thesis\.txt"):
         pull(run, str(tmp_path / "full"))
+    for names in (["README.md"], ["model.safetensors"], ["README.md", "model.safetensors"]):
+        mine = tmp_path / "-".join(names)
+        mine.mkdir()
+        for name in names:
+            (mine / name).write_text("mine")
+        with pytest.raises(UserError, match="holds "):
+            pull(run, str(mine))
+        assert [(mine / name).read_text() for name in names] == ["mine"] * len(names)
     with pytest.raises(UserError, match="this is a file; give a folder"):
         pull(run, str(tmp_path / "full" / "thesis.txt"))
     with pytest.raises(UserError, match=r"thesis\.txt.*not a folder"):

@@ -39,11 +39,11 @@ from pipeline.tune.begin import begin
 from pipeline.tune.config import SweepConfig, load_sweep
 from pipeline.tune.ledger import Ledger
 from pipeline.tune.owner import Owner
-from pipeline.tune.page import _cost, _curve
+from pipeline.tune.page import _cost, _curve, _row
 from pipeline.tune.plan import Plan, Planner
 from pipeline.tune.record import TrialRecord, read_record, record_name, write_record
 from pipeline.tune.search import importance
-from pipeline.tune.space import grid, random_points, value_at
+from pipeline.tune.space import grid, in_space, overrides_of, random_points, value_at
 from pipeline.tune.trial import trial_config, trial_count
 
 SPACE = {"train.learning_rate": {"loguniform": [1e-4, 1e-2]}, "train.ema": {"choice": [0.5, 0.9]}}
@@ -89,6 +89,13 @@ def test_importance_finds_the_key_that_matters() -> None:
     assert importance(SPACE, results[:4], maximise=True) == {}
 
 
+def test_settings_are_drawn_as_they_are_spelled() -> None:
+    """Two dollars are no formula."""
+    names = ["/a/$b_{$x", "/c"]
+    rows = [{"data.train": name, "$a$": 1, "m": n / 2} for n, name in enumerate(names)]
+    assert "/a/$b_{$x" in parallel(rows, ["data.train", "$a$"], "m")
+
+
 def test_settings_are_drawn_against_results() -> None:
     heights, ticks = scale([1e-4, 1e-2, 1e-3])
     assert heights == pytest.approx([0, 1, 0.5]) and ticks == [(0.0, "0.0001"), (1.0, "0.01")]
@@ -106,6 +113,35 @@ def test_a_sweep_over_networks_shows_what_each_costs(tmp_path: Path) -> None:
     assert small["parameters"] < large["parameters"] and small["GMAC"] < large["GMAC"]
     assert _cost(sweep, {"model.size": None}) == {"parameters": None, "GMAC": None}
     assert _cost(replace(sweep, space=SPACE), {}) == {}
+
+
+def test_a_trial_of_settings_that_exclude_each_other_has_no_cost(tmp_path: Path) -> None:
+    """Each value is allowed, the point is not: the trial has failed, and the sweep has a page."""
+    space = {
+        "train.estimator_share": {"uniform": [0, 0.5]},
+        "train.prior_share": {"uniform": [0, 0.7]},
+        "model.overrides.stages": {"choice": [1]},
+    }
+    sweep = load_sweep(sweep_file(tmp_path, "data", ".", space=space), [])
+    point = {"train.estimator_share": 0.5, "train.prior_share": 0.7, "model.overrides.stages": 1}
+    assert _cost(sweep, point) == {"parameters": None, "GMAC": None}
+    assert _cost(sweep, {**point, "train.prior_share": 0.1})["parameters"] > 0
+    row = _row("t", None, sweep, ({key: point[key] for key in reversed(point)}, "an error"))
+    assert [*row][2:5] == [*space]  # under the page's headings
+
+
+def test_equal_numbers_are_the_same_choice() -> None:
+    space = {"train.clip_norm": {"choice": [0, 0.2, 1]}, "train.fused": {"choice": [True, "1"]}}
+    assert in_space(space, {"train.clip_norm": 1.0, "train.fused": True})
+    for other in (1, "True", 1.0):
+        assert not in_space(space, {"train.clip_norm": 1.0, "train.fused": other})
+
+
+def test_texts_of_any_script_are_overrides(tmp_path: Path) -> None:
+    """What JSON escapes as two halves of a character, YAML refuses."""
+    path = sweep_file(tmp_path, "data", ".", space={"data.train": {"choice": ["/d/😀", "/e"]}})
+    (first, _) = grid(load_sweep(path, []).space)
+    assert load_sweep(path, []).training(overrides_of(first)).data.train == "/d/😀"
 
 
 def test_points_are_keyed_and_within_their_ranges() -> None:
@@ -139,6 +175,7 @@ def test_grid_has_every_combination_once() -> None:
             {"scheduler": "pbt", "space": {"train.seed": {"choice": [1, 2]}}},
             "pbt cannot change train.seed within a run",
         ),
+        ({"scheduler": "pbt", "exchange_every": 8}, "expected less than train.steps, 8"),
         ({"trials": 0}, "trials must be between 1 and"),
         ({"trials": "4"}, "trials is .* expected a whole number"),
         ({"seed": 1.5}, "seed is 1.5; expected a whole number"),
@@ -175,6 +212,10 @@ def test_what_cannot_run_is_refused(tiny_data: Path, tmp_path: Path) -> None:
     path = sweep_file(tmp_path, str(tiny_data), str(tmp_path), scheduler="asha")
     with pytest.raises(UserError, match=r"needs train\.validate_every"):
         load_sweep(path, ["train.validate_every=0"])
+    for scheduler in ("asha", "median"):
+        path = sweep_file(tmp_path, str(tiny_data), str(tmp_path), scheduler=scheduler)
+        with pytest.raises(UserError, match=r"validate_every 4 is more than train\.steps 3"):
+            load_sweep(path, ["train.steps=3"])
     with pytest.raises(UserError, match="val is empty"):
         load_sweep(path, ["data.val=''"])
 
@@ -394,6 +435,23 @@ def test_trials_can_be_added(tmp_path: Path) -> None:
     begin(url, more, resumed=True)
     with pytest.raises(UserError, match="another trials"):
         begin(url, few, resumed=True)
+
+
+def test_a_grids_keys_keep_their_order(tmp_path: Path) -> None:
+    space = {"train.seed": {"choice": [1, 2]}, "train.ema": {"choice": [0.5, 0.9]}}
+    turned = dict(reversed(space.items()))
+    for search in ("grid", "random"):
+        first, second = (
+            load_sweep(sweep_file(tmp_path, "d", "r", search=search, space=one), [])
+            for one in (space, turned)
+        )
+        url = str(tmp_path / search)
+        begin(url, first, resumed=False)
+        if search == "grid":
+            with pytest.raises(UserError, match="another order of the space's keys"):
+                begin(url, second, resumed=True)
+        else:
+            begin(url, second, resumed=True)
 
 
 @pytest.mark.parametrize(

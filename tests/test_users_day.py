@@ -1,7 +1,7 @@
 """The users' day: the workflows of docs/tutorial.md, on a cluster with an S3 server.
 
-Preprocess, train, a worker and then the driver killed, submitted again with more workers, a sweep,
-an evaluation, the best pulled, a photograph restored. Only places and sizes are replaced.
+Pairs, preprocess, train, a worker and then the driver killed, submitted again with more workers, a
+sweep, an evaluation, the best pulled, a photograph restored. Only places and sizes are replaced.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from conftest import S3Server
 from small_run import SMALL_NETWORK
 
 from pipeline import storage
-from pipeline.checkpoint import CheckpointStore
 from pipeline.images import read_image
+from pipeline.runfolder import RunFolder
 from pipeline.runs import best_run, list_runs
 
 TUTORIAL = (Path(__file__).parents[1] / "docs" / "tutorial.md").read_text()
-STEPS, TRIAL_STEPS = 120, 4
+STEPS, TRIAL_STEPS = 200, 4
 SMALL = (
     f"'{SMALL_NETWORK}' data.crops_per_image=3 train.global_batch=5 train.patch=[24] "
     "tracking.wandb=disabled"
@@ -42,9 +42,10 @@ class Day:
         self.folder = folder
         self.replaced = {
             "http://127.0.0.1:8265": dashboard,
-            "s3://bucket": bucket,
-            "--config base": f"--config tiny {RUN} debug.log_samples=true",
-            "--config tiny run.name=sweep": f"--config tiny {TRIAL} run.name=sweep",
+            "s3://era": bucket,
+            "--pairs 100": "--pairs 12 --size 56x48 --radius-max 3",
+            "run.name=first": f"{RUN} debug.log_samples=true run.name=first",
+            "run.name=sweep": f"{TRIAL} run.name=sweep",
         }
 
     def start(self, workflow: str) -> subprocess.Popen[str]:
@@ -81,9 +82,6 @@ def test_the_users_day(
 ) -> None:
     from ray.dashboard.utils import ray_address_to_api_server_url
 
-    for path in tiny_pairs.rglob("*.png"):
-        name = str(path.relative_to(tiny_pairs))
-        storage.upload(path, storage.join(s3_server.url, "pairs", name))
     photo = next((tiny_pairs / "test_c" / "source").iterdir())
     shutil.copy(photo, tmp_path / "photo.png")
     day = Day(tmp_path, s3_server.url, ray_address_to_api_server_url(ray_cluster))
@@ -100,11 +98,11 @@ def test_the_users_day(
         struck.kill()
     assert struck.returncode != 0, log  # the job's true end
     assert "a worker failed" in log
-    reached = CheckpointStore(run).latest_step() or 0
+    reached = RunFolder(run).latest_step() or 0
     assert 0 < reached < STEPS
 
     log = day.run("Scale")
-    assert f"on 4 workers, resumed at step {reached}" in log
+    assert f"on 2 workers, resumed at step {reached}" in log
     assert_one_unbroken_run(run)
 
     day.run("Sweep")
@@ -123,9 +121,7 @@ def test_the_users_day(
 
 def step_after(run: str, step: int, process: subprocess.Popen[str]) -> int:
     """Wait for a checkpoint beyond a step; returns its step."""
-    return int(
-        wait(lambda: (s := CheckpointStore(run).latest_step() or 0) > step and s, process, 120)
-    )
+    return int(wait(lambda: (s := RunFolder(run).latest_step() or 0) > step and s, process, 120))
 
 
 def wait(look: Callable[[], object], process: subprocess.Popen[str], seconds: float) -> object:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.common import JsonFlag, run_verb, show_summary
+from pipeline.cli.common import JsonFlag, run_verb, show_summary, show_with_metrics
 from pipeline.errors import printable
 
+BEST_BY = "val/psnr"  # that of `pipeline.runfolder`, whose import would delay every verb
+WIDEST = 100_000  # characters of a row
 Url = Annotated[str, typer.Argument(metavar="URL", help="A root, sweep, run or checkpoint.")]
 Metric = Annotated[str, typer.Option("--metric", help="The metric that ranks runs.")]
 
@@ -22,24 +25,24 @@ def register(app: typer.Typer) -> None:
     app.add_typer(runs, name="runs")
 
 
-def list_(url: Url, metric: Metric = "val/psnr", as_json: JsonFlag = False) -> None:
+def list_(url: Url, metric: Metric = BEST_BY, as_json: JsonFlag = False) -> None:
     """List runs and trials, best first."""
     _run("list_runs", lambda room: room(url, metric), _show_rows, as_json)
 
 
-def show(url: Url, metric: Metric = "val/psnr", as_json: JsonFlag = False) -> None:
+def show(url: Url, metric: Metric = BEST_BY, as_json: JsonFlag = False) -> None:
     """Show one run: its lineage, attempts and checkpoints."""
     _run("show_run", lambda room: room(url, metric), _show_run, as_json)
 
 
-def best(url: Url, metric: Metric = "val/psnr", as_json: JsonFlag = False) -> None:
+def best(url: Url, metric: Metric = BEST_BY, as_json: JsonFlag = False) -> None:
     """Name the best checkpoint of all runs found."""
-    _run("best_run", lambda room: room(url, metric), _show_best, as_json)
+    _run("best_run", lambda room: room(url, metric), show_with_metrics, as_json)
 
 
 def compare(
     urls: Annotated[list[str], typer.Argument(metavar="URL...", help="Roots, sweeps or runs.")],
-    metric: Metric = "val/psnr",
+    metric: Metric = BEST_BY,
     as_json: JsonFlag = False,
 ) -> None:
     """Show the settings in which runs differ, and their metrics."""
@@ -49,11 +52,11 @@ def compare(
 def pull(
     url: Url,
     to: Annotated[str, typer.Option("--to", help="A local folder for the bundle.")],
-    metric: Metric = "val/psnr",
+    metric: Metric = BEST_BY,
     as_json: JsonFlag = False,
 ) -> None:
     """Download a checkpoint as a bundle that `era restore` and `era evaluate` take."""
-    _run("pull", lambda room: room(url, to, metric), _show_best, as_json)
+    _run("pull", lambda room: room(url, to, metric), show_with_metrics, as_json)
 
 
 def _run(
@@ -81,6 +84,8 @@ def _show_run(summary: dict[str, Any]) -> None:
     nested = ("config", "attempts", "checkpoints", "lineage", "bytes")
     show_summary({k: v for k, v in summary.items() if k not in nested})
     show_summary({f"lineage {k}": v for k, v in summary["lineage"].items()})
+    told = ("attempt", "started", "workers", "resumed_from")
+    _table({name: name.replace("_", " ") for name in told}, summary["attempts"])
     metrics = sorted({name for row in summary["checkpoints"] for name in row["metrics"]})
     rows = [
         {**row, **row["metrics"], "size": _size(row["bytes"])} for row in summary["checkpoints"]
@@ -89,11 +94,6 @@ def _show_run(summary: dict[str, Any]) -> None:
         {"checkpoint": "checkpoint", "saved": "saved", **{m: m for m in metrics}, "size": "size"},
         rows,
     )
-
-
-def _show_best(summary: dict[str, Any]) -> None:
-    metrics = summary.pop("metrics")
-    show_summary({**summary, **metrics})
 
 
 def _show_differences(summary: dict[str, Any]) -> None:
@@ -115,11 +115,13 @@ def _table(columns: dict[str, str], rows: list[dict[str, Any]]) -> None:
 
     table = Table(box=None, pad_edge=False)
     for title in columns.values():
-        table.add_column(Text(title), overflow="fold")
+        table.add_column(Text(printable(title)), overflow="fold")
     for row in rows:
         # As text: names may look like markup.
         table.add_row(*(Text(_text(row.get(key))) for key in columns))
-    Console().print(table)
+    # A terminal folds what is too wide; for a pipe or a file, each row is one line.
+    console = Console() if sys.stdout.isatty() else Console(width=WIDEST)
+    console.print(table)
 
 
 def _text(value: object) -> str:

@@ -152,13 +152,15 @@ def _command(verb: str, arguments: list[str], values: dict[str, Any], shared: bo
         return training_command(verb, arguments, config, 1, shared)
     if verb == "tune":
         from pipeline.tune.config import load_sweep
+        from pipeline.tune.trial import trial_count
 
         sweep = load_sweep(values["config"], overrides)
         if _is_file(values["config"]) or _is_file(sweep.config):
             sent = replace(sweep, config=inline_config(sweep.training()), overrides=[])
-            arguments = ["--config", json.dumps(asdict(sent))]
+            arguments = ["--config", json.dumps(asdict(sent), ensure_ascii=False)]
             arguments += ["--resume-failed"] if values.get("resume_failed") else []
-        at_once = min(sweep.concurrent or sweep.trials, sweep.trials)
+        trials = trial_count(sweep)
+        at_once = min(sweep.concurrent or trials, trials)
         return training_command(verb, arguments, sweep.training(), at_once, shared)
     return urls_command(verb, arguments, values, shared)
 

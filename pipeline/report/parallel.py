@@ -24,8 +24,6 @@ def parallel(rows: list[dict[str, Any]], names: list[str], metric: str) -> str:
     if len(rows) < 2:
         return ""
     import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -40,8 +38,8 @@ def parallel(rows: list[dict[str, Any]], names: list[str], metric: str) -> str:
         for place, (_, ticks) in enumerate(scales):
             axes.axvline(place, color="#000000", lw=0.6)
             for height, label in ticks:
-                axes.text(place + 0.03, height, label, va="center")
-        axes.set_xticks(range(len(columns)), columns)
+                axes.text(place + 0.03, height, label, va="center", parse_math=False)
+        axes.set_xticks(range(len(columns)), columns, parse_math=False)
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
         return drawn(figure)

@@ -7,14 +7,14 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import DamagedError, UserError
-from pipeline.runfolder import Checkpoint, ranked
+from pipeline.runfolder import BEST_BY, Checkpoint, ranked
 from pipeline.runfolder.names import COMMIT
 from pipeline.runs.search import Run, find_runs
 
 log = logging.getLogger("era")
 
 
-def list_runs(url: str, metric: str = "val/psnr") -> dict[str, Any]:
+def list_runs(url: str, metric: str = BEST_BY) -> dict[str, Any]:
     """All runs below a URL, the best by a metric first, those without it last."""
     runs = find_runs(url)
     order = ranked(runs, metric, lambda run: _scores(run, metric))
@@ -22,7 +22,7 @@ def list_runs(url: str, metric: str = "val/psnr") -> dict[str, Any]:
     return {"metric": metric, "runs": [_row(run, metric) for run in [*order, *rest]]}
 
 
-def show_run(url: str, metric: str = "val/psnr") -> dict[str, Any]:
+def show_run(url: str, metric: str = BEST_BY) -> dict[str, Any]:
     """One run in full: row, lineage, attempts and checkpoints."""
     runs = find_runs(url)
     if len(runs) > 1:
@@ -38,13 +38,18 @@ def show_run(url: str, metric: str = "val/psnr") -> dict[str, Any]:
     }
 
 
-def best_run(url: str, metric: str = "val/psnr") -> dict[str, Any]:
+def best_run(url: str, metric: str = BEST_BY) -> dict[str, Any]:
     """The best checkpoint of all runs below a URL.
 
     Raises:
         UserError: if no checkpoint has the metric.
     """
-    run, checkpoint = best_checkpoint(find_runs(url), metric, url)
+    return best_of(find_runs(url), metric, url)
+
+
+def best_of(runs: list[Run], metric: str, url: str) -> dict[str, Any]:
+    """The same of runs that were found below a URL."""
+    run, checkpoint = best_checkpoint(runs, metric, url)
     row = _checkpoint_row(checkpoint)
     return {"metric": metric, "value": checkpoint.metrics[metric], "run": run.url, **row}
 
@@ -54,13 +59,21 @@ def best_checkpoint(runs: list[Run], metric: str, url: str) -> tuple[Run, Checkp
     for run in ranked(runs, metric, lambda run: _checkpoint_scores(run, metric)):
         checkpoint = run.best(metric)
         if checkpoint is not None:
+            _warn_of_other_data(runs, metric, url)
             return run, checkpoint
     known = sorted({name for run in runs for c in run.checkpoints for name in c.metrics})
     hint = f"known: {', '.join(known)}" if known else "none was validated"
     raise UserError(f"{url}: no checkpoint there has the metric {metric} ({hint})")
 
 
-def compare_runs(urls: list[str], metric: str = "val/psnr") -> dict[str, Any]:
+def _warn_of_other_data(runs: list[Run], metric: str, url: str) -> None:
+    scored = [run for run in runs if run.best(metric) is not None]
+    sets = sorted({str(run.section("data").get("val") or "none") for run in scored})
+    if len(sets) > 1:
+        log.warning("%s: %s was computed on different data: %s", url, metric, ", ".join(sets[:5]))
+
+
+def compare_runs(urls: list[str], metric: str = BEST_BY) -> dict[str, Any]:
     """The configuration keys in which runs differ, and their rows."""
     runs = list({run.url: run for url in urls for run in find_runs(url)}.values())
     if len(runs) < 2:

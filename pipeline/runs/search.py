@@ -25,11 +25,11 @@ from pipeline.runfolder.names import (
     ATTEMPTS,
     CHECKPOINTS,
     COMMIT,
+    CONFIG,
     LOGS,
     METRICS,
     WANDB,
 )
-from pipeline.runfolder.names import CONFIG as CONFIG
 
 log = logging.getLogger("era")
 DEPTH = 3  # folders searched below a URL: root / sweep / trial
@@ -151,5 +151,13 @@ def _search(url: str, depth: int) -> Iterator[Run]:
     elif depth:
         for name in storage.list_names(url):
             below = storage.join(url, name)
-            if not name.startswith(".") and name not in NOT_SEARCHED and storage.is_dir(below):
-                yield from _search(below, depth - 1)
+            if name.startswith(".") or name in NOT_SEARCHED:
+                continue
+            try:
+                found = list(_search(below, depth - 1)) if storage.is_dir(below) else []
+            except StorageDown:
+                raise
+            except UserError as error:  # such as lost+found, of a volume's root
+                log.warning("%s; it is left out", error)
+                continue
+            yield from found

@@ -115,7 +115,7 @@ def recorded_result(command: Command) -> dict[str, Any] | None:
 
 def inline_config(config: TrainConfig) -> str:
     """The whole configuration as a value of `--config`, for machines that don't have its file."""
-    return json.dumps(to_plain(config))
+    return json.dumps(to_plain(config), ensure_ascii=False)
 
 
 def refuse_places(command: Command, several_nodes: bool, shipped: Collection[str]) -> None:

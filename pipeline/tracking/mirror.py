@@ -1,8 +1,8 @@
 """The mirror to W&B: a thread copies the spooled rows, so that W&B cannot stop or slow a run.
 
-All attempts share one run id, derived from the run's URL. Each row is sent once: an attempt skips
-the steps that earlier attempts have sent and sends those that they have not; only complete steps
-are sent.
+All attempts share one run id, derived from the run's URL. While a run stays online, or offline,
+each row is sent once: an attempt skips the steps that earlier attempts have sent and sends those
+that they have not; only complete steps are sent. A change between the two sends all rows again.
 
 Whatever fails is tried again: a broken session with W&B is replaced by a new one that continues
 after the last recorded step, and uploads of offline files are repeated at the next opportunity and

@@ -52,6 +52,8 @@ def _is_continued(place: str, sweep: SweepConfig) -> bool:
     before = sweep_of(values, place)
     names = [field.name for field in fields(sweep) if field.name not in FREE]
     changed = [name for name in names if getattr(before, name) != getattr(sweep, name)]
+    if sweep.search == "grid" and before.space == sweep.space and [*before.space] != [*sweep.space]:
+        changed.append("order of the space's keys, which numbers a grid's points")
     if before.trials > sweep.trials:
         changed.append("trials (they can only grow)")
     if training is not None and not _same_training(training, sweep, place):

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from pipeline.border import Count, Text, validated
 from pipeline.config import TrainConfig, load_train_config
 from pipeline.config.load import read_plain
+from pipeline.config.schema import TrainSection
 from pipeline.errors import UserError
 from pipeline.tune.space import check_space, sizes
 
@@ -132,7 +133,13 @@ def _training_problems(sweep: SweepConfig) -> list[str]:
         problems.append("data.val is empty: a sweep compares validation metrics")
     if sweep.scheduler != "none" and not training.train.validate_every:
         problems.append(f"scheduler {sweep.scheduler} needs train.validate_every above 0")
-    if sweep.scheduler == "asha" and "train.steps" in sweep.space:
+    searched = "train.steps" in sweep.space
+    if sweep.scheduler != "none" and not searched and not _is_judged(training.train):
+        problems.append(
+            f"scheduler {sweep.scheduler}: train.validate_every {training.train.validate_every} is "
+            f"more than train.steps {training.train.steps}, so that nothing is decided"
+        )
+    if sweep.scheduler == "asha" and searched:
         problems.append("scheduler asha compares trials of equal train.steps: do not search them")
     if sweep.search == "grid" and sizes(sweep.space) is None:
         problems.append("a grid needs choices only: give each key {choice: [...]}")
@@ -143,8 +150,17 @@ def _training_problems(sweep: SweepConfig) -> list[str]:
     return problems or (_exchange_problems(sweep) if sweep.scheduler == "pbt" else [])
 
 
+def _is_judged(train: TrainSection) -> bool:
+    return not train.validate_every or train.validate_every <= train.steps
+
+
 def _exchange_problems(sweep: SweepConfig) -> list[str]:
-    validate_every, problems = sweep.training().train.validate_every, []
+    train, problems = sweep.training().train, []
+    validate_every = train.validate_every
+    if sweep.exchange_every >= train.steps:
+        problems.append(
+            f"exchange_every {sweep.exchange_every}: expected less than train.steps, {train.steps}"
+        )
     if sweep.exchange_every % validate_every:
         problems.append(
             f"exchange_every {sweep.exchange_every}: expected a multiple of train.validate_every, "

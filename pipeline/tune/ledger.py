@@ -8,9 +8,10 @@ from functools import wraps
 from typing import Any, TypeVar
 
 from pipeline import storage
-from pipeline.checkpoint import CheckpointStore, higher_is_better
 from pipeline.errors import Stopped, UserError, masked
-from pipeline.runs.search import CONFIG, Run
+from pipeline.runfolder import RunFolder, higher_is_better
+from pipeline.runfolder.names import CONFIG
+from pipeline.runs.search import Run
 from pipeline.tune.config import SweepConfig
 from pipeline.tune.owner import Owner
 from pipeline.tune.record import TrialRecord, read_record, write_record
@@ -149,7 +150,7 @@ class Ledger:
 
     def refresh(self, index: int) -> None:
         """Look up how far a trial's run has come."""
-        self.steps[index] = CheckpointStore(self.trial_url(index)).latest_step() or 0
+        self.steps[index] = RunFolder(self.trial_url(index)).latest_step() or 0
 
     def _load(self, index: int) -> None:
         url = self.trial_url(index)

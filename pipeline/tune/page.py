@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from typing import Any
 
+from pipeline.errors import UserError
 from pipeline.report import SweepPage, write_sweep_page
 from pipeline.runfolder import higher_is_better
 from pipeline.runs.search import Run
@@ -81,14 +84,15 @@ def _row(
 ) -> dict[str, Any]:
     """A trial's row; one that failed at its start has no run."""
     chosen = failed[0] if failed else {}
+    point = {key: chosen.get(key) for key in sweep.space}  # in the order of the page's columns
     if run is not None:
-        chosen = {key: value_at(run.config, key) for key in sweep.space}
+        point = {key: value_at(run.config, key) for key in sweep.space}
     finished = run is not None and run.step >= run.steps
     return {
         "trial": name,
         sweep.metric: run.value(sweep.metric) if run else None,
-        **chosen,
-        **_cost(sweep, chosen),
+        **point,
+        **_cost(sweep, point),
         "step": run.step if run else 0,
         "state": "failed" if failed else "finished" if finished else _ended(sweep),
         "attempts": len(run.attempts) if run else 0,
@@ -106,10 +110,18 @@ def _cost(sweep: SweepConfig, chosen: Point) -> dict[str, Any]:
         return {}
     if not in_space(sweep.space, chosen):  # the run's configuration is damaged
         return {"parameters": None, "GMAC": None}
+    try:
+        model = sweep.training(overrides_of(chosen)).model
+    except UserError:  # settings that exclude each other: why the trial failed
+        return {"parameters": None, "GMAC": None}
+    return _cost_of(model.size, json.dumps(model.overrides))
+
+
+@lru_cache(maxsize=4096)
+def _cost_of(size: str, overrides: str) -> dict[str, Any]:
     import era
 
-    model = sweep.training(overrides_of(chosen)).model
-    cost = era.cost(era.named_config(model.size, **model.overrides), 256, 256)
+    cost = era.cost(era.named_config(size, **json.loads(overrides)), 256, 256)
     return {"parameters": cost.parameters, "GMAC": cost.macs / 1e9}
 
 

@@ -25,7 +25,7 @@ from pipeline.train.driver import prepared
 from pipeline.tune.config import SweepConfig
 from pipeline.tune.ledger import Ledger
 from pipeline.tune.record import TrialRecord, write_record
-from pipeline.tune.space import Point, Space, draw, in_space, keyed
+from pipeline.tune.space import Point, Space, draw, in_space, keyed, spelling
 from pipeline.tune.trial import results_of, trial_config, trial_count, trial_name
 
 FOLDER = "exchanges"
@@ -176,7 +176,7 @@ def _explored(domain: dict[str, list[Any]], value: Any, key: str) -> Any:
     up = int(rng.integers(2))
     ((kind, values),) = domain.items()
     if kind == "choice":
-        place = [json.dumps(v) for v in values].index(json.dumps(value)) + (1 if up else -1)
+        place = [spelling(v) for v in values].index(spelling(value)) + (1 if up else -1)
         return values[min(max(place, 0), len(values) - 1)]
     near = value * FACTORS[up]
     return min(max(round(near) if kind == "int" else near, values[0]), values[1])
@@ -211,7 +211,7 @@ def take_over(ledger: Ledger, step: int, exchange: Exchange) -> None:
     round have begun, so that the checkpoint is there whenever this is repeated.
     """
     name = run_after(exchange.trial, step)
-    if CheckpointStore(storage.join(ledger.url, name)).latest_step() is None:
+    if RunFolder(storage.join(ledger.url, name)).latest_step() is None:
         _begin_run(ledger, step, exchange, name)
     ledger.move(exchange.trial, name, exchange.point)
 

@@ -14,7 +14,7 @@ from pipeline.cluster.process_state import environment
 from pipeline.config.check import worker_range
 from pipeline.errors import Stopped, UserError
 from pipeline.runfolder import KeptLog, write_result
-from pipeline.runs import best_run
+from pipeline.runs.browse import best_of
 from pipeline.runs.search import find_runs
 from pipeline.train.driver import require_data
 from pipeline.train.driver_channel import start_channel
@@ -142,10 +142,10 @@ def _summary(sweep: SweepConfig, ledger: Ledger, population: Population) -> dict
             f"sweep {ledger.url}: all {len(failed)} trials failed; the last: {reason}. "
             "Once the cause is removed, --resume-failed starts them again"
         )
-    best = best_run(ledger.url, sweep.metric)
+    log.info("the results of %d trials are put together", len(ledger))
+    runs = find_runs(ledger.url)
+    best = best_of(runs, sweep.metric, ledger.url)
     page = storage.join(ledger.url, "sweep.html")
-    ledger.owner.require()
-    write_page(page, sweep, find_runs(ledger.url), best, failed, population.rounds)
     summary = {
         "best": best["checkpoint"],
         "trials": len(ledger),
@@ -154,7 +154,9 @@ def _summary(sweep: SweepConfig, ledger: Ledger, population: Population) -> dict
         "page": page,
         "metrics": best["metrics"],
     }
+    ledger.owner.require()
     write_result(ledger.url, summary)
+    write_page(page, sweep, runs, best, failed, population.rounds)
     return summary
 
 

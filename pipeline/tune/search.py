@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.tune.space import Point, Space
+from pipeline.tune.space import Point, Space, spelling
 
 LEAST_RESULTS = 8  # below, importances say nothing
 
@@ -107,7 +106,7 @@ def _distribution(domain: dict[str, list[Any]]) -> Any:
 
 def _to_optuna(domain: dict[str, list[Any]], value: Any) -> Any:
     values = domain.get("choice")
-    return value if values is None else [json.dumps(v) for v in values].index(json.dumps(value))
+    return value if values is None else [spelling(v) for v in values].index(spelling(value))
 
 
 def _from_optuna(domain: dict[str, list[Any]], value: Any) -> Any:

@@ -94,7 +94,7 @@ def draw(domain: dict[str, list[Any]], key: str) -> Any:
 
 def overrides_of(point: Point) -> list[str]:
     """A point as overrides of the training configuration."""
-    return [f"{key}={json.dumps(value)}" for key, value in point.items()]
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in point.items()]
 
 
 def value_at(config: dict[str, Any], key: str) -> Any:
@@ -112,9 +112,15 @@ def in_space(space: Space, point: Point) -> bool:
     )
 
 
+def spelling(value: Any) -> str:
+    """Equal for equal choices: a configuration has 1.0 where its sweep says 1."""
+    number = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
+    return json.dumps(float(value) if number else value)
+
+
 def _in_domain(domain: dict[str, list[Any]], value: Any) -> bool:
     ((kind, values),) = domain.items()
     if kind == "choice":
-        return json.dumps(value) in [json.dumps(v) for v in values]
+        return spelling(value) in map(spelling, values)
     types = (int,) if kind == "int" else (int, float)
     return type(value) in types and values[0] <= value <= values[1]
