@@ -14,8 +14,9 @@ from typing import Any
 
 import typer
 
+from era import cost, named_config
 from pipeline.cli import app
-from pipeline.config import FROZEN_SECTIONS, schema
+from pipeline.config import FROZEN_SECTIONS, load_train_config, schema
 
 DOCS = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py from the code: `make docs`. Do not edit. -->\n"
@@ -34,12 +35,31 @@ run starts for the first time, and a later attempt with other values is refused 
 shown. All other sections may change between attempts; each attempt's values are recorded in the
 run folder ([formats.md](formats.md)).
 
+## The packaged configurations
+
+Choose by the blur of the pictures: a network models radii up to its largest, and wider blur counts
+as that. `'model.overrides={radius_max: 12, kernel_size: 25}'` changes it (a kernel has at least
+2 x radius + 1 pixels).
+
+"""
+PACKAGED = {  # what for, and what one needs
+    "tiny": ("a first try, in minutes: small pictures, blur of a few pixels", "2 processors"),
+    "light": ("as `base`, at a fifth of its cost", "1 GPU"),
+    "base": ("DPDD, and pictures of its size (1680x1120)", "1 GPU"),
+    "paper": ("the poster's network, as far as it is known", "8 GPUs"),
+}
+TRAINED = """
+Only `tiny` was trained as a whole by us. Single steps of `light` and `base` ran on one GPU; `paper`
+was never run. Memory, time and checkpoints of these three, by a model:
+[operations.md](operations.md#sizing-a-model).
+
 """
 COMMANDS = """# Commands
 
 `era VERB ...` is the same as `python -m pipeline VERB ...`. Places are local paths or URLs such as
-`s3://bucket/key`; credentials come from the environment only (`AWS_ENDPOINT_URL`,
-`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, ...).
+`s3://bucket/key`. Credentials come from the environment (`AWS_ACCESS_KEY_ID`,
+`AWS_SECRET_ACCESS_KEY`, ...; `AWS_ENDPOINT_URL` where the store is not AWS) or from where botocore
+looks for them (a profile, the role of the instance or pod), never from options or URLs.
 
 Every verb has `--help` and `--json`, which prints one JSON object as the last line of standard
 output ([json.md](json.md)); logs and progress go to standard error.
@@ -59,7 +79,7 @@ def configuration() -> str:
     """docs/configuration.md: the keys, section by section."""
     source = inspect.getsource(schema)
     classes = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.ClassDef)}
-    parts = [CONFIGURATION]
+    parts = [CONFIGURATION, _packaged(), TRAINED]
     for field in _fields(classes["TrainConfig"], source):
         section = classes[field["type"]]
         frozen = " (frozen)" if field["key"] in FROZEN_SECTIONS else ""
@@ -71,6 +91,20 @@ def configuration() -> str:
         ]
         parts.append(_table(("key", "default", "meaning"), rows) + "\n")
     return NOTE + "\n" + "".join(parts).rstrip() + "\n"
+
+
+def _packaged() -> str:
+    """The table of the packaged configurations."""
+    rows = []
+    for name, (purpose, hardware) in PACKAGED.items():
+        config = load_train_config(name)
+        network = named_config(config.model.size, **config.model.overrides)
+        parameters = cost(network, 64, 64).parameters / 1e6
+        samples = f"{config.train.steps} x {config.train.global_batch}"
+        radius = f"{network.radius_max:g} pixels"
+        rows.append((f"`{name}`", purpose, radius, f"{parameters:.1f} M", samples, hardware))
+    head = ("`--config`", "for", "largest radius", "parameters", "steps x batch", "hardware")
+    return _table(head, rows)
 
 
 def _fields(node: ast.ClassDef, source: str) -> Iterator[dict[str, str]]:
