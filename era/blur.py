@@ -22,7 +22,8 @@ class SpatiallyVaryingBlur:
         weights: (B, K, H, W), summing to 1 over K.
 
     Raises:
-        ValueError: if the shapes do not fit each other, or a kernel does not fit the image.
+        ValueError: if the shapes do not fit each other, or a kernel does not fit the image; of
+            all methods, if an image has another size than the weights.
 
     Half types are computed in float32 (FFTs have no bfloat16), float64 in float64. All methods run
     outside autocast.
@@ -48,6 +49,8 @@ class SpatiallyVaryingBlur:
         self.size = (weights.shape[-2], weights.shape[-1])
         if kernels.shape[:2] != weights.shape[:2]:
             raise ValueError(f"kernels {tuple(kernels.shape)} and weights {tuple(weights.shape)}")
+        if kernels.shape[-1] != kernels.shape[-2]:
+            raise ValueError(f"kernels {tuple(kernels.shape)} must be square")
         if kernels.shape[-1] % 2 == 0 or kernels.shape[-1] > min(self.size):
             raise ValueError(f"kernel size {kernels.shape[-1]} must be odd and fit {self.size}")
         self.otf = kernel_spectrum(_at_least_float32(kernels), self.size)  # (B, K, H, W//2+1)
@@ -55,13 +58,14 @@ class SpatiallyVaryingBlur:
     def apply(self, x: Tensor) -> Tensor:
         """H x = sum_k w_k * (h_k conv x), for x of shape (B, C, H, W)."""
         with no_autocast(x):
-            spectrum = rfft2(x)[:, None]
+            spectrum = self._rfft2(x)[:, None]
         return self._weighted(lambda otf: otf * spectrum, x)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """H' y = sum_k h_k corr (w_k * y), for y of shape (B, C, H, W): the weights are applied
         before the correlation."""
         with no_autocast(y):
+            self._require_fitting(y)
             weighted = self.weights[:, :, None] * _at_least_float32(y)[:, None]
             return self.inverse((self.otf.conj()[:, :, None] * rfft2(weighted)).sum(dim=1))
 
@@ -99,7 +103,7 @@ class SpatiallyVaryingBlur:
             (B, C, H, W).
         """
         with no_autocast(residual):
-            r, d = rfft2(residual)[:, None], rfft2(pull)[:, None]
+            r, d = self._rfft2(residual)[:, None], self._rfft2(pull)[:, None]
         return self._weighted(lambda otf: (otf.conj() * r - d) / (power(otf) + ratio), residual)
 
     def _weighted(self, spectra: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
@@ -150,7 +154,16 @@ class SpatiallyVaryingBlur:
         """F^-1[ F x / denominator ] (B, C, H, W), for x of that shape and a real denominator
         (B or 1, 1, H, W//2+1)."""
         with no_autocast(x):
-            return self.inverse(rfft2(x) / denominator)
+            return self.inverse(self._rfft2(x) / denominator)
+
+    def _rfft2(self, x: Tensor) -> Tensor:
+        self._require_fitting(x)
+        return rfft2(x)
+
+    def _require_fitting(self, x: Tensor) -> None:
+        """An image of another size can have a spectrum of the same one, which is not its own."""
+        if tuple(x.shape[-2:]) != self.size:
+            raise ValueError(f"images {tuple(x.shape)}: expected (B, C, H, W) of size {self.size}")
 
     def inverse(self, spectrum: Tensor) -> Tensor:
         """The inverse real FFT on this operator's size: (..., H, W//2+1) -> (..., H, W)."""

@@ -12,6 +12,7 @@ P_FORMS = ("derived", "paper")
 PRIORS = ("resunet", "unet")
 # Beyond any network that fits a machine; a mistyped number fails here instead of in its memory.
 MAX_BANK = 1 << 24  # values of all kernels of the bank
+MAX_PARAMETERS = 1 << 31  # of the convolutions that keep their level's channels
 MAX_COUNT, MAX_LEVELS, MAX_CHANNELS, MAX_KERNEL = 1000, 8, 65_536, 1023
 LEAST_SCALAR, GREATEST_SCALAR = 1e-9, 1e6  # of the lambdas: what float32 and softplus hold
 
@@ -110,6 +111,11 @@ def _problems(config: ErAConfig) -> list[str]:
                 f"{name} must list 1 to {MAX_LEVELS} integers from 1 to {MAX_CHANNELS}, "
                 f"got {channels}"
             )
+    if not problems and least_parameters(config) > MAX_PARAMETERS:
+        problems.append(
+            f"the channels make more than {least_parameters(config):,} parameters; at most "
+            f"{MAX_PARAMETERS:,} are taken"
+        )
     if not 1 <= config.kernel_size <= MAX_KERNEL or config.kernel_size % 2 == 0:
         problems.append(
             f"kernel_size must be odd and from 1 to {MAX_KERNEL}, got {config.kernel_size}"
@@ -128,6 +134,21 @@ def _problems(config: ErAConfig) -> list[str]:
     if config.p_form not in P_FORMS:
         problems.append(f"p_form must be one of {', '.join(P_FORMS)}, got {config.p_form!r}")
     return problems
+
+
+def least_parameters(config: ErAConfig) -> int:
+    """Fewer parameters than the network has: every level of each of its networks has two
+    convolutions of 3x3 that keep the channels; all others together are a small multiple."""
+    copies = 1 if config.share_priors else config.stages
+    blocks = config.prior_blocks if config.prior == "resunet" else 1
+    least = _squares(config.estimator_channels) + copies * blocks * _squares(config.prior_channels)
+    if config.error_term and config.stages > 1:
+        least += copies * config.error_blocks * _squares(config.error_channels)
+    return least
+
+
+def _squares(channels: tuple[int, ...]) -> int:
+    return sum(2 * 9 * c * c for c in channels)
 
 
 SIZES: dict[str, ErAConfig] = {

@@ -126,7 +126,11 @@ class ErA(nn.Module):
             confidence: (B, 1, H, W) in [0, 1], the estimate's at this position; 0 where `blur` is
                 not photograph but its mirrored border.
             reblur: also return H X.
+
+        Raises:
+            ValueError: unless `blur` is a tensor of that shape, not empty, of float32 or float64.
         """
+        _require_images(blur)
         height, width = blur.shape[-2:]
         estimate = estimate or self.estimate(blur)
         if weights is None:
@@ -225,3 +229,10 @@ def _itself(image: Tensor) -> Tensor:
 def _inverse_softplus(value: float) -> float:
     """log(e^v - 1) without overflow."""
     return value + math.log(-math.expm1(-value))
+
+
+def _require_images(blur: Tensor) -> None:
+    fits = isinstance(blur, Tensor) and blur.ndim == 4 and blur.shape[1] == 3 and blur.numel()
+    if not fits or blur.dtype not in (torch.float32, torch.float64):
+        given = f"{blur.dtype} {tuple(blur.shape)}" if isinstance(blur, Tensor) else type(blur)
+        raise ValueError(f"expected a float tensor (B, 3, H, W) in [0, 1], got {given}")

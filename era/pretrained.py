@@ -7,11 +7,12 @@ imported when `load` is called and not before: whoever uses the method alone nee
 from __future__ import annotations
 
 import importlib
+import os
 
 from era.model import ErA
 
 
-def load(what: str) -> ErA:
+def load(what: str | os.PathLike[str]) -> ErA:
     """Load a trained network, in eval mode on the CPU.
 
     Args:
@@ -31,5 +32,5 @@ def load(what: str) -> ErA:
     ((1, 3, 48, 64), (1, 3, 48, 64))
     """
     checkpoint = importlib.import_module("pipeline.checkpoint")  # a static import would be a layer
-    model: ErA = checkpoint.load_model(what).model
+    model: ErA = checkpoint.load_model(os.fspath(what)).model
     return model

@@ -15,6 +15,7 @@ class Case:
         restored: (H, W, 3) float32 in [0, 1], before rounding.
         kernels: (K, k, k). weights: (K, H, W), summing to 1. radius: (H, W), pixels.
         error: E (H, W, 3).
+        finite: whether all values of `restored` are, before they were clamped into `pixels`.
         pixels: the restored image in the input's type. coarse_radius: (H/4, W/4), pixels.
         key: its name.
         blur, sharp: (H, W, 3) float in [0, 1].
@@ -27,6 +28,7 @@ class Case:
     weights: Image
     radius: Image
     error: Image
+    finite: bool = True
     pixels: Image = field(default_factory=EMPTY.copy)
     coarse_radius: Image = field(default_factory=EMPTY.copy)
     key: str = ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -68,6 +68,16 @@ def to_device(model: ErA, device: str) -> ErA:
     return model.to(device)
 
 
+def require_finite(case: Case, where: str) -> None:
+    """Refuse what a network has restored to values that are not finite.
+
+    Raises:
+        UserError: naming the checkpoint, `where`.
+    """
+    if not case.finite:
+        raise UserError(f"{where}: this network's result is not finite; take another checkpoint")
+
+
 @torch.inference_mode()
 def restore_array(
     model: ErA,
@@ -111,6 +121,7 @@ def restore_array(
         weights=EMPTY if weights is None else _array(weights[0]),
         radius=EMPTY if weights is None else _array(model.radius(weights)[0, 0]),
         error=result.error,
+        finite=not result.broken,
     )
 
 
@@ -227,17 +238,21 @@ class _Result:
     restored: Image
     floats: Image
     error: Image
+    broken: list[int] = field(default_factory=list)  # rows in which a value is not finite
 
     @classmethod
     def empty(cls, blur: Image, maps: bool, floats: bool) -> _Result:
-        kept = (np.empty(blur.shape, np.float32) if asked else EMPTY for asked in (floats, maps))
-        return cls(np.empty_like(blur), *kept)
+        kept = [np.empty(blur.shape, np.float32) if asked else EMPTY for asked in (floats, maps)]
+        return cls(np.empty_like(blur), floats=kept[0], error=kept[1])
 
     def put(self, top: int, restored: Image, error: Image) -> None:
         """Keep finished rows (h, W, 3), float32 in [0, 1], and their E."""
         for start in range(0, len(restored), ROWS):  # rounding works on a copy
             rows = restored[start : start + ROWS]
             place = slice(top + start, top + start + len(rows))
+            if not np.isfinite(rows).all():
+                self.broken.append(top + start)
+                rows = np.nan_to_num(rows)
             self.restored[place] = from_float(rows, self.restored.dtype)
         place = slice(top, top + len(restored))
         if self.floats.size:

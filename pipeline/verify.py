@@ -119,9 +119,9 @@ def _whole(job: _Job, path: Path) -> Iterator[str]:
 
 def _members(path: Path) -> dict[str, tuple[int, int]] | None:
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, "r:") as tar:
             return {m.name: (m.offset_data, m.size) for m in tar if m.isreg()}
-    except (tarfile.TarError, ValueError, OverflowError, EOFError):
+    except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError, MemoryError):
         return None
 
 

@@ -434,7 +434,7 @@ def test_a_network_of_another_version_is_one_clear_line(tmp_path: Path) -> None:
     [
         ({"stages": 1000, "share_priors": False}, "its configuration has more"),
         ({"prior": "resunet", "prior_blocks": 1000}, "its configuration has more"),
-        ({"prior_channels": [65536] * 4}, "its configuration has more"),
+        ({"prior_channels": [4096] * 4}, "its configuration has more"),
         ({"kernels": 1000, "kernel_size": 1023}, "must be at most"),
     ],
 )

@@ -27,6 +27,7 @@ from pipeline.config import (
 )
 from pipeline.errors import UserError
 from pipeline.runfolder import freeze, frozen, frozen_hash
+from pipeline.train.driver import git_revision
 
 DOCS = Path(__file__).parents[1] / "docs" / "configuration.md"
 TINY_HASH = "90d2f124a83ccb63f3abd5fbc942c57d3a0ca86506c7065fa0664f1cce60510a"
@@ -194,6 +195,38 @@ def test_an_empty_value_means_none(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("data: {train: a, val: b}\n")
     for empty in ("data.val=", 'data.val=""', "data.val=''"):
         assert load_train_config(str(tmp_path / "mine.yaml"), [empty]).data.val == ""
+
+
+def test_a_null_is_no_text(tmp_path: Path) -> None:
+    for text in ("data: {val: null}", "cache: {dir: ~}", "run: {revision: Null}"):
+        (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(UserError, match='expected a text; write "" for none'):
+            load_train_config(str(tmp_path / "c.yaml"))
+    (tmp_path / "c.yaml").write_text('run: {revision: "null"}')
+    assert load_train_config(tmp_path / "c.yaml").run.revision == "null"
+
+
+def test_a_folder_of_a_packaged_name_is_not_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a run's: `era runs pull URL --to tiny`."""
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_train_config("tiny").model.size == "tiny"
+    with pytest.raises(UserError, match="no regular file"):
+        load_train_config("./tiny")
+
+
+def test_a_revision_that_a_run_could_not_keep_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERA_REVISION", "abc\n")  # as a mounted file has it
+    assert git_revision() == "abc"
+    config = load_train_config("tiny")
+    config = replace(config, run=replace(config.run, revision="a\nb"))
+    with pytest.raises(UserError, match=r"run\.revision: expected a text without control"):
+        freeze(str(tmp_path / "run"), config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_environment_stays_unread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

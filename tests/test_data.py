@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import hashlib
 import json
 import os
@@ -724,6 +725,26 @@ def test_arrays_of_another_type_order_or_shape_are_refused(
     for read in (verify, lambda url: verify(url, quick=True), lambda url: open_split(url).load(0)):
         with pytest.raises(DamagedError, match=said):
             read(folder)
+
+
+def test_a_shard_of_endless_headers_is_damaged(tiny_data: Path, tmp_path: Path) -> None:
+    """Long names of long names, a header that claims 2^62 bytes, and a compressed tar."""
+    long = tarfile.TarInfo("././@LongLink")
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 1
+    name = long.tobuf(tarfile.GNU_FORMAT) + b"x" + bytes(511)
+    pax = tarfile.TarInfo("./PaxHeaders/x")
+    pax.type, pax.size = tarfile.XHDTYPE, 2**62
+    for content in (name * 3000, pax.tobuf(tarfile.GNU_FORMAT), gzip.compress(bytes(10240))):
+        folder = shutil.copytree(tiny_data / "train", tmp_path / "train", dirs_exist_ok=True)
+        values = json.loads((folder / "manifest.json").read_text())
+        shard = values["shards"][0]
+        data = (folder / shard["name"]).read_bytes()
+        data = content[: len(data)] + data[len(content) :]
+        (folder / shard["name"]).write_bytes(data)
+        shard["sha256"] = hashlib.sha256(data).hexdigest()
+        (folder / "manifest.json").write_text(json.dumps(values))
+        with pytest.raises(DamagedError):
+            verify(folder)
 
 
 def test_a_local_shard_that_changes_while_it_is_open_is_read_again(

@@ -20,7 +20,7 @@ from pipeline.doctor import diagnose
 from pipeline.doctor.cluster import check_cluster, gpu_of_a_node
 from pipeline.doctor.dashboard import check_dashboard
 from pipeline.doctor.finding import Finding
-from pipeline.doctor.machine import _unusable, wandb
+from pipeline.doctor.machine import _unusable, disks, wandb
 from pipeline.doctor.run import guarded
 from pipeline.doctor.store import check_bucket, check_data
 from pipeline.errors import UserError
@@ -91,6 +91,20 @@ def test_wandb_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.state == "warning"
     assert "is silent; check WANDB_BASE_URL" in finding.text
     assert "a-secret-key" not in finding.text
+
+
+def test_settings_that_lead_nowhere_are_findings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a-secret-key")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://my host/")
+    assert [finding.state for finding in wandb()] == ["warning"]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "none" / "there"))
+    monkeypatch.setenv("ERA_CACHE_DIR", str(tmp_path / "file"))
+    found = {finding.check: finding for finding in disks()}
+    assert "file is a file" in next(disks()).text
+    assert str(tmp_path) in found["ray's disk"].text
 
 
 @pytest.mark.parametrize(

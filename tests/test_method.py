@@ -103,6 +103,12 @@ def test_wrong_shapes_are_refused() -> None:
         SpatiallyVaryingBlur(rand(1, 2, 4, 4), rand(1, 2, 8, 8))
     with pytest.raises(ValueError, match="weights"):
         SpatiallyVaryingBlur(rand(1, 2, 3, 3), rand(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="square"):
+        SpatiallyVaryingBlur(rand(1, 2, 4, 3), rand(1, 2, 8, 8))
+    H, other = SpatiallyVaryingBlur(rand(1, 2, 3, 3), rand(1, 2, 8, 8)), rand(1, 3, 8, 9)
+    for use in (H.apply, H.adjoint, lambda x: H.divide(x, 1.0), lambda x: H.wiener(x, x, 1.0)):
+        with pytest.raises(ValueError, match=r"\(1, 3, 8, 9\): expected \(B, C, H, W\) of size"):
+            use(other)  # its spectrum has the shape of H's
 
 
 # The updates: each closed form zeroes the gradient of the augmented Lagrangian

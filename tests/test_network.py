@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from small_network import SMALL, rand
@@ -12,6 +13,8 @@ from era import ErA, ErAConfig, cost, era_loss, named_config
 from era.estimator import RING_RANGE, RINGS, blur_features, luminance
 from era.psf import PsfBank, corrected, disk
 from era.updates import X_FORMS
+from pipeline.config import load_train_config
+from pipeline.errors import UserError
 
 
 def network(**changes: object) -> ErA:
@@ -217,6 +220,32 @@ def test_configuration_refuses_nonsense() -> None:
     with pytest.raises(ValueError, match="unknown size"):
         named_config("huge")
     assert ErAConfig.from_dict(SMALL.to_dict()) == SMALL
+
+
+def test_a_network_that_fits_no_machine_is_refused_before_it_is_built() -> None:
+    with pytest.raises(ValueError, match=r"parameters; at most 2,147,483,648"):
+        named_config("tiny", prior_channels=(32768, 65536, 65536))
+    for patch in (10**11, 8193, 15):
+        with pytest.raises(UserError, match=r"train\.patch must list sizes of 16 to 8192 pixels"):
+            load_train_config("tiny", [f"train.patch=[{patch}]"])
+
+
+@pytest.mark.parametrize(
+    "blur",
+    [
+        torch.zeros(3, 8, 8),
+        torch.zeros(1, 4, 8, 8),
+        torch.zeros(0, 3, 8, 8),
+        torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+        torch.zeros(1, 3, 8, 8, dtype=torch.float16),
+        np.zeros((1, 3, 8, 8), np.float32),
+    ],
+)
+def test_what_is_no_batch_of_images_is_refused(blur: torch.Tensor) -> None:
+    with pytest.raises(
+        ValueError, match=r"expected a float tensor \(B, 3, H, W\) in \[0, 1\], got"
+    ):
+        ErA(named_config("tiny"))(blur)
 
 
 def test_luminance_is_not_rounded_to_a_half_type() -> None:

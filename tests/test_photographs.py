@@ -27,6 +27,7 @@ from PIL import ImageCms, ImageOps, TiffImagePlugin
 
 from era import ErA, named_config
 from pipeline import freed_memory
+from pipeline.checkpoint import LoadedModel
 from pipeline.errors import UserError
 from pipeline.images import codecs, decode_any, encode_png, ifd
 from pipeline.images.colour import encode_srgb, tone_of
@@ -1038,6 +1039,12 @@ def test_tags_that_overlap_take_no_memory() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2e6
+    # One such directory below costs no other tag.
+    rows = struct.pack("<HHII", ifd.EXIF, 4, 1, 50)
+    rows += struct.pack("<HHIHH", ifd.ORIENTATION, 3, 1, 6, 0)
+    below = struct.pack("<H", 1000) + block[10:]
+    whole = (struct.pack("<2sHIH", b"II", 42, 8, 2) + rows).ljust(50, b"\0") + below
+    assert ifd.read_exif(whole + bytes(200_000)).orientation == 6
 
 
 def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
@@ -1113,7 +1120,7 @@ def test_a_tone_curve_and_pictures_beside_take_memory_too(
     assert planned == [(1, True), (2, True)] * 2  # checked, then restored
     size, config = Size(3000, 4000, 3, 1), named_config("tiny")
     plain, beside = (
-        plan(size, 10**7, config, 0.5, **{**NOTHING_MORE, "compare": compare})
+        plan(size, 10**7, config, 0.8, **{**NOTHING_MORE, "compare": compare})
         for compare in (False, True)
     )
     assert beside.max_pixels < plain.max_pixels
@@ -1146,6 +1153,41 @@ def test_what_lies_in_the_folder_is_replaced_with_a_line(
     finally:
         log.removeHandler(caplog.handler)
     assert "its a.png and 1 more will be replaced" in caplog.text
+
+
+def test_a_network_that_gives_no_numbers_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights may be finite, and what they make of a picture not."""
+    model = ErA(named_config("tiny", **FIELDS)).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(1e30)
+    assert not restore_array(model, picture()).finite
+    loaded = LoadedModel(model, model.config, {}, "runs/diverged")
+    monkeypatch.setattr(run, "_open", lambda url, device: loaded)
+    for module in ("pipeline.parallel_map", "pipeline.restore.run"):
+        monkeypatch.setattr(f"{module}.has_cluster", lambda: False)
+    (tmp_path / "a.png").write_bytes(coded("PNG"))
+    with pytest.raises(UserError, match="runs/diverged: this network's result is not finite"):
+        restore(str(tmp_path / "a.png"), tmp_path / "out")
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_one_name_is_one_photograph(tmp_path: Path) -> None:
+    """And not each of its characters, of which a dot is the current folder."""
+    (tmp_path / "a.png").write_bytes(coded("PNG"))
+    for given in (str(tmp_path / "a.png"), tmp_path / "a.png", [tmp_path / "a.png"]):
+        assert expand(given) == ([str(tmp_path / "a.png")], [])
+
+
+def test_photographs_for_a_gpu_are_checked_where_there_is_none(
+    trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "a.png").write_bytes(coded("PNG"))
+    job = run.RestoreJob(trained, str(tmp_path / "a.png"), "", 1.0, 1.0, 1.0, False, False, "cuda")
+    assert run._check_one(job) == run._Done(name="a.png")
+    assert "torch finds no CUDA device here" in run._restore_one(job).problem
 
 
 @pytest.mark.parametrize("device", ["cuda", "tpu"])

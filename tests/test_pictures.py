@@ -280,7 +280,8 @@ def test_pictures_of_other_methods_are_scored_beside(
 def test_images_are_scored_at_once_as_memory_allows(
     run: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parallel_map, "has_cluster", lambda: False)
+    for module in ("parallel_map", "evaluate.run"):
+        monkeypatch.setattr(f"pipeline.{module}.has_cluster", lambda: False)
     at_once, threads = [], parallel_map._in_threads
     monkeypatch.setattr(parallel_map, "_in_threads", lambda *a: at_once.append(a[2]) or threads(*a))
     found = []

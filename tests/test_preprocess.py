@@ -103,8 +103,9 @@ def test_killed_process_goes_on_and_leaves_nothing(
     size = 2 * 300 * 400 * 12
     undisturbed = preprocess("folder", str(tmp_path / "in"), str(tmp_path / "a"), shard_bytes=size)
     program = (
-        "import os, sys; from pipeline.preprocess import preprocess\n"
-        "os.cpu_count = lambda: 2  # not all shards at once\n"
+        "import sys\nfrom pipeline import parallel_map\n"
+        "from pipeline.preprocess import preprocess\n"
+        "parallel_map.processors = lambda: 2  # not all shards at once\n"
         f"preprocess('folder', sys.argv[1], sys.argv[2], shard_bytes={size})"
     )
     split = tmp_path / "b" / "train"
@@ -255,6 +256,7 @@ SPREADSHEETS = {
     "semicolons": CSV.replace(",", ";"),
     "quoted": CSV.replace("blur/00.png", '"blur/00.png"'),
     "spaces and capitals": CSV.replace(",", ", ").replace("sharp\n", "Sharp \n", 1),
+    "absolute": CSV,  # with the folder in front of the names
     "empty columns and rows": CSV.replace("\n", ",,\n") + ",,,,\n",
 }
 
@@ -263,6 +265,10 @@ def test_csv_as_spreadsheets_save_it(tmp_path: Path) -> None:
     soft_pairs(tmp_path, 1, (40, 48))
     shards = set()
     for name, text in SPREADSHEETS.items():
+        if name == "absolute":
+            text = text.replace("blur/", f"{tmp_path}/blur/").replace(
+                "sharp/", f"{tmp_path}/sharp/"
+            )
         (tmp_path / "pairs.csv").write_bytes(text.encode())
         preprocess("folder", str(tmp_path / "pairs.csv"), str(tmp_path / name))
         shards.add((tmp_path / name / "val" / "shard-00000.tar").read_bytes())
@@ -273,9 +279,12 @@ def test_csv_as_spreadsheets_save_it(tmp_path: Path) -> None:
         "split,blur\nval," + "x" * 200_000 + "\n",
         "split,blur,sharp\nval,a.png,../b.png\n",
         "split,blur,blur\nval,a.png,b.png\n",
+        "split,blur,gt\nval,a.png,b.png\n",
+        "split,blur,sharp\nval,/elsewhere/a.png,/elsewhere/b.png\n",
+        "split,blur,sharp\nval,s3://b/a.png,b.png\n",
     ):
         (tmp_path / "pairs.csv").write_text(text)
-        refused = r"pairs\.csv(, line 2|: not valid CSV after line 1|: the columns)"
+        refused = r"pairs\.csv(, line 2|: not valid CSV after line 1|: (the|no) column)"
         with pytest.raises(UserError, match=refused):
             preprocess("folder", str(tmp_path / "pairs.csv"), str(tmp_path / "out"))
 

@@ -15,6 +15,7 @@ import torch
 import yaml
 from conftest import S3Server
 from faulty_proxy import faulty_proxy
+from safetensors.torch import load_file, save
 
 from era import ErA, named_config, parameter_count
 from pipeline import storage
@@ -25,7 +26,7 @@ from pipeline.config import load_train_config
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import StorageDown, UserError
 from pipeline.restore import restore
-from pipeline.runfolder import RunFolder, freeze, frozen_hash, outcome
+from pipeline.runfolder import RunFolder, fingerprint, freeze, frozen_hash, outcome
 from pipeline.runs import best_run, compare_runs, list_runs, pull, show_run
 from pipeline.runs.card import model_card
 
@@ -99,20 +100,23 @@ def test_list_show_best_and_compare(root: str) -> None:
 
 
 def test_a_folder_that_cannot_be_read_hides_no_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A volume's root has `lost+found`; what else may not be read is said, or the best is wrong."""
     make_run(str(tmp_path), "good", [20.0], 1e-3)
     (tmp_path / "lost+found").mkdir()
     truly = storage.list_names
 
     def listed(url: str) -> list[str]:
-        if url.endswith("lost+found"):
+        if not url.endswith(("good", tmp_path.name)):
             raise UserError(f"{url}: permission denied")
         return truly(url)
 
     monkeypatch.setattr("pipeline.runs.search.is_run", lambda url: "config.yaml" in listed(url))
     assert [row["name"] for row in list_runs(str(tmp_path))["runs"]] == ["good"]
-    assert "lost+found: permission denied; it is left out" in caplog.text
+    (tmp_path / "another").mkdir()
+    with pytest.raises(UserError, match="another: permission denied"):
+        list_runs(str(tmp_path))
 
 
 def test_best_of_different_validation_data_is_said(
@@ -120,11 +124,11 @@ def test_best_of_different_validation_data_is_said(
 ) -> None:
     urls = [make_run(str(tmp_path), name, [20.0], 1e-3) for name in ("a", "b")]
     best_run(str(tmp_path))
-    assert "computed on different data" not in caplog.text
+    assert "data.val" not in caplog.text
     config = Path(urls[1]) / "config.yaml"
     config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "data": {"val": "z"}}))
     best_run(str(tmp_path))
-    assert "val/psnr was computed on different data: " in caplog.text
+    assert "val/psnr of runs with different data.val is compared: " in caplog.text
 
 
 def test_tables_are_one_line_a_row_for_a_pipe(
@@ -260,6 +264,34 @@ def test_damage_is_found(tmp_path: Path) -> None:
     weights.write_bytes(data)
     with pytest.raises(UserError, match="damaged"):
         pull(storage.join(run, "checkpoints", "step-00000010"), str(tmp_path / "bundle"))
+
+
+def test_a_folder_of_an_included_networks_name_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_run(str(tmp_path), "tiny", [25.0], 1e-3)
+    (tmp_path / "photographs").mkdir()  # no network: nothing to say
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny", "photographs"):
+        load_model(name)
+    assert caplog.text.count("the included network is meant; for the folder give ./") == 1
+    assert load_model("./tiny").url.startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float8_e4m3fn, torch.complex64, torch.bool])
+def test_weights_of_other_types_are_damage(dtype: torch.dtype, tmp_path: Path) -> None:
+    run = make_run(str(tmp_path), "one", [25.0], 1e-3)
+    folder = Path(run) / "checkpoints" / "step-00000010"
+    state = load_file(folder / "model.safetensors")
+    name = next(iter(state))
+    state[name] = state[name].to(dtype)
+    data = save(state)
+    (folder / "model.safetensors").write_bytes(data)
+    commit = json.loads((folder / "COMMIT").read_text())
+    commit["files"]["model.safetensors"] = fingerprint(data)
+    (folder / "COMMIT").write_text(json.dumps(commit))
+    with pytest.raises(UserError, match="weights are of float types"):
+        load_model(str(folder))
 
 
 def test_what_pull_refuses(tmp_path: Path) -> None:

@@ -139,9 +139,11 @@ def test_equal_numbers_are_the_same_choice() -> None:
 
 def test_texts_of_any_script_are_overrides(tmp_path: Path) -> None:
     """What JSON escapes as two halves of a character, YAML refuses."""
-    path = sweep_file(tmp_path, "data", ".", space={"data.train": {"choice": ["/d/😀", "/e"]}})
-    (first, _) = grid(load_sweep(path, []).space)
-    assert load_sweep(path, []).training(overrides_of(first)).data.train == "/d/😀"
+    names = ["/d/😀", "/d/a\x85b", "/d/a\u2028 b", 'a "b"\\', "/e"]
+    path = sweep_file(tmp_path, "data", ".", space={"data.train": {"choice": names}})
+    sweep = load_sweep(path, [])
+    points = map(overrides_of, grid(sweep.space))
+    assert [sweep.training(point).data.train for point in points] == names
 
 
 def test_points_are_keyed_and_within_their_ranges() -> None:
@@ -214,8 +216,12 @@ def test_what_cannot_run_is_refused(tiny_data: Path, tmp_path: Path) -> None:
         load_sweep(path, ["train.validate_every=0"])
     for scheduler in ("asha", "median"):
         path = sweep_file(tmp_path, str(tiny_data), str(tmp_path), scheduler=scheduler)
-        with pytest.raises(UserError, match=r"validate_every 4 is more than train\.steps 3"):
-            load_sweep(path, ["train.steps=3"])
+        for steps in (3, 4):
+            with pytest.raises(UserError, match=rf"every 4 is not less than train\.steps {steps}"):
+                load_sweep(path, [f"train.steps={steps}"])
+        space = {"train.validate_every": {"choice": [1, 2]}}
+        path = sweep_file(tmp_path, str(tiny_data), str(tmp_path), scheduler=scheduler, space=space)
+        assert load_sweep(path, ["train.steps=3"]).scheduler == scheduler
     with pytest.raises(UserError, match="val is empty"):
         load_sweep(path, ["data.val=''"])
 

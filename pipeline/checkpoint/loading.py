@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from era.config import least_parameters
 from pipeline import storage
 from pipeline.errors import DamagedError, UserError
 from pipeline.runfolder import BEST_BY, Checkpoint, RunFolder, open_checkpoint
-from pipeline.runfolder.names import COMMIT, MODEL
+from pipeline.runfolder.names import COMMIT, CONFIG, MODEL
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +72,8 @@ def resolve(url: str, metric: str = BEST_BY) -> Checkpoint:
 def _candidates(url: str, metric: str) -> list[Checkpoint]:
     """What a URL may mean, in order of preference; never empty."""
     if url in shipped_models():
+        if any(storage.exists(f"./{url}/{name}") for name in (COMMIT, CONFIG)):
+            log.warning("%s: the included network is meant; for the folder give ./%s", url, url)
         return [open_checkpoint(str(SHIPPED / url))]
     url = storage.absolute(url)
     if storage.exists(storage.join(url, COMMIT)):
@@ -112,24 +114,13 @@ def _load(checkpoint: Checkpoint) -> LoadedModel:
 def _require_fitting(config: ErAConfig, state: dict[str, Tensor]) -> None:
     """Compare sizes before memory is taken: a stranger's configuration could ask for terabytes.
 
-    Every level of every network has two convolutions of 3x3 that keep the channels; all others
-    together are a small multiple of these.
-
     Raises:
         ValueError: if the weights are too few.
     """
-    copies = 1 if config.share_priors else config.stages
-    blocks = config.prior_blocks if config.prior == "resunet" else 1
-    least = _squares(config.estimator_channels) + copies * blocks * _squares(config.prior_channels)
-    if config.error_term and config.stages > 1:
-        least += copies * config.error_blocks * _squares(config.error_channels)
+    least = least_parameters(config)
     found = sum(tensor.numel() for tensor in state.values())
     if least > found:
         raise ValueError(f"{found:,} parameters; its configuration has more than {least:,}")
-
-
-def _squares(channels: Sequence[int]) -> int:
-    return sum(2 * 9 * c * c for c in channels)
 
 
 def shipped_models() -> list[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.common import JsonFlag, run_verb
+from pipeline.cli.edge import say
 
 MARKS = {"ok": "ok     ", "warning": "warning", "failure": "FAILURE"}
 
@@ -35,7 +36,7 @@ def doctor(
         for finding in diagnose(address, bucket, data, workers):
             found.append(vars(finding))
             if not as_json:
-                typer.echo(f"{MARKS[finding.state]}  {finding.check}: {finding.text}", err=True)
+                say(f"{MARKS[finding.state]}  {finding.check}: {finding.text}", 0)
         counts = Counter(finding["state"] for finding in found)
         failures, warnings = counts["failure"], counts["warning"]
         return {

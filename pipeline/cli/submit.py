@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict, replace
 from functools import partial
@@ -151,13 +150,14 @@ def _command(verb: str, arguments: list[str], values: dict[str, Any], shared: bo
             arguments = ["--config", inline_config(config)]
         return training_command(verb, arguments, config, 1, shared)
     if verb == "tune":
+        from pipeline.config.yaml_text import inline
         from pipeline.tune.config import load_sweep
         from pipeline.tune.trial import trial_count
 
         sweep = load_sweep(values["config"], overrides)
         if _is_file(values["config"]) or _is_file(sweep.config):
             sent = replace(sweep, config=inline_config(sweep.training()), overrides=[])
-            arguments = ["--config", json.dumps(asdict(sent), ensure_ascii=False)]
+            arguments = ["--config", inline(asdict(sent))]
             arguments += ["--resume-failed"] if values.get("resume_failed") else []
         trials = trial_count(sweep)
         at_once = min(sweep.concurrent or trials, trials)

@@ -29,6 +29,9 @@ def worker_range(config: TrainConfig) -> tuple[int, int]:
     return config.scaling.workers.least, config.scaling.workers.most
 
 
+MAX_PATCH = 8192  # pixels; a step of one such crop takes hundreds of gigabytes
+
+
 def _run(config: TrainConfig) -> Iterable[str]:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", config.run.name):
         yield f"run.name {config.run.name!r} must be letters, digits, '.', '_' or '-'"
@@ -69,8 +72,9 @@ def _train(config: TrainConfig) -> Iterable[str]:
         yield "train.estimator_share + train.prior_share must not exceed 1"
     if train.precision not in ("fp32", "bf16", "fp16"):
         yield f"train.precision must be fp32, bf16 or fp16, got {train.precision!r}"
-    if not train.patch or any(size < 16 for size in train.patch):
-        yield f"train.patch must list sizes of at least 16 pixels, got {list(train.patch)}"
+    if not train.patch or not all(16 <= size <= MAX_PATCH for size in train.patch):
+        sizes = f"of 16 to {MAX_PATCH} pixels"
+        yield f"train.patch must list sizes {sizes}, got {list(train.patch)}"
 
 
 def _scaling(config: TrainConfig) -> Iterable[str]:

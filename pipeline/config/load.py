@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -34,7 +35,8 @@ def config_path(name: str, kind: str) -> Path:
     """
     given = Path(name)
     try:
-        if given.suffix in {".yaml", ".yml"} or given.exists():
+        # A folder of a packaged name, such as of a run, is not meant.
+        if given.suffix in {".yaml", ".yml"} or given.is_file() or ("/" in name and given.exists()):
             if not given.is_file():
                 what = "no regular file" if given.exists() else "no such file"
                 raise UserError(f"config {name}: {what}; give a path or a packaged name")
@@ -50,7 +52,7 @@ def config_path(name: str, kind: str) -> Path:
     return packaged[name]
 
 
-def load_train_config(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_train_config(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> TrainConfig:
     """Load a training configuration and check every value.
 
     Args:
@@ -61,7 +63,7 @@ def load_train_config(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
         UserError: for a missing file, bad YAML, an unknown key (with a suggestion) or a bad value.
     """
     settings: Settings = {}
-    _merge(settings, *_read_config(name, "train"))
+    _merge(settings, *_read_config(os.fspath(name), "train"))
     for override in overrides:
         _merge_override(settings, override)
     return _finish(settings)

@@ -6,6 +6,7 @@ decides what `2024_01_01` or `no` means; `plain_value` reads a node without a sc
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,15 @@ from pipeline.errors import UserError
 
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 256 * 1024, 10_000, 20
 TAG = "tag:yaml.org,2002:"
+LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # of UTF-16: a lone surrogate
+
+
+def inline(value: Any) -> str:
+    """A plain value in one line of YAML: JSON, in which no character is cut into halves, and none
+    that YAML takes for the end of a line stands by itself."""
+    text = json.dumps(value, ensure_ascii=False)
+    return LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 class _Loader(yaml.SafeLoader):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import platform
 import re
@@ -63,13 +64,14 @@ def disks() -> Iterator[Finding]:
     """Check the space for cached shards, for Ray's own files, and in shared memory."""
     from pipeline.data.cache import cache_folder
 
-    cache = cache_folder("")
-    while not cache.exists():
-        cache = cache.parent
+    cache = _there(cache_folder(""))
+    if not cache.is_dir():
+        text = f"{cache} is a file, and the cache wants a folder"
+        yield Finding("disk", FAILURE, f"{text}; set ERA_CACHE_DIR to another place")
     free = shutil.disk_usage(cache).free / 1e9
     text = f"{free:.0f} GB free for the cache in {cache}"
     yield judged("disk", free >= LEAST_CACHE, text, "set ERA_CACHE_DIR to a larger disk")
-    temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    temporary = _there(Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()))
     free = shutil.disk_usage(temporary).free / 1e9
     text = f"{free:.0f} GB free for Ray's logs and spilled objects in {temporary}"
     yield judged("ray's disk", free >= LEAST_TEMPORARY, text, "free some, or set RAY_TMPDIR")
@@ -77,6 +79,14 @@ def disks() -> Iterator[Finding]:
         shared = shutil.disk_usage("/dev/shm").total / 1e9
         cure = "give the container more (--shm-size, or an emptyDir in memory)"
         yield judged("shared memory", shared >= LEAST_SHARED, f"{shared:.1f} GB", cure)
+
+
+def _there(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def gpus() -> Iterator[Finding]:
@@ -128,5 +138,5 @@ def answer_of(url: str) -> Message | None:
             return headers
     except urllib.error.HTTPError as refusal:
         return refusal.headers
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return None

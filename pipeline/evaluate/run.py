@@ -15,6 +15,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.case import Case
 from pipeline.checkpoint import resolve
+from pipeline.cluster import has_cluster
 from pipeline.data.manifest import Manifest
 from pipeline.data.split import Split, open_split
 from pipeline.errors import UserError
@@ -237,17 +238,25 @@ def _scored(
     job: ScoreJob, indices: Sequence[int], split: Split
 ) -> Iterator[tuple[int, tuple[Row, Case | None]]]:
     jobs = [replace(job, index=index) for index in indices]
-    largest = max(height * width for height, width in split.sizes)
-    at_once = int(free_memory() * MEMORY_SHARE / bytes_for(job.checkpoint, largest))
-    workers = max(1, min(processors(), at_once))
+    workers = 0 if has_cluster() else _at_once(job.checkpoint, _largest(split))
     return parallel_map(score, jobs, workers, int(job.device == "cuda"))
+
+
+def _at_once(checkpoint: str, pixels: int) -> int:
+    """How many images of so many pixels this machine restores at the same time."""
+    room = int(free_memory() * MEMORY_SHARE / bytes_for(checkpoint, pixels))
+    return max(1, min(processors(), room))
+
+
+def _largest(split: Split) -> int:
+    return max(height * width for height, width in split.sizes)
 
 
 def _pictures(job: ScoreJob, rows: list[Row], split: Split) -> list[Case]:
     """Pictures of the best, the worst, the median and some other images."""
     order = sorted(range(len(rows)), key=lambda index: -(rows[index].get("gain") or 0.0))
-    largest = max(height * width for height, width in split.sizes)
-    count = min(PICTURES, len(order), max(LEAST_PICTURES, PICTURE_PIXELS // largest))
+    most = max(LEAST_PICTURES, PICTURE_PIXELS // _largest(split))
+    count = min(PICTURES, most, len(order))
     places = np.linspace(0, len(order) - 1, count).round().astype(int)
     chosen = sorted({order[place] for place in places})
     found = dict(_scored(replace(job, pictures=True), chosen, split))

@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.calibration import calibration
 from pipeline.evaluate.lpips import lpips
 from pipeline.images import to_float
-from pipeline.inference import bytes_of, restore_array, to_device
+from pipeline.inference import bytes_of, require_finite, restore_array, to_device
 from pipeline.metrics import mae, prepare, psnr, ssim
 
 _opening = threading.Lock()
@@ -57,6 +57,7 @@ def score(job: ScoreJob) -> tuple[dict[str, Any], Case | None]:
         model, split = _model(job.checkpoint, job.device), split_of(job.data)
     sample = split.load(job.index)
     result = _restored(model, sample.blur, job.device)
+    require_finite(result, job.checkpoint)
     blur = to_float(sample.blur)
     row: dict[str, Any] = {"name": sample.key, "height": blur.shape[0], "width": blur.shape[1]}
     sharp = None if sample.sharp is None else to_float(sample.sharp)
@@ -108,7 +109,7 @@ def scores_of(
     return scores
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _model(url: str, device: str) -> ErA:
     return to_device(load_model(url).model, device)
 

@@ -97,10 +97,11 @@ def _read(
         if code in POINTERS:
             if depth < 2 and code not in followed:
                 followed.add(code)
+                before = left[0]
                 try:
                     found[code] = Tag(kind, 1, _read(data, form, target, depth + 1, left))
                 except (ValueError, struct.error):
-                    continue
+                    left[0] = before  # what is left out takes nothing
             continue
         start = at if size <= form.inline else target
         if size and start + size <= len(data):

@@ -111,10 +111,6 @@ def encode_plain(pixels: Image) -> bytes:
     return bytes(data)
 
 
-def _chunks(data: bytes, name: str) -> Chunks:
-    return _read(data, name)[0]
-
-
 def check(data: bytes, name: str) -> None:
     """Check the structure of a PNG file and the checksums of the chunks that the picture needs.
 

@@ -179,6 +179,12 @@ def _csv(source: str) -> Layout:
         if not {"split", "blur"} <= set(named) or len(set(named)) < len(named):
             text = "the columns split, blur, sharp (and radius) are needed, each once"
             raise UserError(f"{source}: {text}")
+        others = sorted({*named} - {"split", "blur", "sharp", "radius"})
+        if "sharp" not in named and others:
+            raise UserError(
+                f"{source}: no column sharp, but {', '.join(others[:5])}: name it sharp, or leave "
+                "the others out if there is no ground truth"
+            )
         for row in rows:
             _add_row(found, source, rows.line_num, row)
     except csv.Error as error:
@@ -187,12 +193,20 @@ def _csv(source: str) -> Layout:
         found.splits[split] = list(dict.fromkeys(pairs))
         if twice := len(pairs) - len(found.splits[split]):
             found.warnings.append(f"{source}, {split}: {twice} rows are there again; one counts")
+        lacking = sum(pair.sharp is None for pair in found.splits[split])
+        if 0 < lacking < len(found.splits[split]):
+            found.warnings.append(
+                f"{source}, {split}: {lacking} of {len(found.splits[split])} rows have no sharp "
+                "image; training refuses such a split"
+            )
     return found
 
 
 def _add_row(found: Layout, source: str, line: int, row: dict[str, str | None]) -> None:
+    folder = f"{base_of(source)}/"
     split, blur, sharp, radius = (
-        (row.get(name) or "").strip() for name in ("split", "blur", "sharp", "radius")
+        (row.get(name) or "").strip().removeprefix(folder)
+        for name in ("split", "blur", "sharp", "radius")
     )
     if not any((split, blur, sharp, radius)):
         return  # an empty row of a spreadsheet
@@ -203,6 +217,10 @@ def _add_row(found: Layout, source: str, line: int, row: dict[str, str | None]) 
         return
     if ".." in f"{blur}/{sharp}/{radius}".replace("\\", "/").split("/"):
         found.refuse(split, f"{source}, line {line}: '..' leads out of its folder")
+        return
+    if any(name.startswith("/") or "://" in name for name in (blur, sharp, radius)):
+        text = f"{source}, line {line}: names are relative to the CSV file's folder, {folder}"
+        found.refuse(split, text)
         return
     pair = Pair(_key(blur), blur, sharp or None, radius or None)
     found.splits.setdefault(split, []).append(pair)

@@ -11,10 +11,11 @@ from pipeline import storage
 from pipeline.errors import StorageDown, UserError
 from pipeline.images.kinds import PHOTO_SUFFIXES, is_image_name
 
+Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 MOST_NAME = 255  # bytes
 
 
-def expand(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+def expand(inputs: Inputs) -> tuple[list[str], list[str]]:
     """The files that are meant, without duplicates; and what matches nothing or is no file.
 
     Raises:
@@ -22,7 +23,8 @@ def expand(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     files: dict[str, str] = {}
     problems = []
-    for given in inputs:
+    for one in [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs:
+        given = os.fspath(one)
         try:
             found = _meant(given)
         except StorageDown:
@@ -30,8 +32,8 @@ def expand(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
         except UserError as error:
             problems.append(str(error))
             continue
-        for one in found:
-            files.setdefault(_identity(one), one)
+        for url in found:
+            files.setdefault(_identity(url), url)
     if not files:
         raise UserError(problems[0] if problems else "no input given")
     return list(files.values()), problems

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -24,11 +25,19 @@ from pipeline.checkpoint import LoadedModel, load_model, resolve, shipped_models
 from pipeline.cluster import has_cluster
 from pipeline.errors import UserError
 from pipeline.images import codecs, encode_png, from_float, to_float
-from pipeline.inference import GRID, check_device, pixels_for, radius_of, restore_array, to_device
+from pipeline.inference import (
+    GRID,
+    check_device,
+    pixels_for,
+    radius_of,
+    require_finite,
+    restore_array,
+    to_device,
+)
 from pipeline.parallel_map import parallel_map
 from pipeline.progress import track
 from pipeline.report import false_colours, tile
-from pipeline.restore.inputs import beside_url, expand, outputs_of
+from pipeline.restore.inputs import Inputs, beside_url, expand, outputs_of
 from pipeline.restore.memory import KEEPS_FROM_GB, Plan, plan
 from pipeline.restore.photo import Photo, decode_photo, encode_photo, output_name, upright
 
@@ -69,8 +78,8 @@ class RestoreJob:
 
 
 def restore(
-    inputs: Sequence[str],
-    out: str,
+    inputs: Inputs,
+    out: str | os.PathLike[str],
     checkpoint: str = "photographs",
     working_scale: float | str = 1.0,
     memory_gb: float = 3.0,
@@ -125,9 +134,7 @@ def restore(
             jobs.append(job)
             names.append(done.name)
     outputs = outputs_of([job.input for job in jobs], names, out, beside)
-    if replaced := sorted({*names} & {*storage.list_names(out)}):
-        rest = f" and {len(replaced) - 1} more" if len(replaced) > 1 else ""
-        log.warning("%s: its %s%s will be replaced", out, replaced[0], rest)
+    _warn_of_replaced(names, out)
     jobs = [replace(job, output=output) for job, output in zip(jobs, outputs, strict=True)]
     restored = 0
     for _, done in _each(_restore_one, jobs, "restore", int(device == "cuda")):
@@ -138,6 +145,16 @@ def restore(
         raise UserError(f"{problems[0]}{rest}")
     summary = {"restored": restored, "failed": len(problems), "out": out}
     return {**summary, "incomplete": bool(problems)}
+
+
+def _warn_of_replaced(names: list[str], out: str) -> None:
+    try:
+        there = {*names} & {*storage.list_names(out)}
+    except UserError:  # a folder may be there to be written to alone
+        return
+    if replaced := sorted(there):
+        rest = f" and {len(replaced) - 1} more" if len(replaced) > 1 else ""
+        log.warning("%s: its %s%s will be replaced", out, replaced[0], rest)
 
 
 def _scale(given: float | str) -> float:
@@ -223,7 +240,8 @@ def _read(job: RestoreJob) -> tuple[Photo, Plan]:
     Raises:
         UserError: if it does not fit, is damaged, or is of a kind that cannot be restored.
     """
-    config, name = _open(job.checkpoint, job.device).config, storage.name_of(job.input)
+    # Photographs are checked where there may be no GPU.
+    config, name = _open(job.checkpoint, "cpu").config, storage.name_of(job.input)
     if storage.size(job.input) > job.memory_gb * 1e9:
         raise UserError(f"{name}: the file alone is larger than --memory {job.memory_gb:g} GB")
     data = storage.read_bytes(job.input)
@@ -261,6 +279,7 @@ def _restored(job: RestoreJob, photo: Photo, space: Plan) -> tuple[Case, str]:
         strength=job.strength,
         device=job.device,
     )
+    require_finite(result, loaded.url)
     warning = ""
     if reason := _too_wide(result.coarse_radius, small, scale, loaded, space, job.device):
         warning = f"{reason}; try --working-scale {scale / 2:g}"
@@ -330,7 +349,7 @@ def _open(url: str, device: str) -> LoadedModel:
         return _loaded(url, device)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _loaded(url: str, device: str) -> LoadedModel:
     loaded = load_model(url)
     return replace(loaded, model=to_device(loaded.model, device))

@@ -68,6 +68,7 @@ class Checkpoint:
         Raises:
             DamagedError: if the file is not what COMMIT says, or holds NaN or infinite values.
         """
+        import torch
         from safetensors import SafetensorError
         from safetensors.torch import load
 
@@ -77,7 +78,9 @@ class Checkpoint:
         except (SafetensorError, KeyError, ValueError):
             raise DamagedError(f"{url}: not a safetensors file") from None
         for name, weights in state.items():
-            if weights.is_floating_point() and not bool(weights.isfinite().all()):
+            if weights.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+                raise DamagedError(f"{url}: {name} is {weights.dtype}; weights are of float types")
+            if not bool(weights.float().isfinite().all()):
                 raise DamagedError(f"{url}: {name} has NaN or infinite values")
         return state
 

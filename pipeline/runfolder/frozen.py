@@ -40,7 +40,9 @@ def freeze(run_url: str, config: TrainConfig) -> None:
     """
     if not has_begun(run_url, config):
         text = yaml.safe_dump(to_plain(config), sort_keys=False)
-        storage.create(storage.join(run_url, CONFIG), text.encode())
+        url = storage.join(run_url, CONFIG)
+        parse_train_config(text, url)  # or the run could never be opened again
+        storage.create(url, text.encode())
         has_begun(run_url, config)  # another command may have begun it just now
 
 

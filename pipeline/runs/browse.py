@@ -59,18 +59,19 @@ def best_checkpoint(runs: list[Run], metric: str, url: str) -> tuple[Run, Checkp
     for run in ranked(runs, metric, lambda run: _checkpoint_scores(run, metric)):
         checkpoint = run.best(metric)
         if checkpoint is not None:
-            _warn_of_other_data(runs, metric, url)
+            _warn_of_other_validation(runs, metric, url)
             return run, checkpoint
     known = sorted({name for run in runs for c in run.checkpoints for name in c.metrics})
     hint = f"known: {', '.join(known)}" if known else "none was validated"
     raise UserError(f"{url}: no checkpoint there has the metric {metric} ({hint})")
 
 
-def _warn_of_other_data(runs: list[Run], metric: str, url: str) -> None:
+def _warn_of_other_validation(runs: list[Run], metric: str, url: str) -> None:
     scored = [run for run in runs if run.best(metric) is not None]
     sets = sorted({str(run.section("data").get("val") or "none") for run in scored})
     if len(sets) > 1:
-        log.warning("%s: %s was computed on different data: %s", url, metric, ", ".join(sets[:5]))
+        shown = ", ".join(sets[:5])
+        log.warning("%s: %s of runs with different data.val is compared: %s", url, metric, shown)
 
 
 def compare_runs(urls: list[str], metric: str = BEST_BY) -> dict[str, Any]:

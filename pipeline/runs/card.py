@@ -27,7 +27,7 @@ def network_of(checkpoint: Checkpoint) -> ErAConfig:
     """
     try:
         return ErAConfig.from_dict(checkpoint.meta["model"])
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{checkpoint.url}: its network is not one that this version knows ({error})"
         ) from None

@@ -33,7 +33,8 @@ from pipeline.runfolder.names import (
 
 log = logging.getLogger("era")
 DEPTH = 3  # folders searched below a URL: root / sweep / trial
-NOT_SEARCHED = {ATTEMPT_FOLDER, CHECKPOINTS, LOGS, WANDB}
+# The last is of a volume's root, and can't be read.
+NOT_SEARCHED = {ATTEMPT_FOLDER, CHECKPOINTS, LOGS, WANDB, "lost+found"}
 
 
 @dataclass(frozen=True)
@@ -151,13 +152,5 @@ def _search(url: str, depth: int) -> Iterator[Run]:
     elif depth:
         for name in storage.list_names(url):
             below = storage.join(url, name)
-            if name.startswith(".") or name in NOT_SEARCHED:
-                continue
-            try:
-                found = list(_search(below, depth - 1)) if storage.is_dir(below) else []
-            except StorageDown:
-                raise
-            except UserError as error:  # such as lost+found, of a volume's root
-                log.warning("%s; it is left out", error)
-                continue
-            yield from found
+            if not name.startswith(".") and name not in NOT_SEARCHED and storage.is_dir(below):
+                yield from _search(below, depth - 1)

@@ -171,8 +171,8 @@ def create(url: str, data: bytes) -> bool:
 
 
 def write_text(url: str, text: str) -> None:
-    """Write a UTF-8 file atomically."""
-    write_bytes(url, text.encode("utf-8"))
+    """Write a UTF-8 file atomically; bytes of names that are no text are written as escapes."""
+    write_bytes(url, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(url: str, value: Any) -> None:

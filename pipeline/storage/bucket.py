@@ -210,7 +210,6 @@ class BucketFiles:
         return True
 
     def _create_unless_seen(self, key: str, data: bytes) -> bool:
-        self.fs.invalidate_cache(key)
         if self.fs.exists(key):
             return False
         self.fs.pipe_file(key, data, **self.upload)

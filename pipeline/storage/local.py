@@ -37,12 +37,8 @@ _CURES = {
 
 # What clients of a network file system say while its server is away or has just come back.
 _PASSING = {
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.EREMOTEIO,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.ENOTCONN,
+    getattr(errno, name, errno.ESTALE)  # not all systems have all
+    for name in ("ESTALE", "ETIMEDOUT", "EREMOTEIO", "EHOSTDOWN", "EHOSTUNREACH", "ENOTCONN")
 }
 
 
@@ -53,9 +49,8 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _PASSING:
-            raise StorageDown(
-                f"{path}: {error.strerror}; the file system's server is away"
-            ) from None
+            reason = f"{error.strerror}; its file server is away, or another client has replaced it"
+            raise StorageDown(f"{path}: {reason}") from None
         reason = _CURES.get(error.errno or 0, error.strerror or type(error).__name__)
         raise UserError(f"{path}: {reason}") from None
     except MemoryError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import threading
@@ -13,6 +12,7 @@ from contextvars import copy_context
 from functools import lru_cache, partial
 from pathlib import Path
 
+from pipeline.errors import StorageDown
 from pipeline.storage.local import explained
 
 CONNECTIONS = 16  # ranges in transfer at once; with PART they bound the memory that is used
@@ -94,7 +94,7 @@ def _hashed(parts: list[Future[int]], target: int, path: Path) -> str:
                 while done < end:
                     count = os.preadv(target, [buffer[: end - done]], done)
                     if not count:
-                        raise OSError(errno.ESTALE, "shortened by another program")
+                        raise StorageDown(f"{path}: shortened by another program")
                     digest.update(buffer[:count])
                     done += count
     finally:

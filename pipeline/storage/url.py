@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import lru_cache
 from importlib.util import find_spec
@@ -56,8 +57,9 @@ def local_path(url: str) -> Path:
         ) from None
 
 
-def absolute(url: str) -> str:
+def absolute(url: str | os.PathLike[str]) -> str:
     """The URL as other processes can use it: local paths made absolute, no trailing slash."""
+    url = os.fspath(url)
     check_url(url)
     return str(local_path(url).absolute()) if is_local(url) else url.rstrip("/")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 from collections.abc import Collection, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import TrainConfig, to_plain
+from pipeline.config.yaml_text import inline
 from pipeline.errors import UserError
 from pipeline.runfolder import read_result
 
@@ -115,7 +115,7 @@ def recorded_result(command: Command) -> dict[str, Any] | None:
 
 def inline_config(config: TrainConfig) -> str:
     """The whole configuration as a value of `--config`, for machines that don't have its file."""
-    return json.dumps(to_plain(config), ensure_ascii=False)
+    return inline(to_plain(config))
 
 
 def refuse_places(command: Command, several_nodes: bool, shipped: Collection[str]) -> None:

@@ -123,8 +123,8 @@ class _Watch:
 
     def _at_work(self) -> bool:
         """Whether workers are, as far as is known; not where they were lost with their nodes."""
-        least = worker_range(self.config)[0]
-        if self.heard and self.step.waited > QUIET_SECONDS and room(self.config) < least:
+        quiet = self.step.waited > QUIET_SECONDS and not self.signals.received  # it may be saving
+        if self.heard and quiet and room(self.config) < worker_range(self.config)[0]:
             self._await_group()
         return self.heard
 

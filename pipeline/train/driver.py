@@ -16,9 +16,9 @@ from pipeline.checkpoint import Checkpoint, CheckpointStore
 from pipeline.cluster import connected, require_resources
 from pipeline.config import TrainConfig
 from pipeline.config.check import worker_range
-from pipeline.errors import DamagedError, Stopped, StorageDown, UserError
+from pipeline.errors import DamagedError, Stopped, StorageDown, UserError, printable
 from pipeline.runfolder import KeptLog, write_result
-from pipeline.runfolder.names import CHAOS
+from pipeline.runfolder.names import CHAOS, step_of
 from pipeline.train.attempt import run_attempt
 from pipeline.train.failures import (
     fault_of_environment,
@@ -29,6 +29,7 @@ from pipeline.train.failures import (
 from pipeline.train.show import Ask, OnEvent, never
 
 log = logging.getLogger("era")
+LONGEST_REVISION = 200  # characters
 TRIES_WITHOUT_PROGRESS = 3
 
 
@@ -88,7 +89,7 @@ def prepared(config: TrainConfig) -> tuple[TrainConfig, str]:
 def git_revision(folder: Path = Path(__file__).parent) -> str:
     """The revision of the code in `folder`: ERA_REVISION, else what Git says; may be empty."""
     if given := os.environ.get("ERA_REVISION", ""):
-        return given
+        return printable(" ".join(given.split()))[:LONGEST_REVISION]
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
@@ -125,8 +126,8 @@ def _retry(
     folder = store.folder
     failures, kills = 0, len(folder.lines(CHAOS))
     while True:
-        before = storage.retry_outages(folder.latest_step, "look for checkpoints")
         known = storage.retry_outages(folder.committed, "look for checkpoints")
+        before = max(filter(None, map(step_of, known)), default=None)
         if may_begin is not None:
             storage.retry_outages(may_begin, "owner of the sweep")
         owner = storage.retry_outages(

@@ -55,7 +55,7 @@ def open_splits(config: TrainConfig) -> tuple[Split, Split | None]:
     val = open_split(storage.absolute(config.data.val), *cache) if config.data.val else None
     for url, split in ((config.data.train, train), (config.data.val, val)):
         if split is not None and not split.has_sharp:
-            raise UserError(f"{url}: has no sharp images; training needs pairs")
+            raise UserError(f"{url}: not every sample has a sharp image; training needs pairs")
     if val is not None:
         require_scorable(val)
     return train, val

@@ -133,13 +133,13 @@ def _training_problems(sweep: SweepConfig) -> list[str]:
         problems.append("data.val is empty: a sweep compares validation metrics")
     if sweep.scheduler != "none" and not training.train.validate_every:
         problems.append(f"scheduler {sweep.scheduler} needs train.validate_every above 0")
-    searched = "train.steps" in sweep.space
-    if sweep.scheduler != "none" and not searched and not _is_judged(training.train):
+    fixed = not {"train.steps", "train.validate_every"} & {*sweep.space}
+    if sweep.scheduler != "none" and fixed and not _is_judged(training.train):
         problems.append(
-            f"scheduler {sweep.scheduler}: train.validate_every {training.train.validate_every} is "
-            f"more than train.steps {training.train.steps}, so that nothing is decided"
+            f"scheduler {sweep.scheduler} never decides: train.validate_every "
+            f"{training.train.validate_every} is not less than train.steps {training.train.steps}"
         )
-    if sweep.scheduler == "asha" and searched:
+    if sweep.scheduler == "asha" and "train.steps" in sweep.space:
         problems.append("scheduler asha compares trials of equal train.steps: do not search them")
     if sweep.search == "grid" and sizes(sweep.space) is None:
         problems.append("a grid needs choices only: give each key {choice: [...]}")
@@ -151,13 +151,13 @@ def _training_problems(sweep: SweepConfig) -> list[str]:
 
 
 def _is_judged(train: TrainSection) -> bool:
-    return not train.validate_every or train.validate_every <= train.steps
+    return not train.validate_every or train.validate_every < train.steps
 
 
 def _exchange_problems(sweep: SweepConfig) -> list[str]:
     train, problems = sweep.training().train, []
     validate_every = train.validate_every
-    if sweep.exchange_every >= train.steps:
+    if sweep.exchange_every >= train.steps:  # 0: train.validate_every, which is less
         problems.append(
             f"exchange_every {sweep.exchange_every}: expected less than train.steps, {train.steps}"
         )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import TrainConfig
+from pipeline.config.yaml_text import inline
 from pipeline.errors import UserError
 
 Space = dict[str, dict[str, list[Any]]]
@@ -94,7 +95,7 @@ def draw(domain: dict[str, list[Any]], key: str) -> Any:
 
 def overrides_of(point: Point) -> list[str]:
     """A point as overrides of the training configuration."""
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in point.items()]
+    return [f"{key}={inline(value)}" for key, value in point.items()]
 
 
 def value_at(config: dict[str, Any], key: str) -> Any:
