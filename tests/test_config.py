@@ -197,15 +197,6 @@ def test_an_empty_value_means_none(tmp_path: Path) -> None:
         assert load_train_config(str(tmp_path / "mine.yaml"), [empty]).data.val == ""
 
 
-def test_a_null_is_no_text(tmp_path: Path) -> None:
-    for text in ("data: {val: null}", "cache: {dir: ~}", "run: {revision: Null}"):
-        (tmp_path / "c.yaml").write_text(text)
-        with pytest.raises(UserError, match='expected a text; write "" for none'):
-            load_train_config(str(tmp_path / "c.yaml"))
-    (tmp_path / "c.yaml").write_text('run: {revision: "null"}')
-    assert load_train_config(tmp_path / "c.yaml").run.revision == "null"
-
-
 def test_a_folder_of_a_packaged_name_is_not_meant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

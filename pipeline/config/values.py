@@ -48,8 +48,6 @@ class Unfit(ValueError):
 
 def _text(node: Node) -> str:
     value = _scalar(node, "expected a text")
-    if node.tag.endswith(":null") and value:
-        raise Unfit('expected a text; write "" for none')
     if len(value) > LONGEST:
         raise Unfit(f"expected a text of at most {LONGEST} characters")
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):

@@ -225,7 +225,7 @@ def _of_tables(folder: Path) -> dict[str, Target]:
 
     def labels(content: bytes) -> None:
         (tables / "split" / "indoor_labels.npy").write_bytes(content)
-        read_labels(str(tables / "split"), 9)
+        read_labels(str(tables / "split"), "test", 9)
 
     array = io.BytesIO()
     np.save(array, np.arange(1, 9))
