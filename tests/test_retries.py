@@ -279,11 +279,11 @@ def test_sigterm_is_answered_while_lost_workers_are_waited_for(
     """Within one attempt, Ray waits for hours for a node instead of one that was taken away."""
 
     def waits(*_: Any) -> None:
-        time.sleep(1)
+        time.sleep(3)  # in which the driver notices
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
-    monkeypatch.setattr(attempt, "QUIET_SECONDS", 60 if said else 0.5)
+    monkeypatch.setattr(attempt, "QUIET_SECONDS", 60 if said else 0.2)
     monkeypatch.setattr(attempt, "room", lambda config: 0)
     with pytest.raises(Stopped, match="SIGTERM"):
         run(monkeypatch, waits, contacts=1, gone=int(said))
