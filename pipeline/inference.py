@@ -88,9 +88,8 @@ def restore_array(
     maps: bool = True,
     floats: bool = True,
     strength: float = 1.0,
-    device: str = "cpu",
 ) -> Case:
-    """Restore a photograph with a model in eval mode.
+    """Restore a photograph with a model in eval mode, on the device that the model is on.
 
     Args:
         blur: (H, W, 3), uint8 or uint16.
@@ -98,15 +97,14 @@ def restore_array(
         estimate_pixels: above it, the blur is estimated in parts of that many pixels.
         maps, floats: what the result holds beside the restored pixels.
         strength: in [0, 1], how much of the correction is applied; see `_share`.
-        device: where the model is.
     """
     height, width = blur.shape[:2]
-    estimate = _estimate(model, blur, estimate_pixels, device)
+    estimate = _estimate(model, blur, estimate_pixels)
     freed_memory.trim(even_if_kept=True)  # the tiles have other sizes
     # Two kernels wide, on the grid: what lies further out does not change the photograph.
     frame = max(FRAME, -(-2 * model.config.kernel_size // GRID) * GRID)
     frame = frame if height * width >= FRAMED_FROM else 0
-    work = _Work(model, blur, estimate, frame, strength, device)
+    work = _Work(model, blur, estimate, frame, strength)
     result = _Result.empty(blur, maps, floats)
     if height * width <= max_pixels:
         result.put(0, *work.whole())
@@ -155,14 +153,12 @@ def _bytes_per_pixel(config: ErAConfig) -> int:
 
 
 @torch.inference_mode()
-def radius_of(
-    model: ErA, blur: Image, estimate_pixels: int = sys.maxsize, device: str = "cpu"
-) -> Image:
+def radius_of(model: ErA, blur: Image, estimate_pixels: int = sys.maxsize) -> Image:
     """The estimated blur radius (H/4, W/4) in pixels of a photograph (H, W, 3)."""
-    return _array(model.radius(_estimate(model, blur, estimate_pixels, device).coarse)[0, 0])
+    return _array(model.radius(_estimate(model, blur, estimate_pixels).coarse)[0, 0])
 
 
-def _estimate(model: ErA, blur: Image, max_pixels: int, device: str) -> Estimate:
+def _estimate(model: ErA, blur: Image, max_pixels: int) -> Estimate:
     """The blur of the whole photograph, estimated in overlapping parts where it is larger.
 
     The maps are local and are put together from the parts; the kernels, which are averages over the
@@ -170,14 +166,14 @@ def _estimate(model: ErA, blur: Image, max_pixels: int, device: str) -> Estimate
     """
     height, width = blur.shape[:2]
     if height * width <= max_pixels:
-        return model.estimate(_tensor(blur, device))
+        return model.estimate(_tensor(blur, model))
     # Half: in parts of several sizes about twice the memory per pixel was measured.
     side = max(256, (math.isqrt(max_pixels // 2) - 2 * ESTIMATE_MARGIN) // GRID * GRID)
     rows, kernels, uses = [], [], []
     for top in range(0, height, side):
         row = []
         for left in range(0, width, side):
-            part = model.estimate(_tensor(_around(blur, top, left, side), device))
+            part = model.estimate(_tensor(_around(blur, top, left, side), model))
             y, x = (min(n, ESTIMATE_MARGIN) // STRIDE for n in (top, left))
             core = (..., slice(y, y + side // STRIDE), slice(x, x + side // STRIDE))
             row.append((part.coarse[core], part.coarse_confidence[core]))
@@ -270,7 +266,6 @@ class _Work:
     estimate: Estimate
     frame: int
     strength: float
-    device: str
 
     def whole(self) -> tuple[Image, Image]:
         """The restored photograph and its E, in one piece."""
@@ -310,7 +305,7 @@ class _Work:
         size = y.stop - y.start, x.stop - x.start
         pad = (*columns.outside, *rows.outside)
         weights = self.estimate.weights(y.start, x.start, *size)
-        blur = _tensor(self.blur[rows.mirrored()[:, None], columns.mirrored()], self.device)
+        blur = _tensor(self.blur[rows.mirrored()[:, None], columns.mirrored()], self.model)
         confidence = functional.pad(self.estimate.confidence(y.start, x.start, *size), pad)
         output = self.model(
             blur,
@@ -357,7 +352,8 @@ def _window(span: _Span) -> Image:
     return np.asarray(window[span.own], np.float32)
 
 
-def _tensor(image: Image, device: str) -> Tensor:
+def _tensor(image: Image, model: ErA) -> Tensor:
+    device = next(model.parameters()).device
     return torch.from_numpy(to_float(image)).permute(2, 0, 1)[None].to(device)
 
 

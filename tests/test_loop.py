@@ -148,7 +148,7 @@ def test_a_checkpoint_without_a_part_is_one_line(part: str, tiny_data: Path) -> 
 def test_a_long_validation_shows_that_it_is_alive(tiny_data: Path) -> None:
     split, calls = open_split(str(tiny_data / "val"), "", 1.0), []
     model = loop_of(tiny_data, steps=1).state.ema.eval()
-    validate(model, split, 0, 1, "cpu", 0, lambda: calls.append(1))
+    validate(model, split, 0, 1, 0, lambda: calls.append(1))
     assert len(calls) == len(split)
 
 

@@ -284,7 +284,7 @@ def test_sigterm_is_answered_while_lost_workers_are_waited_for(
         time.sleep(60)
 
     monkeypatch.setattr(attempt, "QUIET_SECONDS", 60 if said else 0.2)
-    monkeypatch.setattr(attempt, "room", lambda config: 0)
+    monkeypatch.setattr(attempt.Growth, "lacks_room", lambda _: True)
     with pytest.raises(Stopped, match="SIGTERM"):
         run(monkeypatch, waits, contacts=1, gone=int(said))
 

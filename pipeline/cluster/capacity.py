@@ -101,8 +101,12 @@ class Growth:
             raise UserError(_too_much(self.config, "the autoscaler says that it can never have it"))
         return True
 
+    def lacks_room(self) -> bool:
+        """Whether the nodes that are there could not hold the run, if nothing else were."""
+        return room(self.config) < worker_range(self.config)[0]
+
     def _refused(self) -> bool:
-        if room(self.config) >= worker_range(self.config)[0]:
+        if not self.lacks_room():
             return False  # other work holds the nodes: the autoscaler calls that infeasible too
         return is_full(self.config)
 

@@ -82,7 +82,7 @@ def _restored(model: ErA, blur: Image, device: str) -> Case:
         return restore_array(model, blur)
     try:
         with _device:
-            return restore_array(model, blur, device=device)
+            return restore_array(model, blur)
     except torch.OutOfMemoryError:
         raise UserError(
             f"--device {device}: {blur.shape[1]}x{blur.shape[0]} pixels do not fit; "

@@ -265,8 +265,8 @@ def _restored(job: RestoreJob, photo: Photo, space: Plan) -> tuple[Case, str]:
             reduced = tuple(max(16, round(side * scale)) for side in size)
             small = cv2.resize(photo.rgb, reduced, interpolation=cv2.INTER_AREA)
         if job.working_scale == AUTO:
-            coarse = radius_of(loaded.model, small, space.estimate_pixels, job.device)
-            if not _too_wide(coarse, small, scale, loaded, space, job.device):
+            coarse = radius_of(loaded.model, small, space.estimate_pixels)
+            if not _too_wide(coarse, small, scale, loaded, space):
                 break
     scaled = scale < 1
     result = restore_array(
@@ -277,11 +277,10 @@ def _restored(job: RestoreJob, photo: Photo, space: Plan) -> tuple[Case, str]:
         maps=job.maps,
         floats=scaled,
         strength=job.strength,
-        device=job.device,
     )
     require_finite(result, loaded.url)
     warning = ""
-    if reason := _too_wide(result.coarse_radius, small, scale, loaded, space, job.device):
+    if reason := _too_wide(result.coarse_radius, small, scale, loaded, space):
         warning = f"{reason}; try --working-scale {scale / 2:g}"
     elif job.working_scale == AUTO and scaled:
         warning = f"restored at --working-scale {scale:g}, since its blur is wide"
@@ -293,9 +292,7 @@ def _restored(job: RestoreJob, photo: Photo, space: Plan) -> tuple[Case, str]:
     return result, warning
 
 
-def _too_wide(
-    radius: Image, picture: Image, scale: float, loaded: LoadedModel, space: Plan, device: str
-) -> str:
+def _too_wide(radius: Image, picture: Image, scale: float, loaded: LoadedModel, space: Plan) -> str:
     """Why half the scale would restore a picture better; empty if it would not.
 
     Args:
@@ -311,7 +308,7 @@ def _too_wide(
     if np.median(radius) < WIDE * most or min(picture.shape[:2]) < 2 * GRID:
         return ""
     halved = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    median = float(np.median(radius_of(loaded.model, halved, space.estimate_pixels, device)))
+    median = float(np.median(radius_of(loaded.model, halved, space.estimate_pixels)))
     if median < WIDE_HALVED * most:
         return ""
     known = f"about {2 * median / scale:.0f} pixels, close to the {most / scale:g}"

@@ -11,9 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline.cluster import Growth, Wait, on_loopback, release_orphans, room
+from pipeline.cluster import Growth, Wait, on_loopback, release_orphans
 from pipeline.config import TrainConfig
-from pipeline.config.check import worker_range
 from pipeline.errors import Stopped, UserError
 from pipeline.train.driver_channel import POLL_SECONDS, Report, start_channel
 from pipeline.train.failures import root_cause
@@ -74,7 +73,6 @@ class _Watch:
         self, config: TrainConfig, channel: Any, signals: Signals, display: Display
     ) -> None:
         self.channel, self.signals, self.display = channel, signals, display
-        self.config = config
         self.growth = Growth(config)
         self.asking: Any = None
         self.contacts, self.gone, self.heard = 0, 0, False
@@ -124,7 +122,7 @@ class _Watch:
     def _at_work(self) -> bool:
         """Whether workers are, as far as is known; not where they were lost with their nodes."""
         quiet = self.step.waited > QUIET_SECONDS and not self.signals.received  # it may be saving
-        if self.heard and quiet and room(self.config) < worker_range(self.config)[0]:
+        if self.heard and quiet and self.growth.lacks_room():
             self._await_group()
         return self.heard
 

@@ -22,7 +22,6 @@ def validate(
     split: Split,
     rank: int,
     world_size: int,
-    device: str,
     images: int,
     alive: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, float], list[Case]]:
@@ -44,7 +43,7 @@ def validate(
         sample = split.load(index)
         assert sample.sharp is not None  # open_splits refuses sets without ground truth
         blur, sharp = to_float(sample.blur), to_float(sample.sharp)
-        result = restore_array(model, sample.blur, device=device)
+        result = restore_array(model, sample.blur)
         restored = result.restored
         if index in own:
             pairs = (restored, sharp), (blur, sharp)

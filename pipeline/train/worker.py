@@ -219,7 +219,6 @@ class Worker:
             self.val_split,
             self.rank,
             self.world_size,
-            str(self.device),
             self.config.tracking.images,
             self.channel.should_stop if self.rank == 0 else lambda: None,  # the driver waits
         )
