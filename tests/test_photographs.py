@@ -1113,7 +1113,7 @@ def test_a_tone_curve_and_pictures_beside_take_memory_too(
         planned.append((size.bytes_each, options["compare"]))
         return plan(size, *arguments, **options)
 
-    monkeypatch.setattr(run, "plan", recorded)
+    monkeypatch.setattr("pipeline.restore.one.plan", recorded)
     monkeypatch.setattr("pipeline.parallel_map.has_cluster", lambda: False)
     (tmp_path / "a.jpg").write_bytes(coded("JPEG", icc_profile=curve_profile(1.0)))
     restore([str(tmp_path / "a.jpg")], str(tmp_path / "out"), compare=True)
@@ -1164,7 +1164,8 @@ def test_a_network_that_gives_no_numbers_writes_nothing(
         parameter.data.mul_(1e30)
     assert not restore_array(model, picture()).finite
     loaded = LoadedModel(model, model.config, {}, "runs/diverged")
-    monkeypatch.setattr(run, "_open", lambda url, device: loaded)
+    for name in ("one", "run"):
+        monkeypatch.setattr(f"pipeline.restore.{name}.open_model", lambda url, device: loaded)
     for module in ("pipeline.parallel_map", "pipeline.restore.run"):
         monkeypatch.setattr(f"{module}.has_cluster", lambda: False)
     (tmp_path / "a.png").write_bytes(coded("PNG"))
@@ -1269,7 +1270,7 @@ def test_what_opencv_cannot_allocate_is_one_photographs_fault(
     (tmp_path / "in").mkdir()
     for name in ("a.png", "b.png"):
         (tmp_path / "in" / name).write_bytes(coded("PNG"))
-    real = run._restored
+    real = run.restore_photo
 
     def restored(job: Any, *rest: Any) -> Any:
         if job.input.endswith("a.png"):
@@ -1277,7 +1278,7 @@ def test_what_opencv_cannot_allocate_is_one_photographs_fault(
         return real(job, *rest)
 
     monkeypatch.setattr("pipeline.parallel_map.has_cluster", lambda: False)
-    monkeypatch.setattr(run, "_restored", restored)
+    monkeypatch.setattr(run, "restore_photo", restored)
     done = restore([str(tmp_path / "in")], str(tmp_path / "out"), trained)
     assert (done["restored"], done["failed"]) == (1, 1)
 

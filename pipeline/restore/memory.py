@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from era import ErAConfig
 from pipeline.errors import UserError
 from pipeline.images.raster import Size
-from pipeline.inference import BAND_BYTES, ESTIMATE_BYTES, MAX_PIXELS, OVERLAP, pixels_for
+from pipeline.inference.memory import BAND_BYTES, ESTIMATE_BYTES, MAX_PIXELS, pixels_for
+from pipeline.inference.tiles import OVERLAP
 
 NETWORK_SHARE = 2 / 3  # of the memory, at most, is the network's; the rest is the photograph's
 # From here on freed memory is kept for the next tensors, which takes this much more of it.

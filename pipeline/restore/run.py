@@ -9,72 +9,25 @@ from __future__ import annotations
 import logging
 import math
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
 from typing import Any
 
-import numpy as np
-
-from era.estimator import STRIDE
 from pipeline import freed_memory, storage
-from pipeline.arrays import Image
-from pipeline.case import Case
-from pipeline.checkpoint import LoadedModel, load_model, resolve, shipped_models
+from pipeline.checkpoint import resolve, shipped_models
 from pipeline.cluster import has_cluster
 from pipeline.errors import UserError
-from pipeline.images import codecs, encode_png, from_float, to_float
-from pipeline.inference import (
-    GRID,
-    check_device,
-    pixels_for,
-    radius_of,
-    require_finite,
-    restore_array,
-    to_device,
-)
+from pipeline.images import encode_png
+from pipeline.inference import check_device, pixels_for
 from pipeline.parallel_map import parallel_map
 from pipeline.progress import track
-from pipeline.report import false_colours, tile
 from pipeline.restore.inputs import Inputs, beside_url, expand, outputs_of
-from pipeline.restore.memory import KEEPS_FROM_GB, Plan, plan
-from pipeline.restore.photo import Photo, decode_photo, encode_photo, output_name, upright
+from pipeline.restore.memory import KEEPS_FROM_GB
+from pipeline.restore.one import AUTO, RestoreJob, open_model, pictures, read_photo, restore_photo
+from pipeline.restore.photo import encode_photo, output_name
 
 log = logging.getLogger("era")
 COMPARE, MAPS = ("compare",), ("radius", "error", "weights")  # pictures beside a photograph
-BEYOND = 0.9  # of the greatest radius: an estimate above may be of a blur that is greater still
-BEYOND_SHARE = 0.05
-# Wide blur is underestimated. Where the median radius is this much of the greatest one, and still
-# this much of it at half the scale, half the scale restores better (measured, LABBOOK.md 19).
-WIDE, WIDE_HALVED = 0.4, 0.375
-AUTO = 0.0  # a working scale: the largest of these at which the model knows the blur
-AUTO_SCALES = (1.0, 0.5, 0.25)
-_opening = threading.Lock()
-
-
-@dataclass(frozen=True)
-class RestoreJob:
-    """What restoring one photograph needs; can be pickled.
-
-    Attributes:
-        checkpoint, input, output: URLs; the output's is known once the input is checked.
-        working_scale: in (0, 1]; the blur is removed at this scale; `AUTO` chooses it.
-        memory_gb: about how much memory the photograph and the network may take.
-        strength: in [0, 1], the share of the correction.
-        compare, maps: write these pictures too.
-        device: `pipeline.inference.DEVICES`.
-    """
-
-    checkpoint: str
-    input: str
-    output: str
-    working_scale: float
-    memory_gb: float
-    strength: float
-    compare: bool
-    maps: bool
-    device: str
 
 
 def restore(
@@ -121,7 +74,7 @@ def restore(
     storage.check_writable(out)
     url = _checkpoint(checkpoint)
     # The nodes of a cluster have GPUs where its driver may have none.
-    loaded = _open(url, "cpu" if has_cluster() else device)
+    loaded = open_model(url, "cpu" if has_cluster() else device)
     pixels_for(loaded.config, memory_gb)  # refuses what is no memory
     log.info("%s knows blur radii from 0 to %g pixels", loaded.url, loaded.config.radius_max)
     base = RestoreJob(loaded.url, "", "", scale, memory_gb, strength, compare, maps, device)
@@ -196,7 +149,7 @@ def _each(
 def _check_one(job: RestoreJob) -> _Done:
     """Decode a photograph and see whether it fits into memory; nothing is written."""
     try:
-        photo, _ = _read(job)
+        photo, _ = read_photo(job)
         name, renamed = output_name(photo.name, photo.source)
     except (UserError, MemoryError) as error:
         return _Done(problem=_problem(job, error))
@@ -211,10 +164,10 @@ def _restore_one(job: RestoreJob) -> _Done:
     else:
         freed_memory.return_at_once()
     try:
-        photo, space = _read(job)
-        result, warning = _restored(job, photo, space)
+        photo, space = read_photo(job)
+        result, warning = restore_photo(job, photo, space)
         storage.write_bytes(job.output, encode_photo(photo, result.pixels))
-        for ending, image in _pictures(job, photo, result):
+        for ending, image in pictures(job, photo, result):
             storage.write_bytes(beside_url(job.output, ending), encode_png(image))
     except (UserError, MemoryError) as error:
         return _Done(problem=_problem(job, error))
@@ -234,119 +187,6 @@ def _problem(job: RestoreJob, error: BaseException) -> str:
     return str(reason) if job.input in str(reason) else f"{job.input}: {reason}"
 
 
-def _read(job: RestoreJob) -> tuple[Photo, Plan]:
-    """A photograph, and how its memory is divided.
-
-    Raises:
-        UserError: if it does not fit, is damaged, or is of a kind that cannot be restored.
-    """
-    # Photographs are checked where there may be no GPU.
-    config, name = _open(job.checkpoint, "cpu").config, storage.name_of(job.input)
-    if storage.size(job.input) > job.memory_gb * 1e9:
-        raise UserError(f"{name}: the file alone is larger than --memory {job.memory_gb:g} GB")
-    data = storage.read_bytes(job.input)
-    size, scaled = codecs.size(data, name), job.working_scale < 1
-    planned = partial(plan, scaled=scaled, compare=job.compare, maps=job.maps)
-    planned(size, len(data), config, job.memory_gb)  # nothing is unpacked that does not fit
-    photo = decode_photo(data, name)
-    # A tone curve takes 16 bits, whatever the file has.
-    deep = size._replace(bytes_each=photo.rgb.itemsize)
-    return photo, planned(deep, len(data), config, job.memory_gb)
-
-
-def _restored(job: RestoreJob, photo: Photo, space: Plan) -> tuple[Case, str]:
-    import cv2
-
-    loaded = _open(job.checkpoint, job.device)
-    size = photo.rgb.shape[1], photo.rgb.shape[0]
-    scale, small = job.working_scale, photo.rgb
-    for scale in (job.working_scale,) if job.working_scale != AUTO else AUTO_SCALES:
-        if scale < 1:
-            reduced = tuple(max(16, round(side * scale)) for side in size)
-            small = cv2.resize(photo.rgb, reduced, interpolation=cv2.INTER_AREA)
-        if job.working_scale == AUTO:
-            coarse = radius_of(loaded.model, small, space.estimate_pixels)
-            if not _too_wide(coarse, small, scale, loaded, space):
-                break
-    scaled = scale < 1
-    result = restore_array(
-        loaded.model,
-        small,
-        max_pixels=space.max_pixels,
-        estimate_pixels=space.estimate_pixels,
-        maps=job.maps,
-        floats=scaled,
-        strength=job.strength,
-    )
-    require_finite(result, loaded.url)
-    warning = ""
-    if reason := _too_wide(result.coarse_radius, small, scale, loaded, space):
-        warning = f"{reason}; try --working-scale {scale / 2:g}"
-    elif job.working_scale == AUTO and scaled:
-        warning = f"restored at --working-scale {scale:g}, since its blur is wide"
-    if scaled:
-        # Only the correction is enlarged: what is sharp already keeps its detail.
-        correction = cv2.resize(result.restored - to_float(small), size)
-        floats = to_float(photo.rgb) + correction
-        result = replace(result, pixels=from_float(floats, photo.rgb.dtype))
-    return result, warning
-
-
-def _too_wide(radius: Image, picture: Image, scale: float, loaded: LoadedModel, space: Plan) -> str:
-    """Why half the scale would restore a picture better; empty if it would not.
-
-    Args:
-        radius: as estimated on the picture (H, W, 3), which has this scale, in its pixels.
-    """
-    import cv2
-
-    most = loaded.config.radius_max
-    beyond = float((radius > BEYOND * most).mean())
-    if beyond > BEYOND_SHARE:
-        known = f"about {most / scale:g} pixels or more, the most that this model knows"
-        return f"{beyond:.0%} of it seems blurred by {known}"
-    if np.median(radius) < WIDE * most or min(picture.shape[:2]) < 2 * GRID:
-        return ""
-    halved = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    median = float(np.median(radius_of(loaded.model, halved, space.estimate_pixels)))
-    if median < WIDE_HALVED * most:
-        return ""
-    known = f"about {2 * median / scale:.0f} pixels, close to the {most / scale:g}"
-    return f"most of it seems blurred by {known} that this model knows"
-
-
-def _pictures(job: RestoreJob, photo: Photo, result: Case) -> Iterator[tuple[str, Image]]:
-    """The further pictures by their endings, upright as the photograph is shown."""
-    turn = photo.orientation
-    if job.compare:
-        both = [upright(_8_bits(image), turn) for image in (photo.rgb, result.pixels)]
-        yield "compare", np.concatenate(both, axis=1)
-    if job.maps:
-        yield "radius", upright(false_colours(result.radius, None), turn)
-        yield "error", upright(false_colours(np.abs(result.error).mean(axis=2), None), turn)
-        weights = result.weights[:, ::STRIDE, ::STRIDE]  # as they were estimated
-        yield "weights", from_float(tile(np.stack([upright(w, turn) for w in weights])), np.uint8)
-
-
-def _8_bits(image: Image) -> Image:
-    import cv2
-
-    return (
-        image if image.dtype == np.uint8 else np.asarray(cv2.convertScaleAbs(image, alpha=1 / 257))
-    )
-
-
 def _checkpoint(given: str) -> str:
     """A URL, or the name of a shipped model, which every node finds in its own installation."""
     return given if given in shipped_models() else resolve(given).url
-
-
-def _open(url: str, device: str) -> LoadedModel:
-    with _opening:
-        return _loaded(url, device)
-
-
-@lru_cache(maxsize=2)
-def _loaded(url: str, device: str) -> LoadedModel:
-    loaded = load_model(url)
-    return replace(loaded, model=to_device(loaded.model, device))

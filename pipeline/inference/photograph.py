@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,64 +17,20 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from era import ErA, ErAConfig, Estimate
+from era import ErA, Estimate
 from era.estimator import STRIDE
 from pipeline import freed_memory
 from pipeline.arrays import EMPTY, Image
 from pipeline.case import Case
 from pipeline.errors import UserError
 from pipeline.images import from_float, to_float
+from pipeline.inference.memory import MAX_PIXELS
+from pipeline.inference.tiles import GRID, OVERLAP, Span, spans, window
 
-DEVICES = ("cpu", "cuda")
-MAX_PIXELS = 2 * 1024 * 1024  # larger photographs are cut into tiles
-ESTIMATE_BYTES = (
-    110  # per pixel, of estimating the blur; 107 and 109 measured at 4 and 9 megapixels
-)
-FRAGMENTED = 1.5  # times the memory, unless freed blocks return to the system at once
-RESULT_VALUES = 18  # per pixel, beside the weights: blurred, sharp, restored, E, radii
 ESTIMATE_MARGIN = 256  # pixels around a part, more than the estimate of a place looks around
-GRID = 16  # pixels; the strides of every size of network divide it
-BAND_BYTES = 20  # per pixel of a row of tiles, which are blended in place; 28 with maps
 ROWS = 128  # rows rounded at a time
-MOST_GB = 1e6
-OVERLAP = 128  # pixels, blended; more than the prior of a single stage looks around
 FRAME = 32  # pixels around a large photograph, at least
 FRAMED_FROM = 512 * 512  # pixels; on smaller ones the frame would cost more than the photograph
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that no network runs on.
-
-    Raises:
-        UserError: unless it is one of `DEVICES`.
-    """
-    if device not in DEVICES:
-        raise UserError(f"--device {device}: expected {' or '.join(DEVICES)}")
-
-
-def to_device(model: ErA, device: str) -> ErA:
-    """Move a network to one of `DEVICES`, where convolutions then have the precision of float32.
-
-    Raises:
-        UserError: if torch cannot use the device on this machine.
-    """
-    if device == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(
-                "--device cuda: torch finds no CUDA device here; `era doctor` says more"
-            )
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    return model.to(device)
-
-
-def require_finite(case: Case, where: str) -> None:
-    """Refuse what a network has restored to values that are not finite.
-
-    Raises:
-        UserError: naming the checkpoint, `where`.
-    """
-    if not case.finite:
-        raise UserError(f"{where}: this network's result is not finite; take another checkpoint")
 
 
 @torch.inference_mode()
@@ -123,33 +78,14 @@ def restore_array(
     )
 
 
-def pixels_for(config: ErAConfig, memory_gb: float) -> int:
-    """The largest number of pixels that the network can work on at once in `memory_gb`.
-
-    Counts the copies of the weights and spectra for each kernel, the features of the prior's finest
-    level, and those of the solver: 808 bytes per pixel for size tiny, whose measured peaks are 690
-    and 630 at 1 and 1.6 megapixels.
+def require_finite(case: Case, where: str) -> None:
+    """Refuse what a network has restored to values that are not finite.
 
     Raises:
-        UserError: unless the memory is a positive number.
+        UserError: naming the checkpoint, `where`.
     """
-    if not 0 < memory_gb <= MOST_GB:
-        raise UserError(
-            f"--memory {memory_gb:g}: expected a number of GB above 0 and at most {MOST_GB:g}"
-        )
-    return max((2 * OVERLAP) ** 2, int(memory_gb * 1e9 / _bytes_per_pixel(config)))
-
-
-def bytes_of(config: ErAConfig, pixels: int) -> int:
-    """About how much memory `restore_array` takes for so many pixels, maps and floats included, in
-    a process that frees memory as the C library does (docs/photographs.md)."""
-    at_once = min(pixels, MAX_PIXELS) * _bytes_per_pixel(config) * FRAGMENTED
-    kept = 4 * (config.kernels + RESULT_VALUES) + ESTIMATE_BYTES
-    return int(at_once + pixels * kept)
-
-
-def _bytes_per_pixel(config: ErAConfig) -> int:
-    return 4 * (4 * config.kernels + 5 * config.prior_channels[0] + 90)
+    if not case.finite:
+        raise UserError(f"{where}: this network's result is not finite; take another checkpoint")
 
 
 @torch.inference_mode()
@@ -194,40 +130,6 @@ def _around(blur: Image, top: int, left: int, side: int) -> Image:
 
 
 @dataclass(frozen=True)
-class _Span:
-    """A range of pixels of a line of `length`; it may begin before the line and end after it."""
-
-    start: int
-    end: int
-    length: int
-
-    @property
-    def size(self) -> int:
-        """Number of pixels, including those outside the line."""
-        return self.end - self.start
-
-    @property
-    def within(self) -> slice:
-        """The part that is within the line."""
-        return slice(max(0, self.start), min(self.length, self.end))
-
-    @property
-    def own(self) -> slice:
-        """That part, counted from the start of the range."""
-        return slice(self.within.start - self.start, self.within.stop - self.start)
-
-    @property
-    def outside(self) -> tuple[int, int]:
-        """Number of pixels before and after the line."""
-        return self.own.start, self.size - self.own.stop
-
-    def mirrored(self) -> Image:
-        """Indices of its pixels, with the line mirrored at its ends."""
-        position = np.arange(self.start, self.end) % (2 * self.length)
-        return np.minimum(position, 2 * self.length - 1 - position)
-
-
-@dataclass(frozen=True)
 class _Result:
     """What is kept of a restored photograph; filled from top to bottom."""
 
@@ -269,14 +171,14 @@ class _Work:
 
     def whole(self) -> tuple[Image, Image]:
         """The restored photograph and its E, in one piece."""
-        rows, columns = (_Span(-self.frame, n + self.frame, n) for n in self.blur.shape[:2])
+        rows, columns = (Span(-self.frame, n + self.frame, n) for n in self.blur.shape[:2])
         return self._part(rows, columns)
 
     def tiled(self, max_pixels: int, result: _Result) -> None:
         """The same in tiles, blended where they overlap; holds one row of tiles at a time."""
         height, width = self.blur.shape[:2]
         side = max(2 * OVERLAP, math.isqrt(max_pixels))
-        lines = list(_spans(height, self.frame, side))
+        lines = list(spans(height, self.frame, side))
         ends = [line.within.start for line in lines[1:]] + [height]
         # Share, and times the share: restored and, where it is asked for, E.
         band = np.zeros((0, width, 7 if result.error.size else 4), np.float32)
@@ -285,10 +187,10 @@ class _Work:
             grown = np.zeros((bottom - top, *band.shape[1:]), np.float32)
             grown[: len(band)] = band
             band = grown
-            for columns in _spans(width, self.frame, side):
+            for columns in spans(width, self.frame, side):
                 place = band[:, columns.within]
                 restored, error = self._part(rows, columns)
-                share = (_window(rows)[:, None] * _window(columns))[..., None]
+                share = (window(rows)[:, None] * window(columns))[..., None]
                 place[..., :1] += share
                 place[..., 1:4] += share * restored
                 if result.error.size:
@@ -299,7 +201,7 @@ class _Work:
             band = band[end - top :].copy()  # a view would hold the finished rows too
             freed_memory.trim()
 
-    def _part(self, rows: _Span, columns: _Span) -> tuple[Image, Image]:
+    def _part(self, rows: Span, columns: Span) -> tuple[Image, Image]:
         """Restore a place of the framed photograph; returns the part within the photograph."""
         y, x = rows.within, columns.within
         size = y.stop - y.start, x.stop - x.start
@@ -327,29 +229,6 @@ def _share(strength: float, confidence: Tensor) -> Tensor:
     """The share of the correction: `strength` where the estimate of the blur is certain, its square
     where it is not."""
     return strength ** (2 - confidence)
-
-
-def _spans(length: int, frame: int, side: int) -> Iterator[_Span]:
-    """Overlapping spans of about `side` pixels that cover a framed line, starting on the grid."""
-    total = length + 2 * frame
-    if total <= side:
-        yield _Span(-frame, length + frame, length)
-        return
-    count = -(-(total - OVERLAP) // (side - OVERLAP))
-    # As small as this number of tiles allows: pixels in overlaps are computed twice.
-    side = min(side, -(-(total + (count - 1) * OVERLAP) // count // GRID) * GRID + GRID)
-    starts = [index * (total - side) // (count - 1) // GRID * GRID for index in range(count)]
-    for index, start in enumerate(starts):
-        end = length + frame if index == count - 1 else start - frame + side
-        yield _Span(start - frame, end, length)
-
-
-def _window(span: _Span) -> Image:
-    """A raised cosine over the overlap at both ends, 1 in between, never 0; within the line."""
-    ramp = np.arange(span.size, dtype=np.float32) + 0.5
-    edge = np.minimum(ramp, ramp[::-1]) / OVERLAP
-    window = 0.5 - 0.5 * np.cos(np.pi * np.minimum(edge, 1.0)) + 1e-4
-    return np.asarray(window[span.own], np.float32)
 
 
 def _tensor(image: Image, model: ErA) -> Tensor:
