@@ -112,9 +112,9 @@ class _Watch:
         if report.contacts != self.contacts:
             self.contacts, self.heard = report.contacts, True
             self.step.restart()
-        if report.gone != self.gone:
-            self.gone = report.gone
+        if report.gone > self.gone:  # less after a restart of the channel
             self._await_group()
+        self.gone = report.gone
         for event in report.events:
             self.display.show(event)
         return bool(report.events)
